@@ -1,0 +1,195 @@
+"""Play the public-domain tunes of ``tunes.py`` into FLAC files, on a plucked-string model or FluidSynth."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunes import TUNES, Tune, parse
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Played = tuple[float, float, int, float]  # start in s, length in s, MIDI number, velocity 0 to 1
+
+PEAK = 0.7
+# Sample steps to full scale: 13 bits, noise 80 dB below it, make FLAC a third smaller than 16 bits.
+STEPS = 2**12
+_TICKS_PER_SECOND = 960  # of the MIDI file: 480 a quarter note at 120 a minute
+
+
+class ExampleError(Exception):
+    """Something the person at the keyboard can put right."""
+
+
+def perform(tune: Tune, rng: random.Random) -> list[Played]:
+    """Notes of a tune in time order, as a hand plays: milliseconds early or late, downbeats stronger."""
+    played: list[Played] = []
+    opening = 0.05
+    for shift, factor in tune.passes:
+        beat = 60 / (tune.tempo * factor)
+        closing = opening
+        for voice in tune.voices:
+            notes, beats = parse(voice.text, tune.beats_per_bar)
+            closing = max(closing, opening + float(beats) * beat)
+            for note in notes:
+                start = opening + float(note.start) * beat + 0.016 * (rng.random() - 0.5)
+                accent = 1.0 if note.start % tune.beats_per_bar == 0 else 0.88
+                velocity = 0.8 * voice.level * accent * (1 + 0.16 * (rng.random() - 0.5))
+                length = float(note.beats) * beat + voice.ring
+                if note.start + note.beats == beats:
+                    length += 0.8  # the last chord rings out
+                played.append((start, length, note.pitch + voice.shift + shift, velocity))
+        opening = closing + 0.6
+    return sorted(played)
+
+
+def midi_file(played: list[Played]) -> bytes:
+    """The notes as a Standard MIDI File of one track, played on program 25 (nylon guitar)."""
+    events = []
+    for start, length, pitch, velocity in played:
+        on, off = round(start * _TICKS_PER_SECOND), round((start + length) * _TICKS_PER_SECOND)
+        events += [
+            (on, 1, bytes([0x90, pitch, max(1, round(127 * velocity))])),
+            (off, 0, bytes([0x80, pitch, 0])),
+        ]
+    events.append((max(tick for tick, _, _ in events) + _TICKS_PER_SECOND, 2, b"\xff\x2f\x00"))
+    track = b"\x00\xc0\x18"
+    now = 0
+    for tick, _, message in sorted(events):
+        delta, now = tick - now, tick
+        number = bytes([delta & 0x7F])  # variable length: seven bits a byte, all but the last marked
+        while delta := delta >> 7:
+            number = bytes([delta & 0x7F | 0x80]) + number
+        track += number + message
+    return b"MThd" + struct.pack(">IHHH", 6, 0, 1, 480) + b"MTrk" + struct.pack(">I", len(track)) + track
+
+
+def render_fluidsynth(played: list[Played], sample_rate: int, soundfont: Path) -> np.ndarray:
+    """Mono float32 sound of the notes by the FluidSynth program with a SoundFont."""
+    import soundfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        song, sound = Path(folder, "song.mid"), Path(folder, "song.wav")
+        song.write_bytes(midi_file(played))
+        command = [
+            "fluidsynth",
+            "-ni",
+            "-q",
+            "-g",
+            "0.5",
+            "-r",
+            str(sample_rate),
+            "-T",
+            "wav",
+            "-F",
+            str(sound),
+        ]
+        done = subprocess.run(
+            [*command, str(soundfont.resolve()), str(song)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode or not sound.is_file():
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ExampleError(f"fluidsynth ended with status {done.returncode} on {soundfont}: {last}")
+        audio, _ = soundfile.read(sound, dtype="float32", always_2d=True)
+    mono = audio.mean(axis=1)
+    peak = float(abs(mono).max(initial=0))
+    if peak == 0:
+        raise ExampleError(
+            f"fluidsynth made only silence from {soundfont}: name a SoundFont with a guitar in it"
+        )
+    return mono * (PEAK / peak)
+
+
+def render_tune(tune: Tune, sample_rate: int, seed: int, soundfont: Path | None = None) -> np.ndarray:
+    """Mono float32 sound of a tune, peak 0.7, the same for the same seed."""
+    from pluck import render
+
+    rng = random.Random(f"{seed}/{tune.stem}")
+    played = perform(tune, rng)
+    if soundfont is not None:
+        return render_fluidsynth(played, sample_rate, soundfont)
+    return render(played, sample_rate, rng, PEAK)
+
+
+def write_flac(path: Path, audio: np.ndarray, sample_rate: int) -> None:
+    """Write FLAC (16-bit words, 13 bits used) beside its place and rename it: no torn file is ever seen."""
+    import soundfile
+
+    words = ((audio * STEPS).round() * (2**15 // STEPS)).astype("int16")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        soundfile.write(part, words, sample_rate, format="FLAC", subtype="PCM_16", compression_level=1.0)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def make_all(out_dir: Path, sample_rate: int, seed: int, force: bool, soundfont: Path | None) -> None:
+    """Render every tune into ``out_dir``; nothing is written if something stands in the way."""
+    if not 8000 <= sample_rate <= 96000:
+        raise ExampleError(f"--sample-rate {sample_rate} is not between 8000 and 96000 Hz: try 16000")
+    if soundfont is not None and not soundfont.is_file():
+        raise ExampleError(f"no SoundFont at {soundfont}: give --fluidsynth the path of an .sf2 file")
+    if soundfont is not None and shutil.which("fluidsynth") is None:
+        raise ExampleError("fluidsynth is not on the PATH: install it, or leave --fluidsynth out")
+    try:
+        import soundfile
+    except ImportError:
+        raise ExampleError("writing FLAC needs the package soundfile: pip install soundfile") from None
+    paths = [out_dir / f"{tune.stem}.flac" for tune in TUNES]
+    standing = [path for path in paths if os.path.lexists(path)]
+    if standing and not force:
+        raise ExampleError(f"{standing[0]} exists ({len(standing)} files in all): use --force to overwrite")
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for tune, path in zip(TUNES, paths, strict=True):
+            audio = render_tune(tune, sample_rate, seed, soundfont)
+            write_flac(path, audio, sample_rate)
+            print(f"{path}  {len(audio) / sample_rate:.1f} s  {path.stat().st_size} bytes", file=sys.stderr)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise ExampleError(f"cannot write to {out_dir}: {error}") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    default = Path(__file__).resolve().parent / "audio"
+    parser.add_argument(
+        "--out-dir", type=Path, default=default, metavar="DIR", help="folder for the FLAC files"
+    )
+    parser.add_argument("--sample-rate", type=int, default=16000, metavar="HZ", help="samples a second")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the small unevenness of the playing")
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    parser.add_argument(
+        "--fluidsynth",
+        type=Path,
+        metavar="SOUNDFONT",
+        help="play through FluidSynth with this .sf2 file instead",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        make_all(options.out_dir, options.sample_rate, options.seed, options.force, options.fluidsynth)
+    except ExampleError as error:
+        print(f"make_audio: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Builds the optional extension `wavenet._C`; everything else about the package stands in pyproject.toml.
+
+The environment variable WAVENET_BUILD decides what is compiled:
+
+    auto  (default) what this machine can compile; without a compiler, pure Python and a warning
+    none  nothing
+    cpu   the CPU engine, or the installation fails
+    cuda  the CUDA engine too, or the installation fails
+
+CXX names the compiler (GCC or Clang), CXXFLAGS adds flags to every file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+CHOICES = ("auto", "none", "cpu", "cuda")
+BUILD_INFO = "_build_info.json"
+OLDEST_TORCH = (2, 11)
+# The stable ABI as of torch 2.11 and of Python 3.10: one library for every later version of either.
+ABI_FLAGS = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030a0000"]
+# The kernels write every fused multiply-add by hand, so that rounding does not depend on the compiler.
+COMMON_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-DNDEBUG",
+    "-pthread",
+]
+SOURCES: dict[str, list[str]] = {
+    "csrc/binding.cpp": [],
+    "csrc/module.cpp": [],
+    "csrc/core/network.cpp": [],
+    "csrc/core/sampling.cpp": [],
+    "csrc/cpu/run.cpp": [],
+    "csrc/cpu/kernel_base.cpp": [],
+}
+# Compiled for more than the machine at hand; which one runs is decided when it runs.
+X86_SOURCES: dict[str, list[str]] = {
+    "csrc/cpu/kernel_avx2.cpp": ["-mavx2", "-mfma"],
+    "csrc/cpu/kernel_avx512.cpp": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+
+
+class Unmet(Exception):
+    """Something that compiling needs and that is not there."""
+
+
+def requested() -> str:
+    """Return the value of WAVENET_BUILD, checked."""
+    value = os.environ.get("WAVENET_BUILD", "") or "auto"
+    if value not in CHOICES:
+        raise SystemExit(f"error: WAVENET_BUILD = {value!r}: choose from {', '.join(CHOICES)}")
+    if value == "cuda":
+        raise SystemExit(
+            "error: WAVENET_BUILD = 'cuda': no CUDA kernels are in this version yet; use cpu or auto"
+        )
+    return value
+
+
+def find_compiler() -> list[str]:
+    """Return the command of the C++ compiler."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    if named:
+        if shutil.which(named[0]) is None:
+            raise Unmet(f"no C++ compiler: CXX = {shlex.join(named)!r} was not found")
+        return named
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise Unmet("no C++ compiler was found (looked for c++, g++, clang++; CXX names another)")
+
+
+def find_torch() -> Path:
+    """Return the directory of a torch that is new enough, without the seconds that importing it takes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise Unmet("torch is not installed where the build runs (pip has --no-build-isolation)")
+    directory = Path(spec.submodule_search_locations[0])
+    version = re.search(r"__version__ = '((\d+)\.(\d+)[^']*)'", (directory / "version.py").read_text())
+    if version is None or (int(version[2]), int(version[3])) < OLDEST_TORCH:
+        found = version[1] if version else "unknown"
+        raise Unmet(f"torch {found} is too old, {'.'.join(map(str, OLDEST_TORCH))} or newer is needed")
+    return directory
+
+
+def find_tools() -> tuple[list[str], Path]:
+    """Return the compiler's command and torch's directory."""
+    if sys.platform == "win32":
+        raise Unmet("the extension is not built on Windows yet")
+    return find_compiler(), find_torch()
+
+
+def write_build_info(package: Path, reason: str | None) -> None:
+    """Record beside the package whether the extension was built, for `wavenet.backends.report`."""
+    package.mkdir(parents=True, exist_ok=True)
+    (package / BUILD_INFO).write_text(json.dumps({"extension": reason is None, "reason": reason}) + "\n")
+
+
+def warn(reason: str) -> None:
+    """Say once that generation will be slow, and how to have it otherwise."""
+    print(
+        f"WARNING: wavenet is installed without its fast engine: {reason}. Generation will be slow. "
+        "WAVENET_BUILD=cpu makes this an error, WAVENET_BUILD=none silences it.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def run(command: list[str]) -> None:
+    """Run a compiler command; `CompileError` with its first error line if it fails."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.stderr.write(result.stderr)
+        lines = [line for line in result.stderr.splitlines() if "error" in line.lower()] or ["no message"]
+        raise CompileError(f"{command[0]} failed: {lines[0].strip()}")
+
+
+class BuildExtension(build_ext):
+    """Compiles each source with its own flags: one kernel source, several instruction sets."""
+
+    def run(self) -> None:
+        # The base class clears `inplace` while it builds, and copies the result to the sources afterwards.
+        self.to_sources = bool(self.inplace)
+        super().run()
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        package = ROOT / "wavenet" if self.to_sources else target.parent
+        try:
+            self.compile(target)
+        except (Unmet, CompileError, OSError) as error:
+            if not ext.optional:
+                raise CompileError(str(error)) from None
+            # One left by an earlier build would be installed in place of this one.
+            target.unlink(missing_ok=True)
+            write_build_info(package, str(error))
+            warn(str(error))
+            return
+        write_build_info(package, None)
+
+    def compile(self, target: Path) -> None:
+        """Compile and link the extension."""
+        compiler, torch = find_tools()
+        objects = Path(self.build_temp)
+        objects.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        includes = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
+        includes += ["-isystem", sysconfig.get_path("include")]
+        user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
+        sources = {**SOURCES, **(X86_SOURCES if platform.machine() in ("x86_64", "AMD64") else {})}
+
+        def compile_one(source: str) -> str:
+            built = str(objects / (Path(source).stem + ".o"))
+            flags = [*COMMON_FLAGS, *ABI_FLAGS, *user_flags, *sources[source]]
+            run([*compiler, *flags, *includes, "-c", str(ROOT / source), "-o", built])
+            return built
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            built = list(pool.map(compile_one, sources))
+        link = ["-shared", "-pthread", f"-L{torch / 'lib'}", "-ltorch_cpu"]
+        if sys.platform == "darwin":
+            link = ["-bundle", "-undefined", "dynamic_lookup", *link[1:]]
+        # Linked beside and renamed: a process that has the old library mapped keeps a whole one.
+        beside = target.with_suffix(".new")
+        run([*compiler, *built, *link, "-o", str(beside)])
+        beside.replace(target)
+
+
+class BuildPython(build_py):
+    """Records, where nothing is compiled, why not."""
+
+    reason: str | None = None
+    chosen = False
+
+    def run(self) -> None:
+        super().run()
+        if self.reason is not None:
+            # Said here and not in main, which every step of an installation goes through.
+            if not self.chosen:
+                warn(self.reason)
+            package = ROOT / "wavenet" if self.editable_mode else Path(self.build_lib) / "wavenet"
+            write_build_info(package, self.reason)
+
+
+def main() -> None:
+    build = requested()
+    reason = "it was left out (WAVENET_BUILD=none)" if build == "none" else None
+    if build != "none":
+        try:
+            find_tools()
+        except Unmet as error:
+            if build != "auto":
+                raise SystemExit(f"error: WAVENET_BUILD = {build!r}: {error}") from None
+            reason = str(error)
+    BuildPython.reason, BuildPython.chosen = reason, build == "none"
+    # A free-threaded Python has no stable ABI of its own yet; its extension gets the ordinary suffix.
+    stable = not sysconfig.get_config_var("Py_GIL_DISABLED")
+    extension = Extension("wavenet._C", list(SOURCES), py_limited_api=stable, optional=build == "auto")
+    setup(
+        license="MIT",
+        ext_modules=[] if reason else [extension],
+        cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}} if stable and not reason else {},
+    )
+
+
+main()
