@@ -1,0 +1,56 @@
+"""Raw-audio WaveNet: train on a folder of recordings, generate new audio faster than it plays."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, preset
+    from wavenet.errors import AudioError, BackendError, CheckpointError, ConfigError, WaveNetError
+    from wavenet.generation import Generator, GeneratorState
+    from wavenet.model import WaveNet
+
+# Loaded on first use, so that a command answers --help before torch has been imported.
+_HOMES = {
+    "PRESETS": "config",
+    "TrainingConfig": "config",
+    "WaveNetConfig": "config",
+    "preset": "config",
+    "AudioError": "errors",
+    "BackendError": "errors",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "WaveNetError": "errors",
+    "Generator": "generation",
+    "GeneratorState": "generation",
+    "WaveNet": "model",
+}
+
+__all__ = [
+    "PRESETS",
+    "AudioError",
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "Generator",
+    "GeneratorState",
+    "TrainingConfig",
+    "WaveNet",
+    "WaveNetConfig",
+    "WaveNetError",
+    "__version__",
+    "preset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"wavenet.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'wavenet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

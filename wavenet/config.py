@@ -1,0 +1,260 @@
+"""What a network is and how it was trained: plain frozen dataclasses with strict JSON forms."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from wavenet.errors import ConfigError
+
+NORMALIZATIONS = ("none", "peak", "loudness")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+_Config = TypeVar("_Config", bound="_JsonConfig")
+
+
+def _accepts(annotation: Any, value: Any) -> bool:
+    """Whether a JSON value is of the annotated type; an int is a float, a bool is neither."""
+    if isinstance(annotation, types.UnionType):
+        return any(_accepts(option, value) for option in typing.get_args(annotation))
+    if annotation is type(None):
+        return value is None
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation)
+
+
+class _JsonConfig:
+    """Strict conversion to and from JSON objects for the dataclasses below."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object (a dict of plain values)."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls: type[_Config], values: Any) -> _Config:
+        """Build the configuration from a JSON object.
+
+        Raises `ConfigError` naming the key if one is unknown, missing, or of the wrong type.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError(f"{cls.__name__}: expected a JSON object, found {type(values).__name__}")
+        annotations = typing.get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for key in values:
+            if key not in names:
+                close = difflib.get_close_matches(str(key), names, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(names)}"
+                raise ConfigError(f"{cls.__name__}: unknown key {key!r}{hint}")
+        for name in names:
+            if name not in values:
+                raise ConfigError(f"{cls.__name__}: key {name!r} is missing")
+            if not _accepts(annotations[name], values[name]):
+                raise ConfigError(f"{cls.__name__}: {name} = {values[name]!r} is of the wrong type")
+        return cls(**values)
+
+    def _require(self, ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            raise ConfigError(f"{name} = {getattr(self, name)!r}: must be {expected}")
+
+    def _require_int(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        self._require(whole and low <= value <= high, name, f"a whole number from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class WaveNetConfig(_JsonConfig):
+    """The network and the audio format it speaks (van den Oord et al. 2016, sections 2.1 to 2.4).
+
+    Attributes
+    ----------
+    sample_rate : int
+        Samples per second of the audio, in Hz.
+    quantization_channels : int
+        Classes of the mu-law quantisation.
+    layers, stacks : int
+        Dilated layers in all, and in how many equal stacks of dilations 1, 2, 4, ... they stand.
+    kernel_size : int
+        Taps of each dilated convolution, at least 2.
+    residual_channels, dilation_channels, skip_channels, head_channels : int
+        Widths of the residual path, of each branch of the gate, of the skip sum, and between the two
+        1x1 convolutions of the head.
+    normalization : str
+        Level applied to recordings before quantisation: "none", "peak" or "loudness".
+    """
+
+    sample_rate: int = 16000
+    quantization_channels: int = 256
+    layers: int = 20
+    stacks: int = 2
+    kernel_size: int = 2
+    residual_channels: int = 32
+    dilation_channels: int = 32
+    skip_channels: int = 128
+    head_channels: int = 128
+    normalization: str = "none"
+
+    def __post_init__(self) -> None:
+        self._require_int("sample_rate", 100, 1_000_000)
+        self._require_int("quantization_channels", 2, 65536)
+        self._require_int("layers", 1, 1000)
+        self._require_int("stacks", 1, self.layers)
+        self._require_int("kernel_size", 2, 64)
+        for name in ("residual_channels", "dilation_channels", "skip_channels", "head_channels"):
+            self._require_int(name, 1, 65536)
+        if self.layers % self.stacks:
+            raise ConfigError(f"layers = {self.layers}: must be a multiple of stacks = {self.stacks}")
+        # Beyond this the receptive field is hours of audio: a slip of the hand, not a network.
+        if self.layers // self.stacks > 24:
+            raise ConfigError(
+                f"layers = {self.layers} in {self.stacks} stack(s): the largest dilation would be "
+                f"2^{self.layers // self.stacks - 1}; use more stacks"
+            )
+        self._require(self.normalization in NORMALIZATIONS, "normalization", f"one of {NORMALIZATIONS}")
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """Dilation of each layer, in samples."""
+        per_stack = self.layers // self.stacks
+        return tuple(2 ** (layer % per_stack) for layer in range(self.layers))
+
+    @property
+    def queue_steps(self) -> int:
+        """Steps that all layers' queues hold together: (kernel_size - 1) * sum(dilations)."""
+        return (self.kernel_size - 1) * sum(self.dilations)
+
+    @property
+    def receptive_field(self) -> int:
+        """Past samples that a prediction depends on."""
+        return self.queue_steps + 1
+
+    @property
+    def silence(self) -> int:
+        """Class of amplitude zero, the endless past of every stream."""
+        return self.quantization_channels // 2
+
+
+@dataclass(frozen=True)
+class TrainingConfig(_JsonConfig):
+    """How a network is trained; everything that decides the sequence of losses.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps in all; the learning rate falls along a cosine to `final_lr_fraction` over them.
+    batch : int
+        Segments per step.
+    segment : float
+        Length of each segment's targets, in seconds.
+    lr : float
+        Peak learning rate of AdamW, reached after `warmup_steps`.
+    weight_decay : float
+        Decoupled weight decay, on matrices only.
+    clip_norm : float
+        Largest norm of the gradient.
+    ema_decay : float
+        Decay per step of the averaged weights, which are the ones saved for use.
+    seed : int
+        Of the initial weights and of the choice of segments.
+    precision : str
+        "fp32", "bf16" (matrix products in bfloat16), or "auto": bf16 where the hardware multiplies it.
+    validate_every, checkpoint_every, sample_every : int
+        In steps; 0 turns the thing off (a checkpoint at the end is always written).
+    validation_seconds : float
+        Audio scored at each validation, spread evenly over the validation part.
+    sample_seconds : float
+        Length of the audio generated every `sample_every` steps.
+    keep : int
+        Numbered checkpoints kept besides the best.
+    silence_db : float or None
+        Parts of a recording this far below its loudest part are removed; None keeps them.
+    validation_fraction : float
+        Share of the files held out.
+    """
+
+    steps: int = 10_000
+    batch: int = 4
+    segment: float = 0.5
+    lr: float = 2e-3
+    final_lr_fraction: float = 0.05
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+    precision: str = "auto"
+    validate_every: int = 500
+    validation_seconds: float = 20.0
+    checkpoint_every: int = 500
+    sample_every: int = 2000
+    sample_seconds: float = 2.0
+    keep: int = 2
+    silence_db: float | None = 60.0
+    validation_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._require_int("steps", 1, 10**9)
+        self._require_int("batch", 1, 65536)
+        self._require_int("warmup_steps", 0, 10**9)
+        for name in ("validate_every", "checkpoint_every", "sample_every"):
+            self._require_int(name, 0, 10**9)
+        self._require_int("keep", 1, 10**6)
+        self._require_int("seed", 0, 2**63 - 1)
+        self._require_number("segment", 0, 3600)
+        self._require_number("lr", 0, 10)
+        self._require_number("clip_norm", 0, math.inf)
+        self._require_number("validation_seconds", 0, math.inf)
+        self._require_number("sample_seconds", 0, 3600)
+        for name in ("final_lr_fraction", "weight_decay", "ema_decay"):
+            value = getattr(self, name)
+            self._require(math.isfinite(value) and 0 <= value <= 1, name, "between 0 and 1")
+        self._require(0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1")
+        if self.silence_db is not None:
+            self._require_number("silence_db", 0, 200)
+        self._require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}")
+
+    def _require_number(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        self._require(
+            not math.isnan(value) and low < value <= high, name, f"more than {low} and at most {high}"
+        )
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": dict(
+        layers=16, stacks=2, residual_channels=16, dilation_channels=16, skip_channels=64, head_channels=64
+    ),
+    "small": dict(
+        layers=20, stacks=2, residual_channels=32, dilation_channels=32, skip_channels=128, head_channels=128
+    ),
+    "base": dict(
+        layers=30, stacks=3, residual_channels=64, dilation_channels=64, skip_channels=256, head_channels=256
+    ),
+    "large": dict(
+        layers=40,
+        stacks=4,
+        residual_channels=128,
+        dilation_channels=128,
+        skip_channels=512,
+        head_channels=512,
+    ),
+}
+"""Networks by name, as overrides of `WaveNetConfig`."""
+
+
+def preset(name: str, **overrides: Any) -> WaveNetConfig:
+    """Return the named preset with fields overridden.
+
+    Raises `ConfigError` for an unknown name (listing the known ones) or field.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
+    return WaveNetConfig.from_json({**WaveNetConfig().to_json(), **PRESETS[name], **overrides})

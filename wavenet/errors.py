@@ -1,0 +1,21 @@
+"""Errors a user can cause: each message is one line saying what was wrong, with the value, and what to do."""
+
+
+class WaveNetError(Exception):
+    """Base of every error that a command reports in one line and exit code 1."""
+
+
+class ConfigError(WaveNetError):
+    """A setting outside its range, unknown, or missing."""
+
+
+class AudioError(WaveNetError):
+    """A recording or folder that cannot be read, or an output that cannot be written."""
+
+
+class CheckpointError(WaveNetError):
+    """A checkpoint that is missing, torn, of another version, or does not fit its configuration."""
+
+
+class BackendError(WaveNetError):
+    """A backend that cannot serve the request, or a network whose output is not usable."""
