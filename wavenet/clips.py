@@ -1,0 +1,207 @@
+"""Quantised clips as one long timeline from which training and validation cut their segments."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wavenet.errors import AudioError
+from wavenet.files import printable
+from wavenet.report import entropy
+
+IGNORED = -1
+# Each open map holds a file descriptor, of which a process may have as few as 256.
+_OPEN_MAPS = 64
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of sound in a cache file: `length` classes of type `dtype`, from byte `offset` on."""
+
+    path: Path
+    offset: int
+    length: int
+    dtype: np.dtype[Any]
+
+
+class Clips:
+    """All clips of one part of the data, packed end to end.
+
+    Each clip is preceded by `receptive_field` samples of silence that are context only: their targets are
+    -1. So a network sees the start of a clip from the state in which generation starts, and a clip may be of
+    any length.
+
+    Parameters
+    ----------
+    clips : sequence of Clip
+        In the order of the timeline; empty ones are left out.
+    receptive_field : int
+        Past samples that a prediction depends on.
+    quantization_channels : int
+        Number of classes.
+    silence : int
+        The class of silence.
+
+    Attributes
+    ----------
+    samples : int
+        Real samples, without the gaps.
+    """
+
+    def __init__(
+        self, clips: Sequence[Clip], receptive_field: int, quantization_channels: int, silence: int
+    ) -> None:
+        self.clips = [clip for clip in clips if clip.length > 0]
+        self.receptive_field = receptive_field
+        self.quantization_channels = quantization_channels
+        self.silence = silence
+        lengths = np.array([clip.length for clip in self.clips], dtype=np.int64)
+        self._ends = np.cumsum(lengths + receptive_field)
+        self._starts = self._ends - lengths
+        self._total = int(self._ends[-1]) if len(lengths) else 0
+        self.samples = int(lengths.sum())
+        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def batch(self, step: int, batch: int, segment: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return segments at random places, the same ones whenever `step` and `seed` are the same.
+
+        The timeline is taken as a ring and places are drawn uniformly among those whose segment holds a real
+        sample, so every real sample is equally likely to be a target.
+
+        Parameters
+        ----------
+        step, seed : int
+            Key of the draw, not negative.
+        batch : int
+            Number of segments.
+        segment : int
+            Targets per segment, in samples.
+
+        Returns
+        -------
+        inputs : int64 tensor (batch, receptive_field - 1 + segment)
+            Classes; target i is predicted from the `receptive_field` of them from i on.
+        targets : int64 tensor (batch, segment)
+            Classes, or -1 where nothing is to be predicted.
+        """
+        if not self.clips:
+            raise AudioError("no audio to draw segments from: add recordings")
+        # Of a gap longer than the segment only the part counts from which a segment reaches the clip.
+        gap = min(self.receptive_field, segment - 1)
+        ends = np.cumsum(self._ends - self._starts + gap)
+        total = int(ends[-1])
+        raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(batch)
+        rows = []
+        for word in np.atleast_1d(raw):
+            place = (int(word) * total) >> 64
+            clip = int(np.searchsorted(ends, place, side="right"))
+            start = int(self._ends[clip]) - (int(ends[clip]) - place)
+            rows.append(self._read(start, segment, ring=True))
+        return self._tensors(rows)
+
+    def windows(
+        self, segment: int, max_samples: int | None = None, batch: int = 1
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the timeline in order, each real sample once as a target, always with its whole context.
+
+        Parameters
+        ----------
+        segment : int
+            Targets per window, in samples.
+        max_samples : int, optional
+            Only so many windows as hold about this many targets (at least one), evenly spread.
+        batch : int
+            Windows per yield; the last may have fewer.
+
+        Yields
+        ------
+        inputs, targets
+            As from `batch`.
+        """
+        count = -(-(self._total - self.receptive_field) // segment)
+        used = np.zeros(max(count, 0), dtype=bool)
+        for start, end in zip(
+            self._starts - self.receptive_field, self._ends - self.receptive_field, strict=True
+        ):
+            used[start // segment : (end - 1) // segment + 1] = True
+        places = np.flatnonzero(used)
+        if max_samples is not None and len(places):
+            wanted = min(len(places), max(1, max_samples // segment))
+            places = places[((2 * np.arange(wanted) + 1) * len(places)) // (2 * wanted)]
+        for first in range(0, len(places), batch):
+            starts = places[first : first + batch] * segment + self.receptive_field
+            yield self._tensors([self._read(int(start), segment) for start in starts])
+
+    def histogram(self) -> np.ndarray:
+        """Return how often each class occurs, int64 (quantization_channels,)."""
+        counts = np.zeros(self.quantization_channels, dtype=np.int64)
+        for index, clip in enumerate(self.clips):
+            for start in range(0, clip.length, _CHUNK):
+                block = self._map(index)[start : start + _CHUNK]
+                counts += np.bincount(block, minlength=self.quantization_channels)
+        return counts
+
+    @property
+    def unigram_bits(self) -> float:
+        """Entropy of single samples in bits: the score of a model that knows only the histogram."""
+        return entropy(self.histogram().tolist())
+
+    def _tensors(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+        values, real = (np.stack(part) for part in zip(*rows, strict=True))
+        targets = np.where(real, values, IGNORED)[:, self.receptive_field :]
+        return torch.from_numpy(values[:, :-1].copy()), torch.from_numpy(targets)
+
+    def _read(self, start: int, segment: int, ring: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classes at [start - receptive_field, start + segment) and which of them are real."""
+        length = self.receptive_field + segment
+        values = np.full(length, self.silence, dtype=np.int64)
+        real = np.zeros(length, dtype=bool)
+        position, done = start - self.receptive_field, 0
+        while done < length:
+            if ring:
+                position %= self._total
+            # Past the end of the timeline lies silence, unless it is a ring.
+            count = min(length - done, self._total - position) if ring else length - done
+            self._fill(position, values[done : done + count], real[done : done + count])
+            position, done = position + count, done + count
+        return values, real
+
+    def _fill(self, start: int, values: np.ndarray, real: np.ndarray) -> None:
+        stop = start + len(values)
+        index = int(np.searchsorted(self._ends, start, side="right"))
+        while index < len(self.clips) and self._starts[index] < stop:
+            first = max(start, int(self._starts[index]))
+            last = min(stop, int(self._ends[index]))
+            offset = int(self._starts[index])
+            values[first - start : last - start] = self._map(index)[first - offset : last - offset]
+            real[first - start : last - start] = True
+            index += 1
+
+    def _map(self, index: int) -> np.ndarray:
+        if index in self._maps:
+            self._maps.move_to_end(index)
+            return self._maps[index]
+        clip = self.clips[index]
+        try:
+            mapped = np.memmap(
+                clip.path, dtype=clip.dtype, mode="r", offset=clip.offset, shape=(clip.length,)
+            )
+        except (OSError, ValueError):
+            raise AudioError(
+                f"the cached recording {printable(clip.path)} has gone: "
+                "run again with --audio-dir to make it anew"
+            ) from None
+        self._maps[index] = mapped
+        if len(self._maps) > _OPEN_MAPS:
+            self._maps.popitem(last=False)
+        return mapped

@@ -1,0 +1,136 @@
+"""How loud a recording is: its gain under each normalisation, and where it is silent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+FRAME_SECONDS = 0.02
+SILENCE_SECONDS = 0.5
+PADDING_SECONDS = 0.05
+# Short of full scale, so that the outermost classes stay free for what a network overshoots.
+PEAK = 0.95
+LOUDNESS_DB = -20.0
+_LOUD_PART_DB = 40.0
+_BLOCK_FRAMES = 2048
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The level of a signal over time.
+
+    Attributes
+    ----------
+    frame : int
+        Samples per frame (20 ms).
+    power : float64 array (frames,)
+        Mean square of each frame about the mean of the whole signal, so that a constant offset is no sound.
+    low, high : float
+        Smallest and largest amplitude.
+    over : int
+        Samples beyond full scale, before clipping.
+    """
+
+    frame: int
+    power: np.ndarray
+    low: float
+    high: float
+    over: int
+
+    @property
+    def peak(self) -> float:
+        """Largest absolute amplitude."""
+        return max(abs(self.low), abs(self.high))
+
+
+class Signal(Protocol):
+    """Mono float32 samples that can be read in slices: an array, or something kept elsewhere."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
+def measure(signal: Signal, sample_rate: int, clip: bool = False) -> Levels:
+    """Measure a mono signal block by block.
+
+    Parameters
+    ----------
+    signal : float32 array (samples,), or what slices like one; at least one sample
+        Less than a minute of it is read at once.
+    sample_rate : int
+        In Hz.
+    clip : bool
+        Whether to measure the signal as it is after clipping to [-1, 1].
+    """
+    frame = max(1, round(FRAME_SECONDS * sample_rate))
+    frames = -(-len(signal) // frame)
+    total, squares = np.zeros(frames), np.zeros(frames)
+    low, high, over = math.inf, -math.inf, 0
+    for first in range(0, frames, _BLOCK_FRAMES):
+        block = np.asarray(signal[first * frame : (first + _BLOCK_FRAMES) * frame], dtype=np.float64)
+        over += int(np.count_nonzero(np.abs(block) > 1))
+        if clip:
+            block = np.clip(block, -1, 1)
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+        starts = np.arange(0, len(block), frame)
+        total[first : first + len(starts)] = np.add.reduceat(block, starts)
+        squares[first : first + len(starts)] = np.add.reduceat(block * block, starts)
+    counts = np.full(frames, float(frame))
+    counts[-1] = len(signal) - (frames - 1) * frame
+    mean = total.sum() / len(signal)
+    power = squares / counts - 2 * mean * (total / counts) + mean * mean
+    return Levels(frame, np.maximum(power, 0), low, high, over)
+
+
+def gain(levels: Levels, normalization: str) -> float:
+    """Return the factor that a normalisation asks for.
+
+    "none" is 1. "peak" brings the largest amplitude to 0.95. "loudness" brings the root mean square of the
+    loud part (frames within 40 dB of the loudest) to -20 dB of full scale, or less where the peak would pass
+    0.95.
+    """
+    if normalization == "none":
+        return 1.0
+    to_peak = PEAK / levels.peak
+    if normalization == "peak":
+        return to_peak
+    if normalization != "loudness":
+        raise ValueError(f"unknown normalization {normalization!r}")
+    loud = levels.power[levels.power >= levels.power.max() * 10 ** (-_LOUD_PART_DB / 10)]
+    rms = math.sqrt(float(loud.mean()))
+    return min(10 ** (LOUDNESS_DB / 20) / rms, to_peak) if rms > 0 else to_peak
+
+
+def sounding(
+    levels: Levels, length: int, sample_rate: int, silence_db: float | None
+) -> list[tuple[int, int]]:
+    """Return the stretches of a signal that are not silence.
+
+    A frame is silent if it lies more than `silence_db` below the loudest frame of the same signal. Silence of
+    more than 0.5 s is cut out, all but 50 ms beside each sound. Something is kept whatever the level.
+
+    Returns
+    -------
+    list of (start, stop) in samples, in order; [(0, length)] if `silence_db` is None.
+    """
+    if silence_db is None or levels.power.max() <= 0:
+        return [(0, length)]
+    silent = levels.power < levels.power.max() * 10 ** (-silence_db / 10)
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], silent, [False])).astype(np.int8)))
+    padding = round(PADDING_SECONDS * sample_rate)
+    kept, position = [], 0
+    for first, last in edges.reshape(-1, 2):
+        start, stop = int(first) * levels.frame, min(int(last) * levels.frame, length)
+        if stop - start <= SILENCE_SECONDS * sample_rate:
+            continue
+        cut_from = start + padding if start > 0 else 0
+        cut_to = stop - padding if stop < length else length
+        if cut_from > position:
+            kept.append((position, cut_from))
+        position = cut_to
+    if position < length:
+        kept.append((position, length))
+    return kept
