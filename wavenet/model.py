@@ -1,0 +1,182 @@
+"""The network in its parallel form: the single source of truth for what WaveNet computes.
+
+Logits at time t predict sample t from the samples before it. Before a recording or a stream begins lies
+endless silence; nothing is ever padded with zeros, so that the parallel form, the queues of the sample
+loop and the context of training segments all mean the same thing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from wavenet.conditioning import GateBias
+from wavenet.config import WaveNetConfig
+from wavenet.errors import ConfigError
+from wavenet.weights import (
+    WEIGHTS_FILE,
+    check_tensors,
+    new_directory,
+    read_config,
+    read_tensors,
+    write_network,
+)
+
+
+class ResidualLayer(nn.Module):
+    """One gated, dilated causal layer (van den Oord et al. 2016, figure 4), on (batch, time, channels)."""
+
+    def __init__(self, config: WaveNetConfig, dilation: int, last: bool):
+        super().__init__()
+        self.dilation = dilation
+        self.taps = config.kernel_size
+        self.context = (config.kernel_size - 1) * dilation
+        channels = config.dilation_channels
+        self.dilated = nn.Linear(config.kernel_size * config.residual_channels, 2 * channels)
+        # The last layer's residual output would go nowhere.
+        self.residual = None if last else nn.Linear(channels, config.residual_channels)
+
+    def gate(self, inputs: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the gated activation, (batch, time - context, dilation_channels)."""
+        steps = inputs.shape[1] - self.context
+        taps = [inputs[:, tap * self.dilation : tap * self.dilation + steps] for tap in range(self.taps)]
+        activation = self.dilated(torch.cat(taps, dim=-1))
+        if bias is not None:
+            activation = activation + bias
+        filtered, gated = activation.chunk(2, dim=-1)
+        return torch.tanh(filtered) * torch.sigmoid(gated)
+
+    def forward(
+        self, inputs: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the gated activation and the next layer's input (None after the last layer)."""
+        activation = self.gate(inputs, bias)
+        if self.residual is None:
+            return activation, None
+        return activation, inputs[:, self.context :] + self.residual(activation)
+
+
+class WaveNet(nn.Module):
+    """A stack of dilated causal convolutions over mu-law classes.
+
+    Channels stand last inside the network, so that every convolution is one matrix product.
+
+    Parameters
+    ----------
+    config : WaveNetConfig
+    """
+
+    def __init__(self, config: WaveNetConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.quantization_channels, config.residual_channels)
+        self.layers = nn.ModuleList(
+            ResidualLayer(config, dilation, last=index == config.layers - 1)
+            for index, dilation in enumerate(config.dilations)
+        )
+        # All layers' skip convolutions and their sum are one product over the concatenated gates.
+        self.skip = nn.Linear(config.layers * config.dilation_channels, config.skip_channels)
+        self.head1 = nn.Linear(config.skip_channels, config.head_channels)
+        self.head2 = nn.Linear(config.head_channels, config.quantization_channels)
+
+    @property
+    def residual_layers(self) -> list[ResidualLayer]:
+        """The dilated layers, in order."""
+        return [layer for layer in self.layers if isinstance(layer, ResidualLayer)]
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained values."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(
+        self, samples: torch.Tensor, gate_bias: GateBias | None = None, position: int = 0
+    ) -> torch.Tensor:
+        """Predict the sample after each complete receptive field ("valid" mode).
+
+        Parameters
+        ----------
+        samples : int64 tensor (batch, receptive_field - 1 + time)
+            Classes; the first `receptive_field` of them give the first prediction.
+        gate_bias : GateBias, optional
+        position : int
+            Position in the stream of the first predicted sample; matters only to `gate_bias`.
+
+        Returns
+        -------
+        float tensor (batch, quantization_channels, time)
+            Logits; those at index i predict the sample that follows samples[:, receptive_field - 1 + i].
+
+        Raises
+        ------
+        ConfigError
+            If there are fewer than `receptive_field` samples.
+        """
+        steps = samples.shape[1] - self.config.receptive_field + 1
+        if steps < 1:
+            raise ConfigError(
+                f"{samples.shape[1]} samples are fewer than the receptive field of "
+                f"{self.config.receptive_field}: put silence (class {self.config.silence}) before them"
+            )
+        hidden: torch.Tensor | None = self.embedding(samples)
+        gates = []
+        for index, layer in enumerate(self.residual_layers):
+            assert hidden is not None
+            bias = self._bias(gate_bias, index, position + steps, hidden.shape[1] - layer.context)
+            activation, hidden = layer(hidden, bias)
+            gates.append(activation[:, -steps:])
+        skip = self.skip(torch.cat(gates, dim=-1))
+        return self.head2(torch.relu(self.head1(torch.relu(skip)))).transpose(1, 2)
+
+    def layer_inputs(
+        self, samples: torch.Tensor, gate_bias: GateBias | None = None, position: int = 0
+    ) -> list[torch.Tensor]:
+        """Return what each layer's queue holds after these samples have been fed.
+
+        Parameters
+        ----------
+        samples : int64 tensor (batch, receptive_field - 1)
+        gate_bias : GateBias, optional
+        position : int
+            Position in the stream of the sample that would be predicted next.
+
+        Returns
+        -------
+        list of float tensors (batch, (kernel_size - 1) * dilation, residual_channels)
+            The latest inputs of each layer, oldest first.
+        """
+        hidden = self.embedding(samples)
+        inputs = []
+        for index, layer in enumerate(self.residual_layers):
+            inputs.append(hidden[:, -layer.context :])
+            if layer.residual is not None:
+                bias = self._bias(gate_bias, index, position, hidden.shape[1] - layer.context)
+                _, hidden = layer(hidden, bias)
+        return inputs
+
+    def _bias(self, gate_bias: GateBias | None, layer: int, end: int, steps: int) -> torch.Tensor | None:
+        """Return a layer's bias for the `steps` positions before `end`."""
+        return None if gate_bias is None else gate_bias.at(end - steps, steps, layer)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` into a directory, replacing what was there."""
+        with new_directory(Path(directory)) as target:
+            write_network(target, self.config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str]) -> WaveNet:
+        """Load a network from a directory written by `save_pretrained`, on the CPU, in evaluation mode.
+
+        Raises `CheckpointError` if anything is missing, damaged, or does not fit the configuration.
+        """
+        config = read_config(Path(directory))
+        path = Path(directory) / WEIGHTS_FILE
+        tensors = read_tensors(path)
+        with torch.device("meta"):
+            model = cls(config)
+        check_tensors(path, tensors, model.state_dict())
+        model.load_state_dict(tensors, assign=True)
+        return model.eval().requires_grad_(False)

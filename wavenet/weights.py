@@ -1,0 +1,160 @@
+"""A network on disk: a directory of `config.json` and `model.safetensors`, read strictly, never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from wavenet.config import WaveNetConfig
+from wavenet.errors import CheckpointError, ConfigError
+
+FORMAT = "wavenet"
+VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `target` that takes its place if the block succeeds.
+
+    Whatever stands at `target` stays whole until the new directory is complete and on disk; if the
+    block fails, nothing is left behind.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield beside
+        for path in beside.iterdir():
+            _sync(path)
+        beside.chmod(0o777 & ~_umask())
+        _sync(beside)
+        if target.exists():
+            retired = beside.with_suffix(".old")
+            target.rename(retired)
+            beside.rename(target)
+            shutil.rmtree(retired)
+        else:
+            beside.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value, indented, ending in a newline."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a checkpoint; `CheckpointError` if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: not a checkpoint: {path.name} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is damaged (not JSON: {error}); use another checkpoint") from None
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file; `CheckpointError` if it is missing or damaged."""
+    try:
+        with open(path, "rb") as file:
+            _check_length(path, file.read(8), os.fstat(file.fileno()).st_size)
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: not a checkpoint: {path.name} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: is damaged ({error}); use another checkpoint") from None
+
+
+def _check_length(path: Path, head: bytes, size: int) -> None:
+    # The header's own length comes first; a damaged one must not decide how much is allocated.
+    if len(head) < 8 or struct.unpack("<Q", head)[0] + 8 > size:
+        raise CheckpointError(f"{path}: is damaged (cut short at {size} bytes); use another checkpoint")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file; `OSError` if that fails."""
+    # Saving the same memory under two names is refused, hence the copies.
+    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    path.write_bytes(safetensors.torch.save(plain))
+
+
+def write_network(directory: Path, config: WaveNetConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write configuration and weights into an existing directory."""
+    write_json(directory / CONFIG_FILE, {"format": FORMAT, "version": VERSION, "network": config.to_json()})
+    save_tensors(directory / WEIGHTS_FILE, tensors)
+
+
+def read_config(directory: Path) -> WaveNetConfig:
+    """Read a network's configuration from its directory.
+
+    Raises `CheckpointError` if the directory is missing, holds no checkpoint, or one of another format
+    or version, or a configuration that is not valid.
+    """
+    if not directory.is_dir():
+        kind = "is not a folder" if directory.exists() else "does not exist"
+        raise CheckpointError(f"{directory}: {kind}; name a checkpoint folder, as written by wavenet-train")
+    values = read_json(directory / CONFIG_FILE)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise CheckpointError(f"{directory / CONFIG_FILE}: is not a wavenet checkpoint's configuration")
+    if values.get("version") != VERSION:
+        raise CheckpointError(
+            f"{directory / CONFIG_FILE}: has format version {values.get('version')!r}, this program reads "
+            f"{VERSION}; use the release that wrote it, or a newer one"
+        )
+    try:
+        return WaveNetConfig.from_json(values.get("network"))
+    except ConfigError as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from None
+
+
+def check_tensors(
+    path: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> None:
+    """Raise `CheckpointError` unless names, shapes and dtypes agree and every value is finite."""
+    for name in expected:
+        if name not in found:
+            raise CheckpointError(f"{path}: tensor {name!r} is missing")
+    for name, tensor in found.items():
+        if name not in expected:
+            raise CheckpointError(f"{path}: unknown tensor {name!r}")
+        want = expected[name]
+        if tensor.shape != want.shape or tensor.dtype != want.dtype:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}, the configuration asks "
+                f"for {want.dtype} {tuple(want.shape)}"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: tensor {name!r} contains NaN or infinity; use another checkpoint")
