@@ -1,0 +1,192 @@
+// Runs the CPU engine on random networks without torch or Python, for the sanitizers:
+// csrc/cpu/check.sh builds it. Every array has its exact size, so that a read beyond it is seen.
+//
+// Checked here: one call on one thread equals, to the bit, chunks spread over threads; instruction
+// sets agree to rounding.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cpu/run.h"
+
+namespace {
+
+using wavenet::cpu::Task;
+
+// One random network with streams in mid-course, and what they are asked to do.
+struct Case {
+  std::vector<int64_t> entries;
+  wavenet::Geometry geometry;
+  std::vector<wavenet::Layer> layers;
+  std::vector<float> weights, queues, uniforms, gate;
+  std::vector<int64_t> position, last_sample, samples;
+  int64_t batch, steps, frames;
+  Task task{};
+};
+
+int64_t pick(std::mt19937& random, int64_t low, int64_t high) {
+  return std::uniform_int_distribution<int64_t>(low, high)(random);
+}
+
+void fill(std::mt19937& random, std::vector<float>& values, size_t count, float scale) {
+  std::normal_distribution<float> normal(0.0f, scale);
+  values.resize(count);
+  for (float& value : values) value = normal(random);
+}
+
+int64_t count_weights(const wavenet::Geometry& geometry) {
+  // The message of the mismatch is the only place that says how many are needed.
+  std::vector<wavenet::Layer> layers;
+  try {
+    wavenet::bind_weights(geometry, nullptr, -1, layers);
+  } catch (const std::exception& error) {
+    const std::string message = error.what();
+    return std::stoll(message.substr(message.rfind(' ') + 1));
+  }
+  return 0;
+}
+
+Case random_case(unsigned seed) {
+  std::mt19937 random(seed);
+  Case c;
+  const int64_t layers = pick(random, 1, 6);
+  c.entries = {wavenet::kLayoutVersion, pick(random, 2, 300), pick(random, 1, 70), pick(random, 1, 70),
+               pick(random, 1, 140),    pick(random, 1, 140), pick(random, 2, 4),  layers};
+  for (int64_t layer = 0; layer < layers; ++layer) c.entries.push_back(int64_t{1} << pick(random, 0, 4));
+  c.geometry = wavenet::parse_geometry(c.entries.data(), c.entries.size());
+  fill(random, c.weights, static_cast<size_t>(count_weights(c.geometry)), 0.2f);
+  c.task.network =
+      wavenet::bind_weights(c.geometry, c.weights.data(), static_cast<int64_t>(c.weights.size()), c.layers);
+  // Padding holds zeros in a packed network; there the padded logits must stay finite, which noise is too.
+  c.batch = pick(random, 1, 7);
+  c.steps = pick(random, 1, 60);
+  c.frames = pick(random, 1, 5);
+  const wavenet::Network& net = c.task.network;
+  fill(random, c.queues, static_cast<size_t>(c.batch * net.queue_steps * net.residual), 1.0f);
+  fill(random, c.gate, static_cast<size_t>(c.batch * c.frames * net.layers * 2 * net.dilated), 0.5f);
+  for (int64_t row = 0; row < c.batch; ++row) {
+    c.position.push_back(pick(random, 0, 100000));
+    c.last_sample.push_back(pick(random, 0, net.classes - 1));
+  }
+  for (int64_t index = 0; index < c.batch * c.steps; ++index) {
+    c.samples.push_back(pick(random, 0, net.classes - 1));
+    c.uniforms.push_back(static_cast<float>(pick(random, 0, (1 << 24) - 1)) / 16777216.0f);
+  }
+  c.task.sampling = {pick(random, 0, 3) * 0.5, pick(random, 0, 1) * pick(random, 1, 20),
+                     pick(random, 0, 1) == 0 ? 1.0 : 0.7};
+  if (pick(random, 0, 1) == 1) {
+    c.task.gate = {c.gate.data(),
+                   c.frames * net.layers * 2 * net.dilated,
+                   c.frames,
+                   pick(random, 1, 30),
+                   pick(random, -50, 50),
+                   pick(random, 0, 1) == 1};
+  }
+  return c;
+}
+
+// What a case leaves behind.
+struct Result {
+  std::vector<float> logits, queues;
+  std::vector<int64_t> drawn, position, last_sample;
+
+  bool operator==(const Result& other) const {
+    return logits == other.logits && queues == other.queues && drawn == other.drawn &&
+           position == other.position && last_sample == other.last_sample;
+  }
+};
+
+// Runs the steps in chunks. `drawing`: samples are drawn, or else given.
+Result run_case(const Case& c, bool drawing, int64_t chunk, int64_t threads) {
+  Result result;
+  result.queues = c.queues;
+  result.position = c.position;
+  result.last_sample = c.last_sample;
+  const int64_t classes = c.task.network.classes;
+  result.drawn.resize(drawing ? c.samples.size() : 0);
+  result.logits.resize(drawing ? 0 : c.samples.size() * static_cast<size_t>(classes));
+  for (int64_t first = 0; first < c.steps; first += chunk) {
+    Task task = c.task;
+    task.batch = c.batch;
+    task.steps = std::min(chunk, c.steps - first);
+    task.queues = result.queues.data();
+    task.position = result.position.data();
+    task.last_sample = result.last_sample.data();
+    std::vector<int64_t> given, drawn(static_cast<size_t>(task.batch * task.steps));
+    std::vector<float> uniforms, logits(drawn.size() * static_cast<size_t>(classes));
+    for (int64_t row = 0; row < c.batch; ++row) {
+      const int64_t at = row * c.steps + first;
+      given.insert(given.end(), c.samples.begin() + at, c.samples.begin() + at + task.steps);
+      uniforms.insert(uniforms.end(), c.uniforms.begin() + at, c.uniforms.begin() + at + task.steps);
+    }
+    if (drawing) {
+      task.uniforms = uniforms.data();
+      task.drawn = drawn.data();
+    } else {
+      task.given = given.data();
+      task.logits = logits.data();
+    }
+    wavenet::cpu::run(task, threads);
+    for (int64_t row = 0; row < c.batch; ++row) {
+      const int64_t from = row * task.steps;
+      const int64_t to = row * c.steps + first;
+      if (drawing) {
+        std::copy_n(drawn.begin() + from, task.steps, result.drawn.begin() + to);
+      } else {
+        std::copy_n(logits.begin() + from * classes, task.steps * classes,
+                    result.logits.begin() + to * classes);
+      }
+    }
+  }
+  return result;
+}
+
+bool close(const std::vector<float>& a, const std::vector<float>& b) {
+  float largest = 1.0f;
+  for (float value : a) largest = std::max(largest, std::fabs(value));
+  for (size_t index = 0; index < a.size(); ++index) {
+    if (!(std::fabs(a[index] - b[index]) <= 1e-4f * largest)) return false;
+  }
+  return a.size() == b.size();
+}
+
+int check_case(unsigned seed) {
+  const Case c = random_case(seed);
+  std::vector<float> first;
+  std::istringstream names(wavenet::cpu::available_instruction_sets());
+  for (std::string name; names >> name;) {
+    setenv("WAVENET_CPU", name.c_str(), 1);
+    for (const bool drawing : {false, true}) {
+      const Result whole = run_case(c, drawing, c.steps, 1);
+      for (const int64_t threads : {1, 2, 5}) {
+        if (!(run_case(c, drawing, 1 + threads * 3, threads) == whole)) {
+          std::printf("case %u, %s: %ld threads differ from one call\n", seed, name.c_str(), long(threads));
+          return 1;
+        }
+      }
+      if (drawing) continue;
+      if (first.empty()) first = whole.logits;
+      if (!close(first, whole.logits)) {
+        std::printf("case %u: %s differs from base\n", seed, name.c_str());
+        return 1;
+      }
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const unsigned cases = argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 50;
+  int failures = 0;
+  for (unsigned seed = 0; seed < cases; ++seed) failures += check_case(seed);
+  std::printf("%u random networks on %s: %d failures\n", cases,
+              wavenet::cpu::available_instruction_sets().c_str(), failures);
+  return failures == 0 ? 0 : 1;
+}

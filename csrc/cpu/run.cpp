@@ -1,0 +1,187 @@
+#include "cpu/run.h"
+
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace wavenet::cpu {
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  RunStream run_stream;
+};
+
+// Slowest first. Read from the processor once.
+const std::vector<InstructionSet>& instruction_sets() {
+  static const std::vector<InstructionSet> sets = [] {
+    std::vector<InstructionSet> found{{"base", base::run_stream}};
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      found.push_back({"avx2", avx2::run_stream});
+    }
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      found.push_back({"avx512", avx512::run_stream});
+    }
+#endif
+    return found;
+  }();
+  return sets;
+}
+
+const InstructionSet& chosen() {
+  const std::vector<InstructionSet>& sets = instruction_sets();
+  const char* forced = std::getenv("WAVENET_CPU");
+  if (forced == nullptr || *forced == '\0') return sets.back();
+  for (const InstructionSet& set : sets) {
+    if (std::string(forced) == set.name) return set;
+  }
+  throw std::runtime_error("WAVENET_CPU = " + std::string(forced) +
+                           ": not available on this machine; choose from: " + available_instruction_sets());
+}
+
+// Numbers too small to matter would otherwise take a hundred times longer. Set for the sample loop only, and
+// on every thread of it, so that results do not depend on what the caller had set.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned int before_;
+#elif defined(__aarch64__)
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t{1} << 24)));
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  uint64_t before_;
+#endif
+};
+
+// Owns the arrays of a Scratch: all that a thread needs, allocated before its first sample.
+class Workspace {
+ public:
+  explicit Workspace(const Network& net) {
+    // Measured first, then handed out: the same sequence of calls does both.
+    lay_out(net);
+    memory_.resize(used_ + kAlignment);
+    next_ = memory_.data();
+    next_ += (kAlignment - reinterpret_cast<uintptr_t>(next_) % kAlignment) % kAlignment;
+    lay_out(net);
+  }
+
+  const Scratch& scratch() const { return scratch_; }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+
+  template <typename T>
+  void take(T*& array, int64_t count) {
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    if (next_ != nullptr) {
+      array = reinterpret_cast<T*>(next_);
+      next_ += bytes;
+    }
+    used_ += bytes;
+  }
+
+  void lay_out(const Network& net) {
+    take(scratch_.hidden, net.residual_padded + net.skip_padded);
+    take(scratch_.taps, net.taps * net.residual);
+    take(scratch_.activation, 2 * net.dilated_padded);
+    take(scratch_.gated, net.dilated_padded);
+    take(scratch_.head, net.head_padded);
+    take(scratch_.logits, net.classes_padded);
+    take(scratch_.weights, net.classes_padded);
+    take(scratch_.order, net.classes);
+    take(scratch_.slot, net.layers);
+  }
+
+  std::vector<unsigned char> memory_;
+  unsigned char* next_ = nullptr;
+  size_t used_ = 0;
+  Scratch scratch_{};
+};
+
+// Takes rows [begin, end) through the task; `failed` has one entry per row.
+void run_rows(const Task& task, RunStream run_stream, const Scratch& scratch, int64_t begin, int64_t end,
+              int64_t* failed) {
+  const FlushDenormals flush;
+  for (int64_t row = begin; row < end; ++row) failed[row] = run_stream(task, row, scratch);
+}
+
+// Joins on every way out, so that no thread outlives the tensors it writes to.
+class Threads {
+ public:
+  explicit Threads(size_t most) { threads_.reserve(most); }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+  ~Threads() {
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  template <typename Work>
+  void start(Work work) {
+    try {
+      threads_.emplace_back(work);
+    } catch (const std::system_error& error) {
+      throw std::runtime_error("thread " + std::to_string(threads_.size() + 2) +
+                               " could not be started: " + error.what() + "; use fewer threads");
+    }
+  }
+
+ private:
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace
+
+void run(const Task& task, int64_t threads) {
+  const RunStream run_stream = chosen().run_stream;
+  if (task.batch == 0 || task.steps == 0) return;
+  const int64_t count = threads < task.batch ? threads : task.batch;
+  std::vector<int64_t> failed(static_cast<size_t>(task.batch), kFinite);
+  std::vector<Workspace> workspaces;
+  workspaces.reserve(static_cast<size_t>(count));
+  for (int64_t index = 0; index < count; ++index) workspaces.emplace_back(task.network);
+  {
+    const auto rows = [&](int64_t index) {
+      run_rows(task, run_stream, workspaces[static_cast<size_t>(index)].scratch(), task.batch * index / count,
+               task.batch * (index + 1) / count, failed.data());
+    };
+    Threads helpers(static_cast<size_t>(count));
+    for (int64_t index = 1; index < count; ++index) helpers.start([&rows, index] { rows(index); });
+    rows(0);
+  }
+  for (int64_t row = 0; row < task.batch; ++row) {
+    const int64_t position = failed[static_cast<size_t>(row)];
+    if (position != kFinite) {
+      throw std::runtime_error("the network produced non-finite logits at sample " +
+                               std::to_string(position) + " of row " + std::to_string(row));
+    }
+  }
+}
+
+std::string available_instruction_sets() {
+  std::string names;
+  for (const InstructionSet& set : instruction_sets())
+    names += (names.empty() ? "" : " ") + std::string(set.name);
+  return names;
+}
+
+std::string instruction_set() { return chosen().name; }
+
+}  // namespace wavenet::cpu

@@ -1,0 +1,22 @@
+// The CPU engine behind a plain interface: picks the instruction set, spreads streams over threads.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "cpu/task.h"
+
+namespace wavenet::cpu {
+
+// Runs every stream of the task through its steps, on up to `threads` threads.
+// Throws std::runtime_error if logits are not finite (naming sample and row), if WAVENET_CPU asks for an
+// instruction set that is not there, or if a thread cannot be started.
+void run(const Task& task, int64_t threads);
+
+// The instruction sets that this build has and this processor runs, slowest first, separated by spaces.
+std::string available_instruction_sets();
+
+// The one in use: the last of the above, or what the environment variable WAVENET_CPU says.
+std::string instruction_set();
+
+}  // namespace wavenet::cpu

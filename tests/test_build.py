@@ -1,0 +1,199 @@
+"""What setup.py builds under each WAVENET_BUILD, with stand-ins for the compiler."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from wavenet.backends import native
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="runs in a source tree only"),
+    pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins are shell scripts"),
+]
+
+BUILD = (
+    "import sys; from setuptools import build_meta; print('built', getattr(build_meta, sys.argv[1])('dist'))"
+)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of what a build needs, without anything that was built before."""
+    built = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
+    for name in ("csrc", "wavenet"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=built)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "README.md").write_text("wavenet\n")
+    return tmp_path
+
+
+def build(tree: Path, kind: str = "build_wheel", **environment: str) -> subprocess.CompletedProcess:
+    clean = {
+        name: value for name, value in os.environ.items() if name not in ("WAVENET_BUILD", "CXX", "CXXFLAGS")
+    }
+    return subprocess.run(
+        [sys.executable, "-c", BUILD, kind],
+        cwd=tree,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def wheel(tree: Path) -> tuple[str, list[str], dict]:
+    """Return the name of the one wheel built, its files, and what it says about the build."""
+    (path,) = (tree / "dist").glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return path.name, archive.namelist(), json.loads(archive.read("wavenet/_build_info.json"))
+
+
+def stand_in(tree: Path, script: str) -> str:
+    """Return the path of a compiler made of a shell script; "$out" is the file asked for."""
+    path = tree / "stand-in-c++"
+    find_out = 'previous=; for word; do [ "$previous" = -o ] && out="$word"; previous="$word"; done\n'
+    path.write_text(f"#!/bin/sh\n{find_out}{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_none_gives_a_pure_wheel(tree):
+    result = build(tree, WAVENET_BUILD="none", CXX="/nonexistent/c++")
+    assert result.returncode == 0, result.stderr
+    assert "WARNING: wavenet" not in result.stdout + result.stderr
+    name, files, info = wheel(tree)
+    assert name.endswith("-py3-none-any.whl")
+    assert "wavenet/backends/native.py" in files and not [file for file in files if file.endswith(".so")]
+    assert info == {"extension": False, "reason": "it was left out (WAVENET_BUILD=none)"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("fast", "WAVENET_BUILD = 'fast': choose from auto, none, cpu, cuda"),
+        ("cuda", "no CUDA kernels are in this version yet"),
+        ("cpu", "CXX = '/nonexistent/c++' was not found"),
+    ],
+)
+def test_what_cannot_be_met_fails(tree, value, message):
+    result = build(tree, WAVENET_BUILD=value, CXX="/nonexistent/c++")
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert not (tree / "dist").exists() or not list((tree / "dist").glob("*.whl"))
+
+
+def test_auto_without_a_compiler_warns_once_and_installs(tree):
+    result = build(tree, CXX="/nonexistent/c++")
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout + result.stderr).count("WARNING: wavenet") == 1
+    _, files, info = wheel(tree)
+    assert not [file for file in files if file.endswith(".so")]
+    assert info["extension"] is False and "no C++ compiler" in info["reason"]
+
+
+def test_auto_with_an_empty_search_path(tree):
+    result = build(tree, PATH=str(tree / "empty"))
+    assert result.returncode == 0, result.stderr
+    assert "no C++ compiler was found" in wheel(tree)[2]["reason"]
+
+
+@pytest.mark.parametrize("value", ["auto", "cpu"])
+def test_a_compiler_that_fails(tree, value):
+    compiler = stand_in(tree, 'echo "kernel.cpp:1: error: out of patience" >&2; exit 1')
+    result = build(tree, WAVENET_BUILD=value, CXX=compiler)
+    if value == "cpu":
+        assert result.returncode != 0
+        assert "out of patience" in result.stderr
+        return
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout + result.stderr).count("WARNING: wavenet") == 1
+    _, files, info = wheel(tree)
+    assert not [file for file in files if file.endswith(".so")]
+    assert info["extension"] is False and "out of patience" in info["reason"]
+
+
+def test_the_wheel_serves_any_python_and_any_processor(tree):
+    compiler = stand_in(tree, f'echo "$@" >> {tree}/log; echo built > "$out"')
+    result = build(tree, WAVENET_BUILD="cpu", CXX=compiler)
+    assert result.returncode == 0, result.stderr
+    name, files, info = wheel(tree)
+    assert "-cp310-abi3-" in name
+    assert "wavenet/_C.abi3.so" in files
+    assert not [file for file in files if file.startswith(("csrc", "tests"))]
+    assert info == {"extension": True, "reason": None}
+    commands = (tree / "log").read_text().splitlines()
+    assert not [command for command in commands if "-march=" in command or "-ffast-math" in command]
+    (binding,) = (command for command in commands if "binding.cpp" in command)
+    assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in binding
+    if platform.machine() == "x86_64":
+        special = {command for command in commands if " -mavx" in command}
+        assert len(special) == 2 and all("/kernel_avx" in command for command in special)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_editable_puts_the_library_beside_the_sources(tree, works):
+    (tree / "wavenet" / "_C.abi3.so").write_text("left by an earlier build")
+    compiler = stand_in(tree, 'echo built > "$out"' if works else "exit 1")
+    result = build(tree, "build_editable", CXX=compiler)
+    assert result.returncode == 0, result.stderr
+    info = json.loads((tree / "wavenet" / "_build_info.json").read_text())
+    assert info["extension"] is works
+    if works:
+        assert (tree / "wavenet" / "_C.abi3.so").read_text() == "built\n"
+
+
+def test_the_engine_says_why_it_is_not_there(tmp_path, monkeypatch):
+    load = native.load_extension.__wrapped__
+    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
+    assert "was not built" in load()
+    (tmp_path / "_C.abi3.so").write_text("not a library")
+    assert "could not be loaded" in load()
+    # What the last build says counts for more than what an earlier one left.
+    (tmp_path / "_build_info.json").write_text('{"extension": false, "reason": "no C++ compiler"}')
+    assert load() == "the extension was not built: no C++ compiler"
+
+
+@pytest.mark.parametrize("name", ["avx2", "avx512"])
+def test_special_objects_share_no_function_with_the_rest(tmp_path, name):
+    """A weak symbol compiled for AVX could be the copy that every processor runs."""
+    compiler = shutil.which("c++")
+    if not compiler or not shutil.which("nm") or platform.machine() != "x86_64":
+        pytest.skip("needs a C++ compiler and nm, on x86-64")
+    flags = ["-mavx2", "-mfma"] + (
+        ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"] if name == "avx512" else []
+    )
+    source = ROOT / "csrc" / "cpu" / f"kernel_{name}.cpp"
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O1",
+        *flags,
+        f"-I{ROOT / 'csrc'}",
+        "-c",
+        source,
+        "-o",
+        tmp_path / "kernel.o",
+    ]
+    subprocess.run(command, check=True)
+    listed = subprocess.run(
+        ["nm", "-C", tmp_path / "kernel.o"], capture_output=True, text=True, check=True
+    ).stdout
+    defined = [
+        line
+        for line in listed.splitlines()
+        if " U " not in line and line.split()[1] not in ("t", "r", "b", "d")
+    ]
+    assert len(defined) == 1 and f"{name}::run_stream" in defined[0]

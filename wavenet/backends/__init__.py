@@ -1,0 +1,111 @@
+"""The engines of the sample loop, and the choice among them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from wavenet.backends.native import NativeBackend
+from wavenet.backends.reference import ReferenceBackend
+from wavenet.conditioning import GateBias
+from wavenet.errors import BackendError
+from wavenet.model import WaveNet
+from wavenet.state import GeneratorState, Sampling
+
+
+class Backend(Protocol):
+    """What every engine offers; both entries change the state in place."""
+
+    name: str
+    device: torch.device
+
+    def advance(
+        self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
+    ) -> torch.Tensor:
+        """Feed given samples (teacher forcing).
+
+        Parameters
+        ----------
+        state : GeneratorState
+        samples : int64 tensor (batch, time)
+        gate_bias : GateBias, optional
+
+        Returns
+        -------
+        float32 tensor (batch, time, quantization_channels)
+            The logits at index i predict samples[:, i], before it is fed.
+        """
+        ...
+
+    def generate(
+        self,
+        state: GeneratorState,
+        uniforms: torch.Tensor,
+        sampling: Sampling,
+        gate_bias: GateBias | None = None,
+    ) -> torch.Tensor:
+        """Draw samples.
+
+        Parameters
+        ----------
+        state : GeneratorState
+        uniforms : float32 tensor (batch, time), in [0, 1)
+        sampling : Sampling
+        gate_bias : GateBias, optional
+
+        Returns
+        -------
+        int64 tensor (batch, time)
+        """
+        ...
+
+
+_BACKENDS: dict[str, type[NativeBackend] | type[ReferenceBackend]] = {
+    "cpu": NativeBackend,
+    "reference": ReferenceBackend,
+}
+"""By name, the preferred one first."""
+
+NAMES = tuple(_BACKENDS)
+
+
+def report() -> dict[str, str | None]:
+    """Return for every backend None if it can run here, or else the reason why not."""
+    return {name: backend.available() for name, backend in _BACKENDS.items()}
+
+
+def create(model: WaveNet, name: str = "auto", device: str = "cpu", threads: int | None = None) -> Backend:
+    """Return a backend for a network.
+
+    Parameters
+    ----------
+    model : WaveNet
+        On the CPU, float32; not to be changed while the backend is in use.
+    name : str
+        A name from `NAMES`, or "auto" for the first that is available.
+    device : str
+        Where to run.
+    threads : int, optional
+        Threads over which streams are spread; by default as many as torch uses.
+
+    Raises
+    ------
+    BackendError
+        If the name is unknown, the backend cannot run here, or it does not serve the device.
+    """
+    if name != "auto" and name not in _BACKENDS:
+        raise BackendError(f"unknown backend {name!r}: choose from auto, {', '.join(NAMES)}")
+    if device.partition(":")[0] != "cpu":
+        raise BackendError(f"no backend generates on device {device!r}: use --device cpu")
+    threads = torch.get_num_threads() if threads is None else threads
+    if threads < 1:
+        raise BackendError(f"threads = {threads}: must be at least 1")
+    reasons = report()
+    if name == "auto" and "WAVENET_CPU" in (reasons["cpu"] or ""):
+        # Someone asked for an instruction set by name: falling back would hide the slip.
+        raise BackendError(str(reasons["cpu"]))
+    chosen = next(each for each in NAMES if reasons[each] is None) if name == "auto" else name
+    if reasons[chosen] is not None:
+        raise BackendError(f"backend {chosen!r} cannot run here: {reasons[chosen]}; try --backend auto")
+    return _BACKENDS[chosen](model, threads)

@@ -1,0 +1,196 @@
+"""The compiled engine: a thin layer over `torch.ops.wavenet`, and the loading of the extension."""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wavenet.conditioning import GateBias
+from wavenet.errors import BackendError
+from wavenet.model import WaveNet
+from wavenet.packing import pack
+from wavenet.state import GeneratorState, Sampling
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_NON_FINITE = re.compile(r"(the network produced non-finite logits at sample \d+) of row (\d+)")
+_INSTRUCTION_SET = re.compile(r"WAVENET_CPU = .*")
+
+
+class NativeBackend:
+    """Generation by the C++ engine on the CPU, float32.
+
+    The environment variable WAVENET_CPU forces an instruction set ("base", "avx2", "avx512"); by default the
+    best that the processor has is used.
+
+    Parameters
+    ----------
+    model : WaveNet
+        Its weights are copied.
+    threads : int
+        Most threads to spread streams over; a stream is never split.
+
+    Raises
+    ------
+    BackendError
+        If the extension cannot be used here.
+    """
+
+    name = "cpu"
+
+    def __init__(self, model: WaveNet, threads: int = 1):
+        reason = self.available()
+        if reason is not None:
+            raise BackendError(f"backend 'cpu' cannot run here: {reason}")
+        self.device = torch.device("cpu")
+        self.threads = threads
+        self.packed = pack(model)
+
+    @staticmethod
+    def available() -> str | None:
+        """Return None if the engine can run here, or else the reason why not."""
+        reason = load_extension()
+        if reason is not None:
+            return reason
+        try:
+            torch.ops.wavenet.cpu_instruction_set()
+        except RuntimeError as error:
+            return _one_line(error)
+        return None
+
+    @staticmethod
+    def instruction_set() -> str:
+        """Return the name of the instruction set in use; only where the engine is available."""
+        return torch.ops.wavenet.cpu_instruction_set()
+
+    @staticmethod
+    def instruction_sets() -> list[str]:
+        """Return those that WAVENET_CPU may name on this machine, slowest first."""
+        return torch.ops.wavenet.cpu_instruction_sets().split()
+
+    def advance(
+        self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
+    ) -> torch.Tensor:
+        """Feed given samples; see `Backend.advance`."""
+        return self._call("advance", state, samples.contiguous(), [], gate_bias)
+
+    def generate(
+        self,
+        state: GeneratorState,
+        uniforms: torch.Tensor,
+        sampling: Sampling,
+        gate_bias: GateBias | None = None,
+    ) -> torch.Tensor:
+        """Draw samples with given uniforms; see `Backend.generate`."""
+        options = [float(sampling.temperature), sampling.top_k, float(sampling.top_p)]
+        return self._call("generate", state, uniforms.contiguous(), options, gate_bias)
+
+    def _call(
+        self,
+        operator: str,
+        state: GeneratorState,
+        inputs: torch.Tensor,
+        options: list[Any],
+        gate_bias: GateBias | None,
+    ) -> torch.Tensor:
+        for name in ("queues", "position", "last_sample"):
+            # The operator writes into these; a contiguous copy would take the result with it.
+            setattr(state, name, getattr(state, name).contiguous())
+        gate: tuple[Any, ...] = (None, 1, 0, False)
+        if gate_bias is not None:
+            gate = (_frames(gate_bias.values), gate_bias.hop, gate_bias.start, gate_bias.linear)
+        try:
+            return getattr(torch.ops.wavenet, operator)(
+                self.packed.data,
+                self.packed.geometry,
+                state.queues,
+                state.position,
+                state.last_sample,
+                inputs,
+                *options,
+                *gate,
+                self.threads,
+            )
+        except RuntimeError as error:
+            raise _translated(error, state) from error
+
+
+def _frames(values: torch.Tensor) -> torch.Tensor:
+    """Return a gate bias's values as the operator takes them, without copying an expanded batch."""
+    if values.shape[0] > 1 and values.stride(0) == 0:
+        return values[:1].contiguous().expand(values.shape)
+    return values.contiguous()
+
+
+def _one_line(error: RuntimeError) -> str:
+    message = str(error).splitlines()[0]
+    found = _INSTRUCTION_SET.search(message)
+    return found[0] if found else message
+
+
+def _translated(error: RuntimeError, state: GeneratorState) -> Exception:
+    """Return what to raise for an operator's error: a `BackendError` where a user can have caused it."""
+    found = _NON_FINITE.search(str(error))
+    if found:
+        return BackendError(f"{found[1]} of stream {int(state.stream[int(found[2])])}")
+    if _INSTRUCTION_SET.search(str(error)) or "could not be started" in str(error):
+        return BackendError(_one_line(error))
+    return error
+
+
+@functools.cache
+def load_extension() -> str | None:
+    """Load `wavenet._C` once and register its operators; return None, or why it is not there."""
+    reason = _build_reason()
+    if reason is not None:
+        return f"the extension was not built: {reason}"
+    paths = [_PACKAGE / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    found = [path for path in paths if path.exists()]
+    if not found:
+        return "the extension was not built: install the package with a C++ compiler at hand"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        return f"the extension {found[0]} could not be loaded: {error}"
+    _register_fakes()
+    return None
+
+
+def _build_reason() -> str | None:
+    try:
+        info = json.loads((_PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return None if info["extension"] else info["reason"]
+
+
+def _register_fakes() -> None:
+    """Tell torch the shapes of the results, so that the operators can be traced and compiled around."""
+
+    @torch.library.register_fake("wavenet::advance")
+    def _(weights, geometry, queues, position, last_sample, samples, gate_bias, hop, start, linear, threads):
+        return weights.new_empty(*samples.shape, geometry[1])
+
+    @torch.library.register_fake("wavenet::generate")
+    def _(
+        weights,
+        geometry,
+        queues,
+        position,
+        last_sample,
+        uniforms,
+        temperature,
+        top_k,
+        top_p,
+        gate_bias,
+        hop,
+        start,
+        linear,
+        threads,
+    ):
+        return position.new_empty(uniforms.shape)

@@ -1,0 +1,278 @@
+"""Generation sample by sample: prime, draw, stream, continue."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wavenet import backends, mulaw
+from wavenet.conditioning import GateBias
+from wavenet.errors import ConfigError
+from wavenet.model import WaveNet
+from wavenet.state import GeneratorState, Sampling, stream_numbers, uniforms
+
+__all__ = ["Generator", "GeneratorState", "Sampling"]
+
+CHUNK = 2048
+"""Samples drawn between two looks at the outside world (an interrupt, a reader)."""
+
+
+@contextlib.contextmanager
+def _single_thread() -> Iterator[None]:
+    # A matrix product split over another number of threads may round differently, and a stream must
+    # not depend on that.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Generator:
+    """Makes audio from a network.
+
+    What a stream sounds like depends on its seed, its number, its primer and the sampling settings only:
+    not on the batch it is in, the length of the chunks, or the number of threads. On one machine, drawing
+    1 s and then 3 s gives the same samples as drawing 4 s.
+
+    Parameters
+    ----------
+    model : WaveNet
+        Copied; later changes to it have no effect.
+    backend : str
+        "auto", or a name from `wavenet.backends.NAMES`.
+    device : str
+        Where to generate.
+    threads : int, optional
+        Threads over which streams are spread.
+
+    Raises
+    ------
+    BackendError
+        If the backend cannot run here.
+    """
+
+    def __init__(
+        self, model: WaveNet, backend: str = "auto", device: str = "cpu", threads: int | None = None
+    ):
+        self.config = model.config
+        self.model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+        self.backend = backends.create(self.model, backend, device, threads)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | os.PathLike[str],
+        backend: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> Generator:
+        """Load a network written by `WaveNet.save_pretrained` or by training; see the class for the rest."""
+        return cls(WaveNet.from_pretrained(Path(directory)), backend, device, threads)
+
+    def encode(self, audio: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Return the int64 classes of amplitudes in [-1, 1], of the same shape."""
+        return mulaw.encode(torch.as_tensor(audio), self.config.quantization_channels)
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        """Return the amplitudes of classes, float32 in [-1, 1], of the same shape, on the CPU."""
+        return mulaw.decode(samples.cpu(), self.config.quantization_channels)
+
+    def start(
+        self, batch: int = 1, seed: int = 0, first_stream: int = 0, gate_bias: GateBias | None = None
+    ) -> GeneratorState:
+        """Return streams that begin after endless silence.
+
+        Parameters
+        ----------
+        batch : int
+            Number of streams.
+        seed : int
+            0 or more.
+        first_stream : int
+            Number of the first stream; the others follow.
+        gate_bias : GateBias, optional
+            Its first frame conditions the silence as well; batch 1 or `batch`.
+        """
+        if gate_bias is not None:
+            return self.prime(torch.empty(batch, 0), seed, first_stream, gate_bias)
+        return self.prime(torch.empty(1, 0), seed).fan_out(batch, first_stream)
+
+    @torch.inference_mode()
+    def prime(
+        self,
+        samples: torch.Tensor,
+        seed: int = 0,
+        first_stream: int = 0,
+        gate_bias: GateBias | None = None,
+    ) -> GeneratorState:
+        """Return streams that go on from given samples.
+
+        The queues are filled from one parallel pass over the last receptive field, one stream at a time.
+
+        Parameters
+        ----------
+        samples : integer tensor (time,) or (batch, time)
+            Classes; silence is assumed before them.
+        seed, first_stream, gate_bias
+            As in `start`.
+
+        Raises
+        ------
+        ConfigError
+            If a sample is not a class of the network, or the seed is out of range.
+        """
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed = {seed}: must be from 0 to 2^63 - 1")
+        samples = torch.atleast_2d(samples).to("cpu", torch.int64)
+        self._check_samples(samples)
+        batch, length = samples.shape
+        gate_bias = self._fit(gate_bias, batch)
+        context = self.config.receptive_field
+        silence = torch.full((batch, max(0, context - length)), self.config.silence)
+        recent = torch.cat([silence, samples[:, max(0, length - context) :]], dim=1)
+        queues = torch.empty(batch, self.config.queue_steps, self.config.residual_channels)
+        with _single_thread():
+            for row in range(batch):
+                bias = None if gate_bias is None else gate_bias.stream(row)
+                inputs = self.model.layer_inputs(recent[row : row + 1, :-1], bias, position=length)
+                # The input fed in the step at position p stands in slot p mod depth.
+                rings = [torch.roll(each[0], length % each.shape[1], 0) for each in inputs]
+                queues[row] = torch.cat(rings)
+        state = GeneratorState(
+            queues=queues,
+            position=torch.full((batch,), length),
+            last_sample=recent[:, -1].clone(),
+            stream=stream_numbers(batch, first_stream),
+            seed=seed,
+        )
+        return state.to(self.backend.device)
+
+    def advance(
+        self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
+    ) -> torch.Tensor:
+        """Feed given samples and return what the network expected in their place.
+
+        Parameters
+        ----------
+        state : GeneratorState
+            Changed in place.
+        samples : integer tensor (batch, time)
+        gate_bias : GateBias, optional
+
+        Returns
+        -------
+        float32 tensor (batch, quantization_channels, time)
+            The logits at index i predict samples[:, i].
+        """
+        self._check_state(state)
+        samples = torch.atleast_2d(samples).to(state.queues.device, torch.int64)
+        self._check_samples(samples)
+        if len(samples) != state.batch:
+            raise ConfigError(f"samples of batch {len(samples)} given to a state of {state.batch} stream(s)")
+        return self.backend.advance(state, samples, self._fit(gate_bias, state.batch)).transpose(1, 2)
+
+    def generate(
+        self,
+        steps: int,
+        state: GeneratorState | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        gate_bias: GateBias | None = None,
+    ) -> torch.Tensor:
+        """Draw `steps` new samples of every stream.
+
+        Parameters
+        ----------
+        steps : int
+            Samples per stream; seconds times `config.sample_rate`.
+        state : GeneratorState, optional
+            Where to go on; changed in place. By default a new single stream with seed 0.
+        temperature, top_k, top_p
+            See `Sampling`.
+        gate_bias : GateBias, optional
+
+        Returns
+        -------
+        int64 tensor (batch, steps)
+            Classes; `decode` makes amplitudes of them.
+        """
+        state = self.start() if state is None else state
+        chunks = list(self.stream(state, steps, CHUNK, temperature, top_k, top_p, gate_bias))
+        return torch.cat(chunks, dim=1) if chunks else state.last_sample.new_empty(state.batch, 0)
+
+    def stream(
+        self,
+        state: GeneratorState,
+        steps: int | None = None,
+        chunk: int = CHUNK,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        gate_bias: GateBias | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yield new samples in chunks, int64 (batch, up to `chunk`), endlessly if `steps` is None.
+
+        The samples do not depend on `chunk`. The other parameters are those of `generate`.
+        """
+        if chunk < 1 or (steps is not None and steps < 0):
+            raise ConfigError(
+                f"chunk = {chunk}, steps = {steps}: a chunk has at least 1 sample, steps at least 0"
+            )
+        self._check_state(state)
+        sampling = Sampling(temperature, top_k, top_p)
+        return self._stream(state, steps, chunk, sampling, self._fit(gate_bias, state.batch))
+
+    def _stream(
+        self,
+        state: GeneratorState,
+        steps: int | None,
+        chunk: int,
+        sampling: Sampling,
+        gate_bias: GateBias | None,
+    ) -> Iterator[torch.Tensor]:
+        left = math.inf if steps is None else steps
+        while left > 0:
+            draws = uniforms(state, int(min(chunk, left)))
+            samples = self.backend.generate(state, draws.to(state.queues.device), sampling, gate_bias)
+            left -= samples.shape[1]
+            yield samples
+
+    def _check_samples(self, samples: torch.Tensor) -> None:
+        classes = self.config.quantization_channels
+        if samples.numel() and not 0 <= int(samples.min()) <= int(samples.max()) < classes:
+            raise ConfigError(
+                f"samples range from {int(samples.min())} to {int(samples.max())}: "
+                f"this network's classes are 0 to {classes - 1}"
+            )
+
+    def _fit(self, gate_bias: GateBias | None, batch: int) -> GateBias | None:
+        """Return the bias with one row per stream, having checked its shape."""
+        if gate_bias is None:
+            return None
+        rows, frames, *shape = gate_bias.values.shape
+        expected = [self.config.layers, 2 * self.config.dilation_channels]
+        if shape != expected or rows not in (1, batch):
+            raise ConfigError(
+                f"gate bias is {tuple(gate_bias.values.shape)}: expected (1 or {batch}, frames, "
+                f"{expected[0]}, {expected[1]})"
+            )
+        return dataclasses.replace(gate_bias, values=gate_bias.values.expand(batch, frames, *shape))
+
+    def _check_state(self, state: GeneratorState) -> None:
+        expected = (state.batch, self.config.queue_steps, self.config.residual_channels)
+        if tuple(state.queues.shape) != expected:
+            raise ConfigError(
+                f"the state's queues are {tuple(state.queues.shape)}, this network's are {expected}: "
+                "the state belongs to another network"
+            )
