@@ -1,0 +1,89 @@
+"""What a command says while it works: lines that stay and one status line that is rewritten."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+
+class Console:
+    """Writes to standard error, or another text stream.
+
+    On a terminal the status line is rewritten in place; elsewhere it is written as a line now and then, so
+    that log files stay readable.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = sys.stderr if stream is None else stream
+        self.terminal = self.stream.isatty()
+        self.interval = 0.2 if self.terminal else 30.0
+        self._shown = ""
+        self._next = time.monotonic() if self.terminal else time.monotonic() + self.interval
+
+    def line(self, text: str) -> None:
+        """Write a line."""
+        self.clear()
+        self._write(text + "\n")
+
+    def status(self, text: str) -> None:
+        """Show what is going on, if the last time is long enough ago."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self.interval
+        if not self.terminal:
+            self._write(text + "\n")
+            return
+        text = text[: shutil.get_terminal_size().columns - 1]
+        self._write("\r" + text.ljust(len(self._shown)))
+        self._shown = text
+
+    def clear(self) -> None:
+        """Remove the status line from a terminal."""
+        if self._shown:
+            self._write("\r" + " " * len(self._shown) + "\r")
+            self._shown = ""
+
+    def _write(self, text: str) -> None:
+        # A reader of standard error that has gone away must not end hours of work.
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+            self.stream.flush()
+
+
+class Meter:
+    """Units of work per second of working time."""
+
+    def __init__(self, smoothing: float = 0.95):
+        self.smoothing = smoothing
+        self.rate = 0.0
+        self._last = time.perf_counter()
+
+    def count(self, units: float) -> None:
+        """Count work done since the last call."""
+        now = time.perf_counter()
+        rate = units / max(now - self._last, 1e-9)
+        self._last = now
+        self.rate = rate if self.rate == 0 else self.smoothing * self.rate + (1 - self.smoothing) * rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of a block out of the account."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._last += time.perf_counter() - start
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in the unit a person would use."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
