@@ -1,0 +1,1 @@
+"""Command lines: they parse, then call."""

@@ -1,0 +1,314 @@
+"""`wavenet-train`: from a folder of recordings to a network."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from wavenet.cli.common import INTERRUPTED, Parser, run
+from wavenet.config import NORMALIZATIONS, PRECISIONS, PRESETS, TrainingConfig, WaveNetConfig, preset
+from wavenet.errors import CheckpointError, ConfigError
+
+NETWORK_FLAGS = {
+    "sample_rate": "Hz the recordings are resampled to",
+    "quantization_channels": "mu-law classes",
+    "layers": "dilated layers in all",
+    "stacks": "stacks of dilations 1, 2, 4, ...",
+    "kernel_size": "taps of each dilated convolution",
+    "residual_channels": "width of the residual path",
+    "dilation_channels": "width of each branch of the gate",
+    "skip_channels": "width of the skip sum",
+    "head_channels": "width between the last two 1x1 convolutions",
+}
+TRAINING_FLAGS = {
+    "steps": "optimiser steps in all",
+    "batch": "segments per step",
+    "segment": "seconds per segment",
+    "lr": "peak learning rate",
+    "seed": "of the first weights and the choice of segments",
+    "warmup_steps": "steps over which the learning rate rises",
+    "weight_decay": "decoupled weight decay of the matrices",
+    "clip_norm": "largest norm of the gradient",
+    "ema_decay": "decay of the averaged weights, the ones saved for use",
+    "validate_every": "steps between validations (0: none)",
+    "validation_seconds": "seconds of audio scored at each validation",
+    "checkpoint_every": "steps between checkpoints (0: only at the end)",
+    "sample_every": "steps between generated samples (0: none)",
+    "sample_seconds": "length of a generated sample",
+    "keep": "checkpoints kept besides the best",
+    "validation_fraction": "share of the files held out for validation",
+}
+
+
+def build_parser() -> Parser:
+    """Return the parser of `wavenet-train`."""
+    parser = Parser(
+        prog="wavenet-train",
+        description="Train a network on a folder of recordings. "
+        "Ctrl-C saves, and the run goes on later with --resume.",
+    )
+    absent = argparse.SUPPRESS
+    data = parser.add_argument_group("data and run")
+    data.add_argument("--audio-dir", type=Path, metavar="DIR", help="folder of recordings, searched in depth")
+    data.add_argument(
+        "--out-dir",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="the run (default: checkpoints)",
+    )
+    data.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="prepared audio; without --audio-dir it is all that is needed (default: ~/.cache/wavenet)",
+    )
+    data.add_argument("--resume", action="store_true", help="go on from the run's latest checkpoint")
+    data.add_argument(
+        "--dry-run", action="store_true", help="report on the data, take one step, write no run"
+    )
+    data.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    data.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
+    data.add_argument(
+        "--normalization",
+        choices=NORMALIZATIONS,
+        default=absent,
+        help="level every recording to the same peak or loudness (default: none)",
+    )
+    silence = data.add_mutually_exclusive_group()
+    silence.add_argument(
+        "--silence-db",
+        type=float,
+        default=absent,
+        metavar="DB",
+        help="remove what is this far below a file's loudest part (default: 60)",
+    )
+    silence.add_argument(
+        "--keep-silence",
+        dest="silence_db",
+        action="store_const",
+        const=None,
+        default=absent,
+        help="remove none",
+    )
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--preset", choices=tuple(PRESETS), default=absent, help="size of the network (default: small)"
+    )
+    _add_fields(network, WaveNetConfig, NETWORK_FLAGS)
+    training = parser.add_argument_group("training")
+    _add_fields(training, TrainingConfig, TRAINING_FLAGS)
+    training.add_argument(
+        "--precision", choices=PRECISIONS, default=absent, help="of the matrix products (default: auto)"
+    )
+    return parser
+
+
+def _add_fields(group: Any, config: type, flags: dict[str, str]) -> None:
+    """Add a flag for each named field; a flag not given leaves no trace in the parsed options."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for name, text in flags.items():
+        value = fields[name].default
+        shown = "the preset's" if name in PRESETS["small"] else value
+        group.add_argument(
+            "--" + name.replace("_", "-"),
+            type=type(value),
+            default=argparse.SUPPRESS,
+            metavar="N" if isinstance(value, int) else "X",
+            help=f"{text} (default: {shown})",
+        )
+
+
+def _given(options: argparse.Namespace, names: Any) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
+def default_cache() -> Path:
+    """Return the folder for prepared audio: `wavenet` under the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "wavenet"
+
+
+def work(options: argparse.Namespace) -> int:
+    """Carry out parsed options; return the exit code."""
+    network = _given(options, [*NETWORK_FLAGS, "normalization"])
+    settings = _given(options, [*TRAINING_FLAGS, "precision", "silence_db"])
+    # Wrong values are told before torch is loaded.
+    config = preset(getattr(options, "preset", "small"), **network)
+    training = dataclasses.replace(TrainingConfig(), **settings)
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError(f"--threads {options.threads}: must be at least 1")
+
+    import torch
+
+    from wavenet import checkpoint
+    from wavenet.dataset import DataConfig, prepare
+    from wavenet.evaluation import resolve_precision
+    from wavenet.progress import Console
+    from wavenet.training import Trainer
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    console = Console()
+    device = _device(options.device)
+    source = {"audio_dir": options.audio_dir and str(options.audio_dir.resolve())}
+    source["cache_dir"] = str((options.cache_dir or default_cache()).resolve())
+    found = None
+    if options.resume:
+        found = checkpoint.load_latest(options.out_dir, lambda text: console.line(f"warning: {text}"))
+        config, training, source = _resumed(options, found, network, settings, source)
+    elif not options.dry_run and checkpoint.numbered(options.out_dir):
+        latest = checkpoint.numbered(options.out_dir)[0]
+        raise CheckpointError(
+            f"{options.out_dir}: holds a run already ({latest.name}); go on with --resume, "
+            "or start another with --out-dir"
+        )
+    if source["audio_dir"] is None and options.cache_dir is None and not options.resume:
+        raise ConfigError(
+            "name the folder of recordings with --audio-dir DIR (or prepared audio: --cache-dir)"
+        )
+    training = dataclasses.replace(training, precision=resolve_precision(training.precision, device))
+
+    data = prepare(
+        Path(source["audio_dir"]) if source["audio_dir"] else None,
+        Path(source["cache_dir"]),
+        config,
+        DataConfig(silence_db=training.silence_db, validation_fraction=training.validation_fraction),
+        lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
+    )
+    console.clear()
+    console.line(str(data.report))
+    trainer = Trainer(config, training, data, options.out_dir, device, source, console)
+    console.line(
+        f"network  {config.layers} layers, {trainer.model.parameter_count:,} parameters, receptive field "
+        f"{config.receptive_field:,} samples ({1000 * config.receptive_field / config.sample_rate:.0f} ms), "
+        f"{training.precision} on {device}"
+    )
+    if found is not None:
+        trainer.restore(*found)
+        console.line(f"resuming from {found[0]}")
+    if options.dry_run:
+        return _dry_run(trainer, console)
+    return _train(trainer, console, options)
+
+
+def _resumed(
+    options: argparse.Namespace,
+    found: Any,
+    network: dict[str, Any],
+    settings: dict[str, Any],
+    source: dict[str, Any],
+) -> tuple[WaveNetConfig, TrainingConfig, dict[str, Any]]:
+    """Return the configurations of a resumed run: the checkpoint's, with what the command line changes."""
+    from wavenet.weights import read_config
+
+    path, moment = found
+    config = read_config(path)
+    asked = {**PRESETS[options.preset], **network} if hasattr(options, "preset") else network
+    for name, value in asked.items():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value}: the run in {options.out_dir} has "
+                f"{getattr(config, name)}; "
+                "leave network flags out when resuming, or start another run with --out-dir"
+            )
+    try:
+        training = TrainingConfig.from_json(moment.progress.get("training"))
+        kept = {key: moment.progress["source"][key] for key in ("audio_dir", "cache_dir")}
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / 'training.json'}: {error}; use another checkpoint") from None
+    if options.audio_dir is not None:
+        kept["audio_dir"] = source["audio_dir"]
+    if options.cache_dir is not None:
+        kept["cache_dir"] = source["cache_dir"]
+    return config, dataclasses.replace(training, **settings), kept
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name}: is not a device; use auto, cpu or cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: is not supported; use auto, cpu or cuda")
+    return device
+
+
+def _dry_run(trainer: Any, console: Any) -> int:
+    import time
+
+    start = time.perf_counter()
+    bits, _ = trainer.step()
+    seconds = time.perf_counter() - start
+    if not math.isfinite(bits):
+        raise ConfigError(f"the first step's loss is {bits}: lower --lr")
+    from wavenet.progress import duration
+
+    total = duration(seconds * trainer.training.steps)
+    console.line(
+        f"dry run  one step took {seconds:.2f} s at {bits:.3f} bits per sample; "
+        f"{trainer.training.steps:,} steps would take about {total} (the first step is a slow one)"
+    )
+    return 0
+
+
+class _Stopper:
+    """Notes the first interrupt, so that a step can be finished and saved; the second one is at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Callable[[], bool]:
+        self.before = {each: signal.signal(each, self._ask) for each in (signal.SIGINT, signal.SIGTERM)}
+        return lambda: self.asked
+
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self.before.items():
+            signal.signal(each, handler)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def _train(trainer: Any, console: Any, options: argparse.Namespace) -> int:
+    import shlex
+
+    with _Stopper() as stop:
+        finished = trainer.train(stop)
+    step = trainer.counters["step"]
+    run_dir = shlex.quote(str(options.out_dir))
+    best = trainer.counters["best_bits"]
+    told = f", best validation {best:.3f} bits per sample" if best is not None else ""
+    if finished:
+        console.line(f"done: {step} steps{told}; checkpoints in {options.out_dir}")
+        console.line(f"now: wavenet-generate --checkpoint {run_dir} --seconds 4 out.wav")
+        return 0
+    console.line(f"stopped and saved at step {step}{told}; go on with:")
+    console.line(f"  wavenet-train --resume --out-dir {run_dir}")
+    return INTERRUPTED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `wavenet-train`; return the exit code."""
+    return run(build_parser(), work, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
