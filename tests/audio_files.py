@@ -28,6 +28,8 @@ FORMATS = [
     ("rf64", "RF64", "PCM_16", 2e-4),
     ("voc", "VOC", "PCM_16", 2e-4),
     ("sf", "IRCAM", "PCM_16", 2e-4),
+    ("sph", "NIST", "PCM_16", 2e-4),
+    ("svx", "SVX", "PCM_16", 2e-4),
 ]
 
 

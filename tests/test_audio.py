@@ -3,7 +3,6 @@
 import io
 import math
 import os
-import socket
 import struct
 import tracemalloc
 import wave
@@ -26,8 +25,9 @@ from audio_files import (
 
 from wavenet.audio import Decoder, Unusable, WavWriter, load_audio, write_wav
 from wavenet.errors import AudioError
-from wavenet.files import atomic_output, find_audio, printable
-from wavenet.levels import gain, measure, sounding
+from wavenet.files import printable
+
+CUT_SHORT = "cut short (it ends before its header says)"
 
 
 def decode(path, rate=16000):
@@ -43,109 +43,6 @@ def failure(path, rate=16000):
     return message
 
 
-def names_in(folder, **options):
-    return find_audio(folder, **options).names
-
-
-# -- finding ---------------------------------------------------------------------------------------------
-
-
-def test_search_is_recursive_sorted_by_bytes_and_counts_the_rest(tmp_path):
-    for name in ("b.wav", "a/z.FLAC", "a/b/c.mp3", "A.ogg", "z.txt", "y.txt", "._b.wav", "Makefile"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    found = find_audio(tmp_path)
-    assert found.names == ["A.ogg", "a/b/c.mp3", "a/z.FLAC", "b.wav"]
-    assert found.ignored == {"": 1, "txt": 2, "wav": 1}
-    assert not found.unreadable
-
-
-def test_a_single_file_is_a_folder_of_one(tmp_path):
-    path = save(tmp_path / "one.wav", sine(440, 0.1, 16000))
-    found = find_audio(path)
-    assert found.root == tmp_path and found.names == ["one.wav"]
-
-
-def test_pipes_sockets_and_device_links_are_never_opened(tmp_path):
-    save(tmp_path / "good.wav", sine(440, 0.1, 16000))
-    os.mkfifo(tmp_path / "pipe.wav")
-    (tmp_path / "zero.wav").symlink_to("/dev/zero")
-    (tmp_path / "dead.wav").symlink_to("nowhere")
-    server = socket.socket(socket.AF_UNIX)
-    here = os.getcwd()
-    os.chdir(tmp_path)  # a socket's path is limited to about 100 bytes
-    try:
-        server.bind("socket.wav")
-    finally:
-        os.chdir(here)
-        server.close()
-    found = find_audio(tmp_path)
-    assert found.names == ["good.wav"]
-    assert found.ignored == {"(not a file)": 3}
-    assert list(found.unreadable) == ["dead.wav"]
-    # Named directly they are refused, where an open would wait or never end.
-    assert "not a regular file" in failure(tmp_path / "pipe.wav")
-    assert "not a regular file" in failure(tmp_path / "zero.wav")
-
-
-def test_links_are_followed_once_and_rename_nothing(tmp_path):
-    save(tmp_path / "tree" / "m" / "x.wav", sine(440, 0.1, 16000))
-    save(tmp_path / "elsewhere" / "y.wav", sine(440, 0.1, 16000))
-    assert names_in(tmp_path / "tree") == ["m/x.wav"]
-    (tmp_path / "tree" / "a-loop").symlink_to(tmp_path / "tree")
-    (tmp_path / "tree" / "m" / "up").symlink_to("..")
-    (tmp_path / "tree" / "a-copy.wav").symlink_to("m/x.wav")
-    (tmp_path / "tree" / "out").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "tree")
-    assert names_in(tmp_path / "tree") == ["m/x.wav", "out/y.wav"]
-
-
-def test_excluded_folders_are_not_searched(tmp_path):
-    save(tmp_path / "x.wav", sine(440, 0.1, 16000))
-    save(tmp_path / "checkpoints" / "sample.wav", sine(440, 0.1, 16000))
-    assert names_in(tmp_path, exclude=[tmp_path / "checkpoints", tmp_path / "absent"]) == ["x.wav"]
-
-
-def test_names_that_are_not_utf8_work_and_print_as_one_line(tmp_path):
-    name = b"caf\xe9\n\x1b[31m.wav"
-    plain = save(tmp_path / "plain.wav", sine(440, 0.1, 16000))
-    os.rename(plain, os.path.join(os.fsencode(tmp_path), name))
-    (found,) = names_in(tmp_path)
-    assert os.fsencode(found) == name
-    assert printable(found) == "caf\\xe9\\n\\x1b[31m.wav"
-    assert len(load_audio(tmp_path / found, 16000)) == 1600
-
-
-def test_folders_without_recordings_say_what_they_hold(tmp_path):
-    def refusal(folder):
-        with pytest.raises(AudioError) as caught:
-            find_audio(folder)
-        assert "\n" not in str(caught.value) and printable(folder) in str(caught.value)
-        return str(caught.value)
-
-    assert "does not exist" in refusal(tmp_path / "absent")
-    assert "is empty" in refusal(tmp_path)
-    (tmp_path / "songs.zip").write_bytes(b"PK\3\4")
-    assert "1 zip" in refusal(tmp_path) and "flac" in refusal(tmp_path)
-    assert "does not exist" in refusal(tmp_path / "songs" / "x")
-    os.mkfifo(tmp_path / "pipe")
-    assert "not a folder" in refusal(tmp_path / "pipe")
-    assert "cannot be read" in refusal(tmp_path / "songs.zip" / "x")
-
-
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_unreadable_folders_and_files_are_named(tmp_path):
-    save(tmp_path / "good.wav", sine(440, 0.1, 16000))
-    locked = save(tmp_path / "locked" / "x.wav", sine(440, 0.1, 16000)).parent
-    locked.chmod(0)
-    try:
-        assert find_audio(tmp_path).unreadable == {"locked": "permission denied"}
-        with pytest.raises(AudioError, match="permission denied"):
-            find_audio(locked)
-    finally:
-        locked.chmod(0o755)
-
-
 # -- decoding --------------------------------------------------------------------------------------------
 
 
@@ -155,7 +52,7 @@ def test_every_format_comes_back(tmp_path, extension, form, encoding, error):
     audio = sine(440, 2.0, rate)
     path = save(tmp_path / f"x.{extension}", audio, rate, form, encoding)
     got, decoder = decode(path, rate)
-    assert (decoder.source_rate, decoder.channels, decoder.cut_short) == (rate, 1, False)
+    assert (decoder.source_rate, decoder.channels, decoder.frames) == (rate, 1, len(got))
     # ADPCM pads its last block.
     assert len(got) >= len(audio) and len(got) - len(audio) < 2048
     assert np.abs(got[1000 : len(audio) - 1000] - audio[1000:-1000]).max() < error
@@ -245,31 +142,6 @@ def test_things_named_wav_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize(("extension", "form", "encoding", "error"), FORMATS)
-@pytest.mark.parametrize("share", [0.02, 0.6, 0.999])
-def test_truncated_files_give_their_beginning_or_a_reason(
-    tmp_path, capfd, extension, form, encoding, error, share
-):
-    rate = 24000 if encoding == "OPUS" else 22050
-    audio = sine(440, 6.0, rate)
-    whole = save(tmp_path / f"whole.{extension}", audio, rate, form, encoding).read_bytes()
-    path = tmp_path / f"cut.{extension}"
-    path.write_bytes(whole[: int(len(whole) * share)])
-    try:
-        got, decoder = decode(path, rate)
-    except Unusable as problem:
-        assert "\n" not in str(problem)
-    else:
-        assert 0 < len(got) <= len(audio) + 2048
-        checked = min(len(got), len(audio)) - 4096
-        if checked > 1000:
-            assert np.abs(got[1000:checked] - audio[1000:checked]).max() < error
-        # VOC and IRCAM files have no length that libsndfile compares.
-        assert decoder.cut_short or form in ("VOC", "IRCAM") or share > 0.99
-    # The MP3 decoder complains on the process's standard error unless it is kept from it.
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(("extension", "form", "encoding", "error"), FORMATS)
 @pytest.mark.parametrize("place", [0.0, 0.01, 0.5])
 def test_corrupt_files_never_crash(tmp_path, capfd, extension, form, encoding, error, place):
     rate = 24000 if encoding == "OPUS" else 22050
@@ -286,52 +158,37 @@ def test_corrupt_files_never_crash(tmp_path, capfd, extension, form, encoding, e
     assert capfd.readouterr() == ("", "")
 
 
-def test_flac_damaged_in_the_middle_is_refused_and_cut_short_is_used(tmp_path):
-    audio = noise(20, 16000)
-    whole = save(tmp_path / "x.flac", audio, 16000, "FLAC").read_bytes()
+def test_flac_damaged_in_the_middle_is_refused(tmp_path):
+    whole = save(tmp_path / "x.flac", noise(20, 16000), 16000, "FLAC").read_bytes()
     middle = len(whole) // 2
     (tmp_path / "bad.flac").write_bytes(whole[:middle] + bytes(3000) + whole[middle + 3000 :])
-    (tmp_path / "cut.flac").write_bytes(whole[:middle])
     assert "damaged" in failure(tmp_path / "bad.flac")
-    got, decoder = decode(tmp_path / "cut.flac")
-    assert decoder.cut_short and decoder.claimed == len(audio)
-    assert 0.8 < len(got) / (len(audio) / 2) <= 1.02
-    assert np.abs(got - audio[: len(got)]).max() < 1e-4
 
 
 def test_headers_that_claim_too_much_cost_no_memory(tmp_path):
     data = (noise(0.5, 16000) * 32767).astype("<i2").tobytes()
     flac = save(tmp_path / "x.flac", noise(0.5, 16000), 16000, "FLAC").read_bytes()
     files = {
-        "a.wav": wav_bytes(data, claimed=0x7F000000),
-        "b.wav": wav_bytes(data, channels=200, claimed=0x7F000000),
+        "a.wav": wav_bytes(data, claimed=0x7E000000),
+        "b.wav": wav_bytes(data, channels=200, claimed=0x7E000000),
         "c.w64": w64_bytes(data, 16000, 2 * 10**10),
         "d.flac": flac_claiming(flac, 10**10),
-        "e.au": au_bytes(data, claimed=0x7F000000),
+        "e.au": au_bytes(data, claimed=0x7E000000),
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         tracemalloc.start()
         try:
-            got, decoder = decode(tmp_path / name)
-            assert decoder.cut_short and 0 < len(got) <= 8000
-        except Unusable:
-            assert name not in ("a.wav", "d.flac")
+            for _ in Decoder(tmp_path / name, 16000).blocks():
+                pass
+            refused = None
+        except Unusable as problem:
+            refused = problem.reason
         finally:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert peak < 32e6
-
-
-def test_a_header_written_for_a_pipe_is_not_cut_short(tmp_path):
-    audio = noise(0.5, 16000)
-    stream = Pipe()
-    writer = WavWriter(stream, 16000)
-    writer.write(audio)
-    writer.finish()
-    (tmp_path / "x.wav").write_bytes(stream.getvalue())
-    got, decoder = decode(tmp_path / "x.wav")
-    assert len(got) == len(audio) and not decoder.cut_short
+        assert refused == CUT_SHORT, name
 
 
 @pytest.mark.parametrize("rate", [0, 1, 99, 1_000_001, 2_000_000_000, 0xFFFFFFFF])
@@ -380,69 +237,6 @@ def test_silence_is_refused(tmp_path, value, normalization):
     path = save(tmp_path / "x.wav", np.full(16000, value), encoding="FLOAT")
     with pytest.raises(AudioError, match="silent"):
         load_audio(path, 16000, normalization)
-
-
-# -- levels ----------------------------------------------------------------------------------------------
-
-
-def test_peak_and_loudness(tmp_path):
-    path = save(tmp_path / "x.wav", sine(440, 2.0, 16000, 0.01), encoding="FLOAT")
-    assert np.abs(load_audio(path, 16000, "peak")).max() == pytest.approx(0.95, rel=1e-3)
-    loud = load_audio(path, 16000, "loudness")
-    assert np.sqrt(np.mean(loud**2)) == pytest.approx(10 ** (-20 / 20), rel=1e-3)
-    # Silence between does not make the rest louder.
-    gaps = np.concatenate([np.zeros(32000, np.float32), sine(440, 2.0, 16000, 0.01)])
-    path = save(tmp_path / "gaps.wav", gaps, encoding="FLOAT")
-    assert np.sqrt(np.mean(load_audio(path, 16000, "loudness")[32000:] ** 2)) == pytest.approx(0.1, rel=1e-3)
-    # A click that would pass full scale limits the gain.
-    click = sine(440, 2.0, 16000, 0.01)
-    click[5000] = 0.9
-    path = save(tmp_path / "click.wav", click, encoding="FLOAT")
-    assert np.abs(load_audio(path, 16000, "loudness")).max() == pytest.approx(0.95, rel=1e-3)
-
-
-def test_levels_match_a_plain_computation():
-    rng = np.random.default_rng(1)
-    signal = (rng.normal(size=100_123) * 0.1 + 0.3).astype(np.float32)
-    levels = measure(signal, 16000)
-    assert levels.frame == 320
-    wide = signal.astype(np.float64)
-    truth = [np.mean((wide[i : i + 320] - wide.mean()) ** 2) for i in range(0, len(wide), 320)]
-    assert np.allclose(levels.power, truth, rtol=1e-9)
-    assert (levels.low, levels.high) == (wide.min(), wide.max())
-    assert gain(levels, "none") == 1
-
-
-def stretches(signal, silence_db: float | None = 60.0, rate=16000):
-    return sounding(measure(signal, rate), len(signal), rate, silence_db)
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-3])
-def test_silence_is_relative_to_the_file(scale):
-    tone, gap = sine(440, 1.0, 16000), np.zeros(16000, np.float32)
-    signal = np.concatenate([gap, tone, gap, tone * 0.01, gap]) * scale
-    pad = 800
-    assert stretches(signal) == [(16000 - pad, 32000 + pad), (48000 - pad, 64000 + pad)]
-    # At 30 dB the second tone, 40 dB down, is silence as well.
-    assert stretches(signal, 30.0) == [(16000 - pad, 32000 + pad)]
-    assert stretches(signal, None) == [(0, len(signal))]
-
-
-def test_short_pauses_and_offsets_do_not_matter():
-    tone, pause = sine(440, 1.0, 16000), np.zeros(7600, np.float32)
-    signal = np.concatenate([pause, tone, pause, tone, pause])
-    assert stretches(signal) == [(0, len(signal))]
-    gap = np.zeros(16000, np.float32)
-    shifted = np.concatenate([gap, tone, gap]) + np.float32(0.2)
-    assert stretches(shifted) == [(16000 - 800, 32000 + 800)]
-
-
-def test_something_is_always_kept():
-    rng = np.random.default_rng(5)
-    for length in (1, 7, 319, 320, 321, 50_000):
-        signal = (rng.normal(size=length) * 10.0 ** rng.uniform(-6, 0, size=length)).astype(np.float32)
-        for silence_db in (0.001, 1.0, 60.0):
-            assert sum(stop - start for start, stop in stretches(signal, silence_db)) > 0
 
 
 # -- writing ---------------------------------------------------------------------------------------------
@@ -517,51 +311,3 @@ def test_more_than_four_gib_is_refused_before_anything_is_written():
         WavWriter(stream, 16000, limit + 1)
     assert not stream.getvalue()
     WavWriter(stream, 16000, limit + 1, header=False)
-
-
-def test_output_appears_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "x.bin"
-    with atomic_output(target) as stream:
-        stream.write(b"first")
-        assert not target.exists()
-    assert target.read_bytes() == b"first"
-    with pytest.raises(KeyboardInterrupt), atomic_output(target) as stream:
-        stream.write(b"second")
-        raise KeyboardInterrupt
-    assert target.read_bytes() == b"first"
-    assert os.listdir(tmp_path) == ["x.bin"]
-    assert target.stat().st_mode & 0o777 == 0o666 & ~_umask()
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def test_output_through_a_link_keeps_the_link(tmp_path):
-    (tmp_path / "real").write_bytes(b"old")
-    (tmp_path / "link").symlink_to("real")
-    with atomic_output(tmp_path / "link") as stream:
-        stream.write(b"new")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_bytes() == b"new"
-
-
-def test_output_that_cannot_be_written_is_one_line(tmp_path):
-    for path, why in (
-        (tmp_path / "absent" / "x.wav", "folder does not exist"),
-        (tmp_path, "is a folder"),
-        (tmp_path / ("x" * 300), "name too long"),
-    ):
-        with pytest.raises(AudioError, match=why) as caught:
-            write_wav(path, np.zeros(10, np.float32), 16000)
-        assert "\n" not in str(caught.value)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_full_disk_and_devices():
-    with pytest.raises(AudioError, match="no space left"):
-        write_wav("/dev/full", noise(1, 16000), 16000)
-    write_wav("/dev/null", noise(1, 16000), 16000)
-    assert not os.path.isfile("/dev/null")

@@ -15,6 +15,7 @@ ORDER = [
     "mulaw",
     "files",
     "levels",
+    "completeness",
     "audio",
     "report",
     "clips",

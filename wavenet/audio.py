@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from wavenet.completeness import ends_early
 from wavenet.errors import AudioError
 from wavenet.files import atomic_output, cause, printable
 from wavenet.levels import Levels, Signal, gain, measure
@@ -28,10 +28,8 @@ _MAX_OVER = 0.01
 # Small, because what a decoder had of a block when it met damage is lost.
 _BLOCK_FRAMES = 8192
 _MAX_RESAMPLED = 1 << 20
-# Data sizes that writers to a pipe leave in the header because they cannot know the length.
-_STREAMING_BYTES = 0x7FFF0000
-_CLAIM = re.compile(r"(?:data|SSND|BODY|Data Size|Data length)[ :]+(\d+) \(?should be (\d+)")
-_CLAIM_64 = re.compile(r"(?:does not match value from 'ds64' chunk of (\d+)|^riff : (\d+) \(should be)", re.M)
+_LARGEST_HEADER = 1 << 12
+_CUT_SHORT = "cut short (it ends before its header says)"
 
 
 class Unusable(AudioError):
@@ -114,8 +112,6 @@ class Decoder:
         libsndfile's name of the container.
     frames, claimed : int
         Frames decoded, and frames that the header promises (0 if it does not know).
-    cut_short : bool
-        Whether the file ends before its header says; what decodes is used.
     peak : float
         Largest absolute amplitude of any channel, before mixing.
     """
@@ -125,7 +121,6 @@ class Decoder:
         self.sample_rate = sample_rate
         self.source_rate = self.channels = self.frames = self.claimed = 0
         self.format = ""
-        self.cut_short = False
         self.peak = 0.0
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -136,7 +131,8 @@ class Decoder:
         Raises
         ------
         Unusable
-            If the file is no audio, is damaged, or holds values that are none.
+            If the file is no audio, is damaged or cut short, or holds values that are none. Some of that
+            shows only at the end, after blocks have been yielded.
         """
         descriptor = _open_regular(self.path)
         try:
@@ -182,19 +178,17 @@ class Decoder:
         soundfile = _soundfile()
         buffer = np.empty((_BLOCK_FRAMES, self.channels), dtype=np.float32)
         while True:
+            # Never past the last frame, where a FLAC decoder takes a tag for damage.
+            wanted = min(_BLOCK_FRAMES, self.claimed - self.frames) if self.claimed else _BLOCK_FRAMES
             try:
                 with _quiet():
-                    block = sound.read(out=buffer)
+                    block = sound.read(out=buffer[:wanted]) if wanted else buffer[:0]
             except (soundfile.LibsndfileError, RuntimeError) as error:
                 # If the decoder had read the file to its end, the rest is missing rather than wrong.
-                ended = os.name != "nt" and os.lseek(descriptor, 0, os.SEEK_CUR) >= size
-                if not ended or not self.frames:
-                    why = (
-                        str(getattr(error, "error_string", error)).removeprefix("Error :").strip().rstrip(".")
-                    )
-                    raise Unusable(self.path, f"damaged: {why.lower()}") from None
-                self.cut_short = True
-                return
+                if self.frames and os.name != "nt" and os.lseek(descriptor, 0, os.SEEK_CUR) >= size:
+                    raise self._cut_short() from None
+                why = str(getattr(error, "error_string", error)).removeprefix("Error :").strip().rstrip(".")
+                raise Unusable(self.path, f"damaged: {why.lower()}") from None
             if not len(block):
                 break
             self.frames += len(block)
@@ -212,21 +206,15 @@ class Decoder:
             return block[:, 0].copy()
         return block.mean(axis=1, dtype=np.float64).astype(np.float32)
 
+    def _cut_short(self) -> Unusable:
+        return Unusable(self.path, _CUT_SHORT, "get a whole copy of it")
+
     def _check_length(self, sound: Any, descriptor: int, size: int) -> None:
+        if ends_early(descriptor, size, sound.format, sound.extra_info, self.claimed, self.frames):
+            raise self._cut_short()
         if not self.frames:
-            claim = f", though its header claims {self.claimed} frames" if self.claimed else ""
-            raise Unusable(self.path, f"no samples in it{claim}")
-        # An MP3 without a length in its header has an estimated one.
-        tolerance = self.claimed // 100 + 4096 if self.format == "MP3" else 0
-        log = sound.extra_info
-        data = _CLAIM.search(log)
-        short = bool(data) and int(data[2]) < int(data[1]) < _STREAMING_BYTES  # type: ignore[index]
-        if self.format in ("W64", "RF64"):
-            short = short or bool(_CLAIM_64.search(log))
-        if self.format == "OGG" and os.name != "nt":
-            ended, position = _ogg_end(descriptor, size)
-            short = short or not ended or (sound.subtype == "VORBIS" and position > self.frames)
-        self.cut_short = short or self.frames < self.claimed - tolerance
+            unsure = " by its header, which its recorder may never have completed"
+            raise Unusable(self.path, "no samples in it" + (unsure if size > _LARGEST_HEADER else ""))
 
     def _resampled(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         first = next(blocks)
@@ -247,17 +235,6 @@ class Decoder:
         tail = stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
         wanted = -(-self.frames * self.sample_rate // self.source_rate) - made
         yield np.pad(tail[: max(0, wanted)], (0, max(0, wanted - len(tail))))
-
-
-def _ogg_end(descriptor: int, size: int) -> tuple[bool, int]:
-    """Return whether an Ogg file's last page ends its stream, and the page's position (RFC 3533, 6)."""
-    # A page is at most 65,307 bytes.
-    start = max(0, size - (1 << 17))
-    tail = os.pread(descriptor, size - start, start)
-    page = tail.rfind(b"OggS")
-    if page < 0 or page + 14 > len(tail):
-        return False, 0
-    return bool(tail[page + 5] & 4), struct.unpack_from("<q", tail, page + 6)[0]
 
 
 def settle(signal: Signal, decoder: Decoder, normalization: str) -> tuple[Levels, float]:

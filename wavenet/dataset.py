@@ -16,7 +16,7 @@ from wavenet.clips import Clip, Clips
 from wavenet.config import WaveNetConfig
 from wavenet.errors import AudioError
 from wavenet.files import cause, find_audio, printable
-from wavenet.report import DataReport
+from wavenet.report import DataReport, by_reason, reasons_told
 
 __all__ = ["Clips", "DataConfig", "DataReport", "Prepared", "held_out", "prepare"]
 
@@ -179,9 +179,8 @@ def _from_cache(cache_dir: Path, settings: Settings, progress: Progress | None) 
 
 
 def _all_skipped(audio_dir: str, skipped: dict[str, str]) -> str:
-    shown = "; ".join(f"{printable(name)}: {why}" for name, why in list(skipped.items())[:3])
-    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return f"none of the {len(skipped)} recording(s) in {printable(audio_dir)} can be used ({shown}{more})"
+    shown = "; ".join(reasons_told(by_reason(skipped)))
+    return f"none of the {len(skipped)} recording(s) in {printable(audio_dir)} can be used ({shown})"
 
 
 def _split(
@@ -221,9 +220,6 @@ def _report(
     split: str,
     data: DataConfig,
 ) -> DataReport:
-    reasons: dict[str, list[str]] = {}
-    for name, why in sorted(skipped.items()):
-        reasons.setdefault(why, []).append(name)
     facts = {entry.name: entry.facts for entry in usable}
     files = [len({clip.path for clip in part.clips}) for part in (train, validation)]
     settings, rate = index.settings, index.settings.sample_rate
@@ -238,12 +234,7 @@ def _report(
         found=len(index.cached) + len(index.skipped),
         used=len(usable),
         ignored=index.ignored,
-        skipped=reasons,
-        cut_short={
-            name: (fact["seconds"], fact["claimed_seconds"])
-            for name, fact in facts.items()
-            if fact["cut_short"]
-        },
+        skipped=by_reason(skipped),
         clipped={
             name: fact["over"]
             for name, fact in facts.items()

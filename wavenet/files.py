@@ -70,7 +70,9 @@ class _Search:
         self.links: list[str] = []
         for folder in exclude:
             with suppress(OSError):
-                self.first_time(os.stat(folder))
+                # The folder itself was asked for, whatever else it is used for.
+                if not os.path.samefile(folder, root):
+                    self.first_time(os.stat(folder))
 
     def first_time(self, status: os.stat_result) -> bool:
         identity = (status.st_dev, status.st_ino)

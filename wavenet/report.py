@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wavenet.files import printable
 
 _NAMES_SHOWN = 3
-_REASONS_SHOWN = 3
+_REASONS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,6 @@ class DataReport:
         Other files by extension.
     skipped : dict from str to list of str
         Relative paths by the reason for which they are not used.
-    cut_short : dict from str to (float, float)
-        Recordings that end before their header says: seconds decoded, and seconds claimed (0 if unknown).
     clipped : dict from str to int
         Recordings with samples beyond full scale that were clipped, and how many samples.
     split : str
@@ -61,7 +59,6 @@ class DataReport:
     used: int
     ignored: dict[str, int]
     skipped: dict[str, list[str]]
-    cut_short: dict[str, tuple[float, float]]
     clipped: dict[str, int]
     split: str
     train_files: int
@@ -88,8 +85,7 @@ class DataReport:
         values["uniform_bits"] = self.uniform_bits
         values["audio_dir"] = printable(self.audio_dir)
         values["skipped"] = {why: [printable(name) for name in names] for why, names in self.skipped.items()}
-        for key in ("cut_short", "clipped"):
-            values[key] = {printable(name): value for name, value in values[key].items()}
+        values["clipped"] = {printable(name): value for name, value in self.clipped.items()}
         return values
 
     def __str__(self) -> str:
@@ -102,15 +98,18 @@ class DataReport:
             ("level", self._level()),
             ("silence", self._silence()),
         ]
-        lines += [("skipped", text) for text in self._skipped()]
-        if self.cut_short:
-            lines.append(("cut short", _named(self.cut_short, self._shortness, "used as far as they decode")))
-        if self.clipped:
-            lines.append(("clipped", _named(self.clipped, "{} samples".format, "beyond full scale")))
         entropy = (
             f"unigram {self.train_unigram_bits:.2f} training, {self.validation_unigram_bits:.2f} validation"
         )
         lines.append(("bits/sample", f"uniform {self.uniform_bits:.2f}; {entropy}"))
+        if self.clipped:
+            shown = (f"{printable(name)} ({count} samples)" for name, count in self.clipped.items())
+            named = _first(shown, _NAMES_SHOWN)
+            lines.append(("warning", f"{len(self.clipped)} recording(s) beyond full scale, clipped: {named}"))
+        if self.skipped:
+            count = sum(map(len, self.skipped.values()))
+            lines.append(("warning", f"{count} of {self.found} recordings skipped:"))
+            lines += [("", f"  {text}") for text in reasons_told(self.skipped)]
         return "\n".join(f"{label:<12}{text}" for label, text in lines)
 
     def _files(self) -> str:
@@ -146,25 +145,24 @@ class DataReport:
         removed = _duration(self.silence_seconds)
         return f"{removed} removed (over {self.silence_db:g} dB below the loudest part of its file)"
 
-    def _skipped(self) -> list[str]:
-        reasons = sorted(self.skipped.items(), key=lambda item: (-len(item[1]), item[0]))
-        lines = [
-            f"{len(names)}: {_first(map(printable, names), _NAMES_SHOWN)} ({why})"
-            for why, names in reasons[:_REASONS_SHOWN]
-        ]
-        if rest := [printable(name) for _, names in reasons[_REASONS_SHOWN:] for name in names]:
-            lines.append(f"{len(rest)}: {_first(rest, 4 * _NAMES_SHOWN)} (other reasons)")
-        return lines
 
-    @staticmethod
-    def _shortness(seconds: tuple[float, float]) -> str:
-        decoded, claimed = seconds
-        return f"{decoded:.1f} of {claimed:.1f} s" if claimed > decoded else f"{decoded:.1f} s"
+def by_reason(skipped: dict[str, str]) -> dict[str, list[str]]:
+    """Return the names of skipped recordings by reason, the most common reason first."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in sorted(skipped.items()):
+        reasons.setdefault(why, []).append(name)
+    return dict(sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def _named(items: dict[str, Any], describe: Callable[[Any], str], note: str) -> str:
-    shown = (f"{printable(name)} ({describe(value)})" for name, value in items.items())
-    return f"{len(items)} {note}: {_first(shown, _NAMES_SHOWN)}"
+def reasons_told(reasons: dict[str, list[str]]) -> list[str]:
+    """Return a text for each of the first reasons, with its count and first names, and one for the rest."""
+    told = [
+        f"{len(names)} {why}: {_first(map(printable, names), _NAMES_SHOWN)}"
+        for why, names in list(reasons.items())[:_REASONS_SHOWN]
+    ]
+    if rest := [printable(name) for names in list(reasons.values())[_REASONS_SHOWN:] for name in names]:
+        told.append(f"{len(rest)} for other reasons: {_first(rest, 4 * _NAMES_SHOWN)}")
+    return told
 
 
 def _first(texts: Iterable[str], count: int) -> str:
