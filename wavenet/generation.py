@@ -22,7 +22,10 @@ from wavenet.state import GeneratorState, Sampling, stream_numbers, uniforms
 __all__ = ["Generator", "GeneratorState", "Sampling"]
 
 CHUNK = 2048
-"""Samples drawn between two looks at the outside world (an interrupt, a reader)."""
+"""Samples drawn, of all streams together, between two looks at the outside world (an interrupt, a reader)."""
+
+MIN_CHUNK = 64
+"""Samples per stream below which the looks would cost more than the samples."""
 
 
 @contextlib.contextmanager
@@ -208,14 +211,14 @@ class Generator:
             Classes; `decode` makes amplitudes of them.
         """
         state = self.start() if state is None else state
-        chunks = list(self.stream(state, steps, CHUNK, temperature, top_k, top_p, gate_bias))
+        chunks = list(self.stream(state, steps, None, temperature, top_k, top_p, gate_bias))
         return torch.cat(chunks, dim=1) if chunks else state.last_sample.new_empty(state.batch, 0)
 
     def stream(
         self,
         state: GeneratorState,
         steps: int | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -223,8 +226,11 @@ class Generator:
     ) -> Iterator[torch.Tensor]:
         """Yield new samples in chunks, int64 (batch, up to `chunk`), endlessly if `steps` is None.
 
-        The samples do not depend on `chunk`. The other parameters are those of `generate`.
+        The samples do not depend on `chunk`, which by default gives chunks of a fraction of a second's work.
+        The other parameters are those of `generate`.
         """
+        if chunk is None:
+            chunk = max(MIN_CHUNK, CHUNK // state.batch)
         if chunk < 1 or (steps is not None and steps < 0):
             raise ConfigError(
                 f"chunk = {chunk}, steps = {steps}: a chunk has at least 1 sample, steps at least 0"

@@ -32,6 +32,7 @@ FINAL_SECONDS = 600.0
 """Validation audio scored once, when a run has ended."""
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLES = "samples"
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
@@ -188,7 +189,7 @@ class Trainer:
             self.console.status(self._progress(meter))
             stepped = True
         if saved != counters["step"]:
-            self.save()
+            self._save_last()
         finished = counters["step"] >= training.steps
         if finished and stepped and self.data.validation.samples:
             self._final_score()
@@ -241,16 +242,17 @@ class Trainer:
         """Score the finished network on more than the few seconds that steer a run."""
         bits = self._score(max(FINAL_SECONDS, self.training.validation_seconds))
         unigram = self.data.report.validation_unigram_bits
+        side = "below" if bits <= unigram else "above"
         self._record({"step": self.counters["step"], "final_validation_bits": bits})
         self.log(
-            f"final: validation {bits:.3f} bits per sample, {unigram - bits:.2f} below the unigram entropy "
-            f"of {unigram:.2f}"
+            f"final: validation {bits:.3f} bits per sample, {abs(unigram - bits):.2f} {side} the unigram "
+            f"entropy of {unigram:.2f}"
         )
 
     def write_sample(self) -> None:
         """Generate a little audio from the averaged weights into `samples/`."""
         steps = round(self.training.sample_seconds * self.config.sample_rate)
-        path = self.run / "samples" / f"{checkpoint.step_name(self.counters['step'])}.wav"
+        path = self.run / SAMPLES / f"{checkpoint.step_name(self.counters['step'])}.wav"
         try:
             generator = Generator(self.averaged)
             state = generator.start(seed=self.training.seed)
@@ -288,10 +290,21 @@ class Trainer:
         except OSError as error:
             self.log(
                 f"warning: no checkpoint at step {self.counters['step']}: {error.strerror or error}; "
-                "training goes on, the last good one is kept"
+                "training goes on, and earlier ones are kept"
             )
             return False
         return True
+
+    def _save_last(self) -> None:
+        try:
+            self.save()
+        except OSError as error:
+            left = checkpoint.numbered(self.run)
+            go_on = f", then go on from {left[0].name} with --resume" if left else ""
+            raise CheckpointError(
+                f"{self.run}: the checkpoint of step {self.counters['step']} could not be written "
+                f"({(error.strerror or str(error)).lower()}); free some space{go_on}"
+            ) from None
 
     def restore(self, path: Path, moment: checkpoint.Checkpoint) -> None:
         """Go back to a checkpoint of this run; `CheckpointError` if it does not fit."""

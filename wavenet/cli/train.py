@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def work(options: argparse.Namespace) -> int:
     from wavenet.dataset import DataConfig, prepare
     from wavenet.evaluation import resolve_precision
     from wavenet.progress import Console
-    from wavenet.training import Trainer
+    from wavenet.training import SAMPLES, Trainer
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -174,6 +175,8 @@ def work(options: argparse.Namespace) -> int:
         raise ConfigError(
             "name the folder of recordings with --audio-dir DIR (or prepared audio: --cache-dir)"
         )
+    if not options.dry_run:
+        _check_place(options.out_dir)
     training = dataclasses.replace(training, precision=resolve_precision(training.precision, device))
 
     data = prepare(
@@ -182,6 +185,8 @@ def work(options: argparse.Namespace) -> int:
         config,
         DataConfig(silence_db=training.silence_db, validation_fraction=training.validation_fraction),
         lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
+        # What a run generates is no recording, nor is anything beside it.
+        exclude=[options.out_dir, options.out_dir / SAMPLES, Path(source["cache_dir"])],
     )
     console.clear()
     console.line(str(data.report))
@@ -229,6 +234,23 @@ def _resumed(
     if options.cache_dir is not None:
         kept["cache_dir"] = source["cache_dir"]
     return config, dataclasses.replace(training, **settings), kept
+
+
+def _check_place(out_dir: Path) -> None:
+    """Raise `CheckpointError` if a run cannot be written there: before the recordings are read, not after."""
+    place = out_dir
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise CheckpointError(f"--out-dir {out_dir}: {place} is not a folder; choose another place")
+    try:
+        # Made rather than asked for: permissions alone do not tell of a read-only disk.
+        os.rmdir(tempfile.mkdtemp(prefix=".wavenet-", dir=place))
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise CheckpointError(
+            f"--out-dir {out_dir}: cannot be written ({why}); choose another place"
+        ) from None
 
 
 def _device(name: str) -> Any:
@@ -301,7 +323,10 @@ def _train(trainer: Any, console: Any, options: argparse.Namespace) -> int:
         console.line(f"now: wavenet-generate --checkpoint {run_dir} --seconds 4 out.wav")
         return 0
     console.line(f"stopped and saved at step {step}{told}; go on with:")
-    console.line(f"  wavenet-train --resume --out-dir {run_dir}")
+    # These two are no part of the run, but its losses come out the same only with them.
+    again = "" if options.device == "auto" else f" --device {shlex.quote(options.device)}"
+    again += "" if options.threads is None else f" --threads {options.threads}"
+    console.line(f"  wavenet-train --resume --out-dir {run_dir}{again}")
     return INTERRUPTED
 
 
