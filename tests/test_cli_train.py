@@ -162,11 +162,30 @@ def test_resuming_a_finished_run_says_so_and_more_steps_go_on(home):
         (["--preset", "base"], ["has 6", "--layers 30"]),
         (["--normalization", "peak"], ["--normalization peak", "has none"]),
         (["--sample-rate", "8000"], ["--sample-rate 8000", "has 4000"]),
+        (["--validation-fraction", "0.5"], ["--validation-fraction 0.5", "has 0.1"]),
+        (["--silence-db", "3"], ["--silence-db 3", "has 60"]),
+        (["--keep-silence"], ["--silence-db None", "has 60"]),
     ],
 )
 def test_resuming_with_another_network_is_refused(trained, arguments, fragments):
     result = train("--resume", "--out-dir", "run", *arguments, cwd=trained[0])
-    assert_one_line_error(result, *fragments, "--out-dir")
+    assert_one_line_error(result, *fragments, "when resuming")
+
+
+def test_a_run_goes_on_from_prepared_audio_when_its_recordings_are_gone(trained, tmp_path):
+    shutil.copytree(trained[0] / "audio", tmp_path / "audio")
+    arguments = ["--cache-dir", "cache", "--out-dir", "run"]
+    assert train("--audio-dir", "audio", *arguments, *SHORT, cwd=tmp_path).returncode == 0
+    shutil.rmtree(tmp_path / "audio")
+    assert_one_line_error(train("--resume", "--out-dir", "run", cwd=tmp_path), "audio", "does not exist")
+    result = train("--resume", *arguments, "--steps", 6, cwd=tmp_path)
+    assert result.returncode == 0 and "has changed" not in result.stderr, result.stderr
+
+
+def test_resuming_uses_as_many_threads_as_before(home):
+    result = train("--resume", "--out-dir", "run", "--steps", 6, cwd=home, env={"OMP_NUM_THREADS": "2"})
+    assert result.returncode == 0, result.stderr
+    assert json.loads((home / "run/step-00000006/training.json").read_text())["threads"] == 1
 
 
 def test_resuming_where_there_is_nothing(trained):
@@ -201,7 +220,7 @@ def uninterrupted(trained):
     return home / "whole"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_saves_and_its_own_words_resume_it_to_the_bit(trained, uninterrupted, number):
     home, _ = trained
     name = f"it's {number.name}"
@@ -264,6 +283,12 @@ def test_a_full_disk_leaves_no_half_checkpoint(home):
         (["--validation-fraction", "1"], ["validation_fraction = 1"]),
         (["--silence-db", "nan"], ["silence_db = nan"]),
         (["--threads", "0"], ["--threads 0"]),
+        (["--threads", "99999999999"], ["--threads 99999999999"]),
+        (["--validation-seconds", "inf"], ["validation_seconds = inf"]),
+        (
+            ["--batch", "65536", "--segment", "3600"],
+            ["--batch 65536 x --segment 3600", "GB", "try --batch 1"],
+        ),
         (["--device", "toaster"], ["--device toaster", "cpu"]),
         (["--device", "cuda:99"], ["--device cuda:99", "cpu"]),
         (["--audio-dir", "missing"], ["missing", "does not exist"]),

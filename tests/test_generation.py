@@ -288,8 +288,8 @@ def test_draws_at_the_edges(backend, uniform, sampling):
 
 @pytest.mark.parametrize(
     "values",
-    [dict(temperature=-1), dict(temperature=float("nan")), dict(temperature=float("inf")), dict(top_k=-1),
-     dict(top_p=0), dict(top_p=1.1), dict(top_p=float("nan"))],
+    [dict(temperature=-1), dict(temperature=float("nan")), dict(temperature=float("inf")),
+     dict(top_k=-1), dict(top_k=2**31), dict(top_p=0), dict(top_p=1.1), dict(top_p=float("nan"))],
 )  # fmt: skip
 def test_sampling_out_of_range(values):
     with pytest.raises(ConfigError):
@@ -313,6 +313,22 @@ def test_misuse_is_told():
         engine.prime(torch.tensor([0, classes]))
     with pytest.raises(ConfigError, match="0 to"):
         engine.advance(engine.start(), torch.tensor([[-1]]))
+    with pytest.raises(ConfigError, match=r"float32: expected classes; `encode`"):
+        engine.prime(torch.tensor([0.5, -0.3]))
+    with pytest.raises(ConfigError, match=r"\(1, 1, 3\): expected"):
+        engine.prime(torch.zeros(1, 1, 3, dtype=torch.int64))
+    for name, value, message in (
+        ("position", torch.zeros(3, dtype=torch.int64), "position is"),
+        ("position", torch.tensor([-1]), "out of range"),
+        ("last_sample", torch.tensor([9999]), "last sample is 9999"),
+        ("queues", torch.zeros(1, 1, 1, dtype=torch.float64), "float64"),
+    ):
+        state = engine.start()
+        setattr(state, name, value)
+        with pytest.raises(ConfigError, match=message):
+            engine.generate(3, state)
+    with pytest.raises(ConfigError, match="batch = 10000000000000"):
+        engine.start(batch=10**13)
     with pytest.raises(ConfigError, match="batch 2"):
         engine.advance(engine.start(), torch.zeros(2, 1, dtype=torch.int64))
     with pytest.raises(ConfigError, match="seed"):
@@ -327,6 +343,8 @@ def test_misuse_is_told():
         engine.stream(engine.start(), 5, chunk=0)
     with pytest.raises(BackendError, match="choose from"):
         Generator(random_model(5)[2], "gpu")
+    with pytest.raises(BackendError, match="threads = 99999999999"):
+        Generator(random_model(5)[2], threads=99999999999)
     with pytest.raises(BackendError, match="threads = 0"):
         Generator(random_model(5)[2], threads=0)
     with pytest.raises(BackendError, match="device"):

@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parent.parent / "wavenet"
 
 ORDER = [
     "__init__",
     "errors",
     "config",
+    "memory",
     "progress",
     "mulaw",
     "files",
@@ -32,10 +35,13 @@ ORDER = [
     "generation",
     "evaluation",
     "checkpoint",
+    "resuming",
     "training",
     "cli",
+    "cli.interrupts",
     "cli.common",
     "cli.train",
+    "cli.outputs",
     "cli.generate",
 ]
 
@@ -95,3 +101,17 @@ def test_importing_the_package_and_parsing_arguments_loads_nothing_slow():
 def test_the_engine_needs_no_audio_library():
     loaded = loaded_after("import wavenet.generation, wavenet.training, wavenet.dataset, wavenet.audio")
     assert not {"librosa", "soundfile", "soxr", "scipy"} & loaded
+
+
+@pytest.mark.parametrize(("library", "rate"), [("soundfile", 8000), ("soxr", 4000)])
+def test_a_missing_audio_library_is_named(library, rate, tmp_path, monkeypatch):
+    import numpy as np
+
+    from wavenet.audio import load_audio, write_wav
+    from wavenet.errors import AudioError
+
+    path = tmp_path / "tone.wav"
+    write_wav(path, np.sin(np.arange(800, dtype=np.float32)) / 2, 8000)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(AudioError, match=f"pip install {library}$"):
+        load_audio(path, rate)

@@ -4,64 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import io
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from training_tools import CONFIG, TRAINING, equal, metrics, poison, said, trainer, weights
 
 from wavenet import checkpoint
-from wavenet.audio import write_wav
-from wavenet.config import TrainingConfig, WaveNetConfig
-from wavenet.dataset import DataConfig, prepare
-from wavenet.errors import CheckpointError, WaveNetError
+from wavenet.errors import CheckpointError, ConfigError, WaveNetError
 from wavenet.evaluation import bits_per_sample, cross_entropy
 from wavenet.model import WaveNet
-from wavenet.progress import Console
-from wavenet.training import Trainer, ema_decay, learning_rate
-
-CONFIG = WaveNetConfig(
-    sample_rate=4000, quantization_channels=64, layers=8, stacks=1, residual_channels=16,
-    dilation_channels=16, skip_channels=32, head_channels=32,
-)  # fmt: skip
-TRAINING = TrainingConfig(
-    steps=12, batch=2, segment=0.1, warmup_steps=3, precision="fp32", validate_every=4, checkpoint_every=4,
-    sample_every=0, validation_seconds=1.0, silence_db=None,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Two seconds of a three-note chord."""
-    folder = tmp_path_factory.mktemp("audio")
-    time = np.arange(8000) / 4000
-    chord = sum(np.sin(2 * np.pi * hz * time) for hz in (220, 277, 330)) * 0.25
-    write_wav(folder / "chord.wav", chord.astype(np.float32), 4000)
-    return prepare(folder, tmp_path_factory.mktemp("cache"), CONFIG, DataConfig(silence_db=None))
-
-
-def trainer(data, run: Path, training: TrainingConfig = TRAINING) -> Trainer:
-    console = Console(io.StringIO())
-    return Trainer(
-        CONFIG, training, data, run, torch.device("cpu"), {"audio_dir": None, "cache_dir": "x"}, console
-    )
-
-
-def said(trainer: Trainer) -> str:
-    return trainer.console.stream.getvalue()
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return WaveNet.from_pretrained(directory).state_dict()
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
+from wavenet.training import ema_decay, learning_rate
 
 # -- what is computed ---------------------------------------------------------------------------------
 
@@ -141,65 +99,6 @@ def test_one_chord_is_learnt_by_heart(data, tmp_path):
     assert bits < 0.9
 
 
-# -- resuming -----------------------------------------------------------------------------------------
-
-
-def metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("interrupted_at", [4, 7])
-def test_resuming_equals_not_stopping(data, tmp_path, precision, interrupted_at, monkeypatch):
-    monkeypatch.setattr("wavenet.training.LOG_EVERY", 3)
-    training = dataclasses.replace(TRAINING, precision=precision)
-    whole = trainer(data, tmp_path / "whole", training)
-    assert whole.train()
-    first = trainer(data, tmp_path / "parts", training)
-    assert not first.train(lambda: first.counters["step"] >= interrupted_at)
-    # Lines beyond the checkpoint are what a kill would leave.
-    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
-        file.write('{"step": 9, "train_bits": 0}\n{"step": 1')
-    torch.manual_seed(999)
-    second = trainer(data, tmp_path / "parts", training)
-    second.restore(*checkpoint.load_latest(tmp_path / "parts", lambda text: None))
-    assert second.counters["step"] == interrupted_at
-    assert second.train()
-    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-    assert equal(weights(tmp_path / "parts" / "best"), weights(tmp_path / "whole" / "best"))
-    last = checkpoint.step_name(TRAINING.steps)
-    for name in ("model.safetensors", "training_state.safetensors"):
-        assert (tmp_path / "parts" / last / name).read_bytes() == (
-            tmp_path / "whole" / last / name
-        ).read_bytes()
-
-
-def test_a_torn_checkpoint_is_passed_over(data, tmp_path):
-    subject = trainer(data, tmp_path)
-    subject.train()
-    latest, before = checkpoint.numbered(tmp_path)
-    file = latest / "training_state.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    told = []
-    path, _ = checkpoint.load_latest(tmp_path, told.append)
-    assert path == before and "training_state.safetensors: is damaged" in told[0]
-    for name in ("model.safetensors", "training.json"):
-        (before / name).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
-        checkpoint.load_latest(tmp_path, told.append)
-
-
-def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):
-    trainer(data, tmp_path).train(lambda: True)
-    path, moment = checkpoint.load_latest(tmp_path, lambda text: None)
-    subject = trainer(data, tmp_path)
-    subject.config = dataclasses.replace(CONFIG, skip_channels=33)
-    subject.model = WaveNet(subject.config)
-    with pytest.raises(CheckpointError, match=r"head1.*\(32, 32\).*\(32, 33\)"):
-        subject.restore(path, moment)
-
-
 # -- what a run leaves --------------------------------------------------------------------------------
 
 
@@ -208,7 +107,7 @@ def test_files_of_a_run(data, tmp_path):
     subject = trainer(data, tmp_path / "run", training)
     assert subject.train()
     run = tmp_path / "run"
-    assert sorted(path.name for path in run.iterdir()) == [
+    assert sorted(path.name for path in run.iterdir() if path.name[0] != ".") == [
         "best",
         "metrics.jsonl",
         "samples",
@@ -241,29 +140,23 @@ def test_finding_checkpoints(tmp_path):
         checkpoint.find(tmp_path)
     model.save_pretrained(tmp_path / "best")
     assert checkpoint.find(tmp_path) == tmp_path / "best"
-    for number, name in enumerate(["step-00000002", "other/step-00000001"]):
+    # Within a run the step decides, whatever the times; between runs the time.
+    for number, (name, expected) in enumerate(
+        [
+            ("step-00000012", "step-00000012"),
+            ("step-00000002", "step-00000012"),
+            ("other/step-00000001", "other/step-00000001"),
+        ]
+    ):
         model.save_pretrained(tmp_path / name)
-        import os
-
         os.utime(tmp_path / name / "model.safetensors", (10 + number, 10 + number))
-        assert checkpoint.find(tmp_path) == tmp_path / name
+        assert checkpoint.find(tmp_path) == tmp_path / expected
     (tmp_path / "step-00000003").mkdir()
     (tmp_path / "step-00000003" / "config.json").write_text("{}")
     assert checkpoint.find(tmp_path) == tmp_path / "other" / "step-00000001"
 
 
 # -- what goes wrong ----------------------------------------------------------------------------------
-
-
-def poison(subject: Trainer, steps: set[int], monkeypatch) -> None:
-    """Make the loss of some steps infinite."""
-    plain = cross_entropy
-
-    def poisoned(logits, targets, reduction="mean"):
-        loss = plain(logits, targets, reduction)
-        return loss * math.inf if reduction == "mean" and subject.counters["step"] in steps else loss
-
-    monkeypatch.setattr("wavenet.training.cross_entropy", poisoned)
 
 
 def test_non_finite_steps_change_nothing_and_are_counted(data, tmp_path, monkeypatch):
@@ -299,7 +192,7 @@ def test_a_full_disk_does_not_end_training(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save", full)
     assert subject.train()
-    assert "no checkpoint at step 4: No space left on device; training goes on" in said(subject)
+    assert "no checkpoint at step 4: no space left on device; training goes on" in said(subject)
     assert [path.name for path in checkpoint.numbered(tmp_path)] == ["step-00000012", "step-00000008"]
 
 
@@ -317,6 +210,62 @@ def test_a_failed_write_leaves_the_old_checkpoint_whole(data, tmp_path, monkeypa
         WaveNet(CONFIG).save_pretrained(tmp_path / "net")
     assert equal(weights(tmp_path / "net"), before)
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+@pytest.mark.parametrize("failing", ["before", "between", "after"])
+def test_an_interrupt_at_any_rename_leaves_one_whole_network(tmp_path, monkeypatch, failing):
+    WaveNet(CONFIG).save_pretrained(tmp_path / "net")
+    before = weights(tmp_path / "net")
+    rename, calls = Path.rename, []
+
+    def interrupted(self, target):
+        calls.append(target)
+        if (failing, len(calls)) in (("before", 1), ("between", 2)):
+            raise KeyboardInterrupt
+        result = rename(self, target)
+        if failing == "after" and len(calls) == 2:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    torch.manual_seed(5)
+    new = WaveNet(CONFIG)
+    with pytest.raises(KeyboardInterrupt):
+        new.save_pretrained(tmp_path / "net")
+    monkeypatch.undo()
+    assert equal(weights(tmp_path / "net"), new.state_dict() if failing == "after" else before)
+
+
+def test_a_kill_between_renames_is_made_good(tmp_path):
+    WaveNet(CONFIG).save_pretrained(tmp_path / "best")
+    (tmp_path / "best").rename(tmp_path / ".best.abc123.old")
+    assert checkpoint.find(tmp_path) == tmp_path / "best"
+    (tmp_path / "best").rename(tmp_path / ".best.abc123.old")
+    checkpoint.prune(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_validation_that_is_not_a_number_is_never_the_best(data, tmp_path, monkeypatch):
+    scores = iter([math.nan, 3.0, 4.0])
+    monkeypatch.setattr("wavenet.training.bits_per_sample", lambda *args: next(scores, 5.0))
+    subject = trainer(data, tmp_path)
+    subject.train()
+    assert subject.counters["best_bits"] == 3.0 and "validation gave nan" in said(subject)
+    assert [line["validation_bits"] for line in metrics(tmp_path) if "validation_bits" in line] == [
+        None,
+        3.0,
+        4.0,
+    ]
+
+
+def test_steps_that_cannot_fit_the_memory_are_refused_beforehand():
+    from wavenet.memory import check_memory, physical_bytes, step_bytes
+
+    check_memory(CONFIG, TRAINING)
+    greedy = dataclasses.replace(TRAINING, batch=65536, segment=3600.0)
+    assert step_bytes(CONFIG, greedy) > physical_bytes()
+    with pytest.raises(ConfigError, match=r"--batch 65536 x --segment 3600 s .* try --batch 1"):
+        check_memory(CONFIG, greedy)
 
 
 def test_no_better_than_counting_is_told(data, tmp_path):

@@ -7,9 +7,10 @@ one with averaged weights; the raw weights stand with the optimiser in `training
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from wavenet.weights import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     new_directory,
+    read_config,
     read_json,
     read_tensors,
+    recover,
     save_tensors,
     write_json,
     write_network,
@@ -89,8 +92,40 @@ def prune(run: Path, keep: int) -> None:
     """Delete all but the latest `keep` numbered checkpoints, and what interrupted writes have left."""
     for path in numbered(run)[keep:]:
         shutil.rmtree(path, ignore_errors=True)
-    for leftover in [*run.glob(".step-*.tmp"), *run.glob(".best.*.tmp"), *run.glob(".*.old")]:
+    recover(run)
+    for leftover in [*run.glob(".step-*.tmp"), *run.glob(".best.*.tmp")]:
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def set_aside_beyond(run: Path, step: int) -> None:
+    """Rename the checkpoints of later steps, which could not be read, lest one be taken for the latest."""
+    for path in numbered(run):
+        if int(path.name[5:]) > step:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
+@contextlib.contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Hold a run directory; `CheckpointError` if another process trains into it."""
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+    with open(run / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{run}: another wavenet-train is writing to it; wait for it, or choose another --out-dir"
+            ) from None
+        except OSError:
+            # Some network file systems have no locks.
+            pass
+        yield
 
 
 def load_latest(run: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]:
@@ -98,8 +133,10 @@ def load_latest(run: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoin
 
     Raises `CheckpointError` if there is none.
     """
+    recover(run)
     for path in numbered(run):
         try:
+            read_config(path)
             return path, Checkpoint(
                 network=read_tensors(path / WEIGHTS_FILE),
                 state=read_tensors(path / STATE_FILE),
@@ -125,11 +162,27 @@ def find(path: Path) -> Path:
     if not path.is_dir():
         kind = "is not a folder" if path.exists() else "does not exist"
         raise CheckpointError(f"{path}: {kind}; train a network first, or name one with --checkpoint DIR")
+    recover(path)
     if (path / CONFIG_FILE).is_file():
         return path
     found = [each.parent for depth in ("*", "*/*") for each in path.glob(f"{depth}/{CONFIG_FILE}")]
     whole = [each for each in found if (each / WEIGHTS_FILE).is_file() and not each.name.startswith(".")]
     if not whole:
         raise CheckpointError(f"{path}: holds no checkpoint; train a network first with wavenet-train")
-    # A run's best network repeats an earlier step: it counts only where nothing else is.
-    return max(whole, key=lambda each: (each.name != BEST, (each / WEIGHTS_FILE).stat().st_mtime_ns))
+    # Copying and unpacking change times: within a run the step decides, and only between runs the time. A
+    # run's best network repeats an earlier step, so it counts only where no other is.
+    runs: dict[Path, list[Path]] = {}
+    for each in whole:
+        runs.setdefault(each.parent, []).append(each)
+    latest = [max(group, key=lambda each: (_step_of(each), _written(each))) for group in runs.values()]
+    return max(latest, key=_written)
+
+
+def _step_of(path: Path) -> int:
+    if path.name == BEST:
+        return -1
+    return int(path.name[5:]) if re.fullmatch(r"step-\d{8,}", path.name) else 0
+
+
+def _written(path: Path) -> int:
+    return (path / WEIGHTS_FILE).stat().st_mtime_ns

@@ -180,7 +180,7 @@ class TrainingConfig(_JsonConfig):
         Share of the files held out.
     """
 
-    steps: int = 10_000
+    steps: int = 8_000
     batch: int = 4
     segment: float = 0.5
     lr: float = 2e-3
@@ -211,7 +211,7 @@ class TrainingConfig(_JsonConfig):
         self._require_number("segment", 0, 3600)
         self._require_number("lr", 0, 10)
         self._require_number("clip_norm", 0, math.inf)
-        self._require_number("validation_seconds", 0, math.inf)
+        self._require_number("validation_seconds", 0, 1e6)
         self._require_number("sample_seconds", 0, 3600)
         for name in ("final_lr_fraction", "weight_decay", "ema_decay"):
             value = getattr(self, name)

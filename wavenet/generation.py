@@ -107,8 +107,8 @@ class Generator:
             Its first frame conditions the silence as well; batch 1 or `batch`.
         """
         if gate_bias is not None:
-            return self.prime(torch.empty(batch, 0), seed, first_stream, gate_bias)
-        return self.prime(torch.empty(1, 0), seed).fan_out(batch, first_stream)
+            return self.prime(torch.empty(batch, 0, dtype=torch.int64), seed, first_stream, gate_bias)
+        return self.prime(torch.empty(1, 0, dtype=torch.int64), seed).fan_out(batch, first_stream)
 
     @torch.inference_mode()
     def prime(
@@ -136,8 +136,7 @@ class Generator:
         """
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed = {seed}: must be from 0 to 2^63 - 1")
-        samples = torch.atleast_2d(samples).to("cpu", torch.int64)
-        self._check_samples(samples)
+        samples = self._classes(samples).cpu()
         batch, length = samples.shape
         gate_bias = self._fit(gate_bias, batch)
         context = self.config.receptive_field
@@ -178,8 +177,7 @@ class Generator:
             The logits at index i predict samples[:, i].
         """
         self._check_state(state)
-        samples = torch.atleast_2d(samples).to(state.queues.device, torch.int64)
-        self._check_samples(samples)
+        samples = self._classes(samples).to(state.queues.device)
         if len(samples) != state.batch:
             raise ConfigError(f"samples of batch {len(samples)} given to a state of {state.batch} stream(s)")
         return self.backend.advance(state, samples, self._fit(gate_bias, state.batch)).transpose(1, 2)
@@ -254,13 +252,20 @@ class Generator:
             left -= samples.shape[1]
             yield samples
 
-    def _check_samples(self, samples: torch.Tensor) -> None:
+    def _classes(self, samples: torch.Tensor) -> torch.Tensor:
+        """Return samples as int64 (batch, time), having checked that they are classes of the network."""
+        if samples.is_floating_point() or samples.is_complex() or samples.dtype == torch.bool:
+            raise ConfigError(f"samples are {samples.dtype}: expected classes; `encode` makes them of audio")
+        if samples.dim() not in (1, 2):
+            raise ConfigError(f"samples are {tuple(samples.shape)}: expected (time,) or (batch, time)")
+        samples = torch.atleast_2d(samples).to(torch.int64)
         classes = self.config.quantization_channels
         if samples.numel() and not 0 <= int(samples.min()) <= int(samples.max()) < classes:
             raise ConfigError(
                 f"samples range from {int(samples.min())} to {int(samples.max())}: "
                 f"this network's classes are 0 to {classes - 1}"
             )
+        return samples
 
     def _fit(self, gate_bias: GateBias | None, batch: int) -> GateBias | None:
         """Return the bias with one row per stream, having checked its shape."""
@@ -276,9 +281,15 @@ class Generator:
         return dataclasses.replace(gate_bias, values=gate_bias.values.expand(batch, frames, *shape))
 
     def _check_state(self, state: GeneratorState) -> None:
+        state.check()
         expected = (state.batch, self.config.queue_steps, self.config.residual_channels)
         if tuple(state.queues.shape) != expected:
             raise ConfigError(
                 f"the state's queues are {tuple(state.queues.shape)}, this network's are {expected}: "
                 "the state belongs to another network"
+            )
+        if state.batch and int(state.last_sample.max()) >= self.config.quantization_channels:
+            raise ConfigError(
+                f"the state's last sample is {int(state.last_sample.max())}: this network's classes are 0 to "
+                f"{self.config.quantization_channels - 1}"
             )

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from wavenet.errors import CheckpointError, ConfigError
-from wavenet.weights import read_tensors, save_tensors
+from wavenet.files import atomic_output
+from wavenet.weights import read_tensors, serialized
 
 
 @dataclass
@@ -71,14 +72,15 @@ class GeneratorState:
         """
         if self.batch != 1:
             raise ConfigError(f"only a single stream can be fanned out, this state holds {self.batch}")
-        copies = self.select([0] * batch)
-        copies.stream = stream_numbers(batch, first_stream).to(self.stream.device)
-        return copies
+        numbers = stream_numbers(batch, first_stream).to(self.stream.device)
+        return dataclasses.replace(self.select([0] * batch), stream=numbers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state as a safetensors file."""
+        """Write the state as a safetensors file that appears whole or not at all."""
         seed = torch.tensor(self.seed, dtype=torch.int64)
-        save_tensors(Path(path), {**{name: getattr(self, name) for name in _TENSORS}, "seed": seed})
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        with atomic_output(path) as file:
+            file.write(serialized({**tensors, "seed": seed}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GeneratorState:
@@ -86,17 +88,46 @@ class GeneratorState:
         tensors = read_tensors(Path(path))
         if set(tensors) != {*_TENSORS, "seed"}:
             raise CheckpointError(f"{path}: is not a generator's saved state")
-        seed = int(tensors.pop("seed"))
-        return cls(**tensors, seed=seed)
+        seed = tensors.pop("seed")
+        if seed.numel() != 1 or seed.dtype != torch.int64:
+            raise CheckpointError(f"{path}: is not a generator's saved state")
+        state = cls(**tensors, seed=int(seed))
+        try:
+            state.check()
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: is damaged ({error})") from None
+        return state
 
+    def check(self) -> None:
+        """Raise `ConfigError` unless shapes and dtypes agree with each other and values are in range."""
+        for name in ("position", "last_sample", "stream"):
+            tensor = getattr(self, name)
+            if tensor.dtype != torch.int64 or tensor.shape != (self.batch,):
+                raise ConfigError(
+                    f"the state's {name} is {tensor.dtype} {tuple(tensor.shape)}: "
+                    f"expected int64 ({self.batch},)"
+                )
+            if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < 2**60:
+                raise ConfigError(f"the state's {name} is out of range: {tensor.tolist()[:4]}")
+        if self.queues.dtype != torch.float32 or self.queues.dim() != 3:
+            raise ConfigError(
+                f"the state's queues are {self.queues.dtype} {tuple(self.queues.shape)}: expected float32 "
+                "(batch, queue_steps, residual_channels)"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed = {self.seed}: must be from 0 to 2^63 - 1")
+
+
+MAX_BATCH = 1_000_000
+"""Streams in one state; more is a slip of the hand."""
 
 _TENSORS = ("queues", "position", "last_sample", "stream")
 
 
 def stream_numbers(batch: int, first_stream: int = 0) -> torch.Tensor:
     """Return int64 (batch,) consecutive stream numbers; `ConfigError` if a count or number is negative."""
-    if batch < 1:
-        raise ConfigError(f"batch = {batch}: must be at least 1")
+    if not 1 <= batch <= MAX_BATCH:
+        raise ConfigError(f"batch = {batch}: must be from 1 to {MAX_BATCH}")
     if first_stream < 0:
         raise ConfigError(f"first stream number = {first_stream}: must not be negative")
     return torch.arange(first_stream, first_stream + batch, dtype=torch.int64)
@@ -127,8 +158,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError(f"temperature = {self.temperature}: must be 0 (always the likeliest) or more")
-        if self.top_k < 0:
-            raise ConfigError(f"top-k = {self.top_k}: must be 0 (keep all classes) or more")
+        if not 0 <= self.top_k < 2**31:
+            raise ConfigError(f"top-k = {self.top_k}: must be from 0 (keep all classes) to 2^31 - 1")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top-p = {self.top_p}: must be more than 0 and at most 1 (keep all)")
 

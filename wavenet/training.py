@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -11,16 +12,17 @@ from typing import Any
 
 import torch
 
-from wavenet import checkpoint
+from wavenet import checkpoint, resuming
 from wavenet.audio import write_wav
+from wavenet.backends import report
 from wavenet.config import TrainingConfig, WaveNetConfig
 from wavenet.dataset import Prepared
 from wavenet.errors import CheckpointError, WaveNetError
 from wavenet.evaluation import autocast, bits_per_sample, cross_entropy
+from wavenet.files import cause
 from wavenet.generation import Generator
 from wavenet.model import WaveNet
 from wavenet.progress import Console, Meter, duration
-from wavenet.weights import check_tensors
 
 LOG_EVERY = 10
 """Steps averaged in one line of `metrics.jsonl`."""
@@ -87,8 +89,10 @@ class Trainer:
         self.log = console.line
         torch.manual_seed(training.seed)
         self.model = WaveNet(config).to(device)
+        self._told = False
         self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(self._groups(), lr=training.lr, betas=(0.9, 0.99), foreach=True)
+        self.fingerprint = resuming.fingerprint(data)
         self.segment = max(1, round(training.segment * config.sample_rate))
         self.counters: dict[str, Any] = {
             "step": 0,
@@ -163,10 +167,21 @@ class Trainer:
         Parameters
         ----------
         stop : callable
-            Asked after every step.
+            Asked after every step, and while a sample is generated or the finished network is scored.
+
+        Raises
+        ------
+        CheckpointError
+            If another process trains into the same directory, or the last checkpoint cannot be written.
+        WaveNetError
+            If steps are no longer finite.
         """
+        with checkpoint.lock(self.run):
+            return self._train(stop)
+
+    def _train(self, stop: Callable[[], bool]) -> bool:
         training, counters = self.training, self.counters
-        self.run.mkdir(parents=True, exist_ok=True)
+        checkpoint.set_aside_beyond(self.run, counters["step"])
         self._trim_metrics()
         meter = Meter()
         saved = counters["step"] if checkpoint.numbered(self.run) else -1
@@ -182,7 +197,7 @@ class Trainer:
                     self.validate()
             if _due(done, training.sample_every, training.steps):
                 with meter.paused():
-                    self.write_sample()
+                    self.write_sample(stop)
             if _due(done, training.checkpoint_every, training.steps):
                 with meter.paused():
                     saved = done if self._try_save() else saved
@@ -192,7 +207,7 @@ class Trainer:
             self._save_last()
         finished = counters["step"] >= training.steps
         if finished and stepped and self.data.validation.samples:
-            self._final_score()
+            self._final_score(stop)
         return finished
 
     def _log_window(self, norm: float, meter: Meter) -> None:
@@ -214,8 +229,8 @@ class Trainer:
         """Score the averaged weights on the validation part, keep them if they are the best so far."""
         counters = self.counters
         bits = self._score(self.training.validation_seconds)
-        counters["validation_bits"] = bits
-        self._record({"step": counters["step"], "validation_bits": bits})
+        counters["validation_bits"] = bits if math.isfinite(bits) else None
+        self._record({"step": counters["step"], "validation_bits": counters["validation_bits"]})
         report = self.data.report
         self.log(
             f"step {counters['step']}: validation {bits:.3f} bits per sample "
@@ -223,24 +238,30 @@ class Trainer:
         )
         if counters["step"] > 2 * self.training.warmup_steps and bits > report.validation_unigram_bits:
             self.log("warning: the network is no better yet than counting classes; if this stays, lower --lr")
-        if counters["best_bits"] is None or bits < counters["best_bits"]:
+        if not math.isfinite(bits):
+            self.log(f"warning: validation gave {bits}; if this stays, lower --lr")
+        elif counters["best_bits"] is None or bits < counters["best_bits"]:
             counters["best_bits"], counters["best_step"] = bits, counters["step"]
             progress = {"step": counters["step"], "validation_bits": bits}
             try:
                 checkpoint.save_best(self.run, self.config, self.averaged.state_dict(), progress)
             except OSError as error:
-                self.log(f"warning: the best network could not be saved: {error.strerror or error}")
+                self.log(f"warning: the best network could not be saved: {cause(error)}")
         return bits
 
-    def _score(self, seconds: float) -> float:
+    def _score(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> float:
         """Return the averaged weights' bits per sample over about so much of the validation part."""
         limit = round(seconds * self.config.sample_rate)
         windows = self.data.validation.windows(self.segment, max_samples=limit)
+        windows = itertools.takewhile(lambda window: not stop(), windows)
         return bits_per_sample(self.averaged, windows, self.device, self.training.precision)
 
-    def _final_score(self) -> None:
+    def _final_score(self, stop: Callable[[], bool]) -> None:
         """Score the finished network on more than the few seconds that steer a run."""
-        bits = self._score(max(FINAL_SECONDS, self.training.validation_seconds))
+        self.console.status("scoring the finished network")
+        bits = self._score(max(FINAL_SECONDS, self.training.validation_seconds), stop)
+        if stop() or not math.isfinite(bits):
+            return
         unigram = self.data.report.validation_unigram_bits
         side = "below" if bits <= unigram else "above"
         self._record({"step": self.counters["step"], "final_validation_bits": bits})
@@ -249,14 +270,18 @@ class Trainer:
             f"entropy of {unigram:.2f}"
         )
 
-    def write_sample(self) -> None:
-        """Generate a little audio from the averaged weights into `samples/`."""
+    def write_sample(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Generate a little audio from the averaged weights into `samples/`, unless asked to stop."""
         steps = round(self.training.sample_seconds * self.config.sample_rate)
         path = self.run / SAMPLES / f"{checkpoint.step_name(self.counters['step'])}.wav"
         try:
             generator = Generator(self.averaged)
+            self._tell_of_slowness(generator)
             state = generator.start(seed=self.training.seed)
-            audio = generator.decode(generator.generate(steps, state)[0])
+            chunks = list(itertools.takewhile(lambda chunk: not stop(), generator.stream(state, steps)))
+            if stop():
+                return
+            audio = generator.decode(torch.cat(chunks, dim=1)[0])
             path.parent.mkdir(parents=True, exist_ok=True)
             write_wav(path, audio.numpy(), self.config.sample_rate)
         except (OSError, WaveNetError) as error:
@@ -264,21 +289,25 @@ class Trainer:
             return
         self.log(f"step {self.counters['step']}: wrote {path}")
 
+    def _tell_of_slowness(self, generator: Generator) -> None:
+        if generator.backend.name == "reference" and not self._told:
+            self.log(
+                f"warning: samples are generated slowly, the fast engine is not there: {report()['cpu']}"
+            )
+            self._told = True
+
     # -- saving and resuming -------------------------------------------------------------------------
 
     def save(self) -> Path:
         """Write a numbered checkpoint and delete those beyond the number kept."""
-        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
-        state["random.torch"] = torch.get_rng_state()
         progress = {
             **self.counters,
             "training": self.training.to_json(),
             "source": self.source,
-            "samples": [self.data.train.samples, self.data.validation.samples],
+            "data": self.fingerprint,
+            "threads": torch.get_num_threads(),
         }
+        state = resuming.state_of(self.model, self.optimizer)
         moment = checkpoint.Checkpoint(self.averaged.state_dict(), state, progress)
         path = checkpoint.save(self.run, self.config, moment)
         checkpoint.prune(self.run, self.training.keep)
@@ -289,7 +318,7 @@ class Trainer:
             self.save()
         except OSError as error:
             self.log(
-                f"warning: no checkpoint at step {self.counters['step']}: {error.strerror or error}; "
+                f"warning: no checkpoint at step {self.counters['step']}: {cause(error)}; "
                 "training goes on, and earlier ones are kept"
             )
             return False
@@ -303,36 +332,26 @@ class Trainer:
             go_on = f", then go on from {left[0].name} with --resume" if left else ""
             raise CheckpointError(
                 f"{self.run}: the checkpoint of step {self.counters['step']} could not be written "
-                f"({(error.strerror or str(error)).lower()}); free some space{go_on}"
+                f"({cause(error)}); free some space{go_on}"
             ) from None
 
     def restore(self, path: Path, moment: checkpoint.Checkpoint) -> None:
-        """Go back to a checkpoint of this run; `CheckpointError` if it does not fit."""
-        file = path / checkpoint.STATE_FILE
-        own = self.model.state_dict()
-        raw = {n.removeprefix("model."): t for n, t in moment.state.items() if n.startswith("model.")}
-        check_tensors(file, raw, own)
-        check_tensors(path / checkpoint.WEIGHTS_FILE, moment.network, own)
-        self.model.load_state_dict(raw)
-        self.averaged.load_state_dict(dict(moment.network))
-        try:
-            self._restore_optimizer(moment.state)
-            torch.set_rng_state(moment.state["random.torch"])
-            self.counters = {key: moment.progress[key] for key in self.counters}
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{file}: is damaged ({error}); use another checkpoint") from None
-        samples = [self.data.train.samples, self.data.validation.samples]
-        if moment.progress.get("samples") != samples:
-            self.log("warning: the audio has changed since this run began: losses will not be the same")
+        """Go back to a checkpoint of this run.
 
-    def _restore_optimizer(self, state: Any) -> None:
-        for name, parameter in self.model.named_parameters():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in state]
-            if keys:
-                moments = {key: state[f"optimizer.{key}.{name}"].clone() for key in keys}
-                for key in ("exp_avg", "exp_avg_sq"):
-                    moments[key] = moments[key].to(self.device)
-                self.optimizer.state[parameter] = moments
+        Raises `CheckpointError` if it does not fit; the run is then unchanged.
+        """
+        try:
+            counters = resuming.counters_of(path / checkpoint.PROGRESS_FILE, moment.progress, self.counters)
+            resuming.restore(path, moment, self.model, self.averaged, self.optimizer)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; remove {path} to go on from the one before") from None
+        self.counters = counters
+        if moment.progress.get("data") != self.fingerprint:
+            self.log(
+                "warning: the audio has changed since this run began: losses will differ, "
+                "and the best network is chosen anew"
+            )
+            self.counters["best_bits"] = self.counters["best_step"] = None
 
     # -- the account ---------------------------------------------------------------------------------
 
@@ -341,7 +360,7 @@ class Trainer:
             with open(self.run / METRICS_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            self.log(f"warning: {self.run / METRICS_FILE}: {error.strerror or error}")
+            self.log(f"warning: {self.run / METRICS_FILE}: {cause(error)}")
 
     def _trim_metrics(self) -> None:
         """Drop the lines that a run killed after its last checkpoint has left."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
     """Yield an empty directory beside `target` that takes its place if the block succeeds.
 
@@ -41,7 +41,9 @@ def new_directory(target: Path) -> Iterator[Path]:
     block fails, nothing is left behind.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    recover(target.parent)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    retired = beside.with_suffix(".old")
     try:
         yield beside
         for path in beside.iterdir():
@@ -49,16 +51,26 @@ def new_directory(target: Path) -> Iterator[Path]:
         beside.chmod(0o777 & ~_umask())
         _sync(beside)
         if target.exists():
-            retired = beside.with_suffix(".old")
             target.rename(retired)
-            beside.rename(target)
-            shutil.rmtree(retired)
-        else:
-            beside.rename(target)
+        beside.rename(target)
         _sync(target.parent)
     except BaseException:
+        if retired.exists() and not target.exists():
+            retired.rename(target)
         shutil.rmtree(beside, ignore_errors=True)
         raise
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Put back the directories that a process killed between `new_directory`'s two renames has left aside."""
+    for retired in folder.glob(".*.old"):
+        name = retired.name[1:].rpartition(".")[0].rpartition(".")[0]
+        if name and not (folder / name).exists():
+            with contextlib.suppress(OSError):
+                retired.rename(folder / name)
+        else:
+            shutil.rmtree(retired, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -80,7 +92,7 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path.parent}: not a checkpoint: {path.name} is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is damaged (not JSON: {error}); use another checkpoint") from None
 
 
@@ -106,9 +118,13 @@ def _check_length(path: Path, head: bytes, size: int) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file; `OSError` if that fails."""
-    # Saving the same memory under two names is refused, hence the copies.
-    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    path.write_bytes(safetensors.torch.save(plain))
+    path.write_bytes(serialized(tensors))
+
+
+def serialized(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Return tensors in the safetensors format."""
+    # The same memory under two names is refused, hence the copies.
+    return safetensors.torch.save({n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()})
 
 
 def write_network(directory: Path, config: WaveNetConfig, tensors: Mapping[str, torch.Tensor]) -> None:

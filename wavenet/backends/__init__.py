@@ -69,6 +69,9 @@ _BACKENDS: dict[str, type[NativeBackend] | type[ReferenceBackend]] = {
 
 NAMES = tuple(_BACKENDS)
 
+MAX_THREADS = 1024
+"""More is a slip of the hand."""
+
 
 def report() -> dict[str, str | None]:
     """Return for every backend None if it can run here, or else the reason why not."""
@@ -99,8 +102,8 @@ def create(model: WaveNet, name: str = "auto", device: str = "cpu", threads: int
     if device.partition(":")[0] != "cpu":
         raise BackendError(f"no backend generates on device {device!r}: use --device cpu")
     threads = torch.get_num_threads() if threads is None else threads
-    if threads < 1:
-        raise BackendError(f"threads = {threads}: must be at least 1")
+    if not 1 <= threads <= MAX_THREADS:
+        raise BackendError(f"threads = {threads}: must be from 1 to {MAX_THREADS}")
     reasons = report()
     if name == "auto" and "WAVENET_CPU" in (reasons["cpu"] or ""):
         # Someone asked for an instruction set by name: falling back would hide the slip.

@@ -48,6 +48,12 @@ TRAINING_FLAGS = {
 }
 
 
+DATA_FLAGS = ("validation_fraction", "silence_db")
+"""What decides which audio is trained on; fixed for a run."""
+
+MAX_THREADS = 1024
+
+
 def build_parser() -> Parser:
     """Return the parser of `wavenet-train`."""
     parser = Parser(
@@ -144,14 +150,15 @@ def work(options: argparse.Namespace) -> int:
     # Wrong values are told before torch is loaded.
     config = preset(getattr(options, "preset", "small"), **network)
     training = dataclasses.replace(TrainingConfig(), **settings)
-    if options.threads is not None and options.threads < 1:
-        raise ConfigError(f"--threads {options.threads}: must be at least 1")
+    if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
+        raise ConfigError(f"--threads {options.threads}: must be from 1 to {MAX_THREADS}")
 
     import torch
 
     from wavenet import checkpoint
     from wavenet.dataset import DataConfig, prepare
     from wavenet.evaluation import resolve_precision
+    from wavenet.memory import check_memory
     from wavenet.progress import Console
     from wavenet.training import SAMPLES, Trainer
 
@@ -178,6 +185,8 @@ def work(options: argparse.Namespace) -> int:
     if not options.dry_run:
         _check_place(options.out_dir)
     training = dataclasses.replace(training, precision=resolve_precision(training.precision, device))
+    if device.type == "cpu":
+        check_memory(config, training)
 
     data = prepare(
         Path(source["audio_dir"]) if source["audio_dir"] else None,
@@ -229,15 +238,34 @@ def _resumed(
         kept = {key: moment.progress["source"][key] for key in ("audio_dir", "cache_dir")}
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / 'training.json'}: {error}; use another checkpoint") from None
+    for name in DATA_FLAGS:
+        if name in settings and settings[name] != getattr(training, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {settings[name]}: the run in {options.out_dir} has "
+                f"{getattr(training, name)}, and another split would let validation audio into training; "
+                "leave it out when resuming"
+            )
     if options.audio_dir is not None:
         kept["audio_dir"] = source["audio_dir"]
     if options.cache_dir is not None:
-        kept["cache_dir"] = source["cache_dir"]
+        # Prepared audio alone will do, should the recordings be gone.
+        kept = {"audio_dir": source["audio_dir"], "cache_dir": source["cache_dir"]}
+    _set_threads(options.threads, moment.progress.get("threads"))
     return config, dataclasses.replace(training, **settings), kept
+
+
+def _set_threads(asked: int | None, before: Any) -> None:
+    """Use as many threads as the run did: with another number, sums are rounded differently."""
+    import torch
+
+    if asked is None and isinstance(before, int) and 1 <= before <= MAX_THREADS:
+        torch.set_num_threads(before)
 
 
 def _check_place(out_dir: Path) -> None:
     """Raise `CheckpointError` if a run cannot be written there: before the recordings are read, not after."""
+    from wavenet.files import cause
+
     place = out_dir
     while not place.exists():
         place = place.parent
@@ -247,9 +275,8 @@ def _check_place(out_dir: Path) -> None:
         # Made rather than asked for: permissions alone do not tell of a read-only disk.
         os.rmdir(tempfile.mkdtemp(prefix=".wavenet-", dir=place))
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
         raise CheckpointError(
-            f"--out-dir {out_dir}: cannot be written ({why}); choose another place"
+            f"--out-dir {out_dir}: cannot be written ({cause(error)}); choose another place"
         ) from None
 
 
@@ -292,11 +319,15 @@ def _dry_run(trainer: Any, console: Any) -> int:
 class _Stopper:
     """Notes the first interrupt, so that a step can be finished and saved; the second one is at once."""
 
-    def __init__(self) -> None:
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+    def __init__(self, console: Any) -> None:
+        self.console = console
         self.asked = False
 
     def __enter__(self) -> Callable[[], bool]:
-        self.before = {each: signal.signal(each, self._ask) for each in (signal.SIGINT, signal.SIGTERM)}
+        known = [getattr(signal, name) for name in self.SIGNALS if hasattr(signal, name)]
+        self.before = {each: signal.signal(each, self._ask) for each in known}
         return lambda: self.asked
 
     def __exit__(self, *_: object) -> None:
@@ -307,12 +338,13 @@ class _Stopper:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        self.console.line("stopping: this step is finished and saved first; once more stops at once")
 
 
 def _train(trainer: Any, console: Any, options: argparse.Namespace) -> int:
     import shlex
 
-    with _Stopper() as stop:
+    with _Stopper(console) as stop:
         finished = trainer.train(stop)
     step = trainer.counters["step"]
     run_dir = shlex.quote(str(options.out_dir))

@@ -1,0 +1,20 @@
+"""Data that several test files train on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from training_tools import CONFIG
+
+from wavenet.audio import write_wav
+from wavenet.dataset import DataConfig, prepare
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Two seconds of a three-note chord."""
+    folder = tmp_path_factory.mktemp("audio")
+    time = np.arange(8000) / 4000
+    chord = sum(np.sin(2 * np.pi * hz * time) for hz in (220, 277, 330)) * 0.25
+    write_wav(folder / "chord.wav", chord.astype(np.float32), 4000)
+    return prepare(folder, tmp_path_factory.mktemp("cache"), CONFIG, DataConfig(silence_db=None))
