@@ -8,6 +8,9 @@ The environment variable WAVENET_BUILD decides what is compiled:
     cuda  the CUDA engine too, or the installation fails
 
 CXX names the compiler (GCC or Clang), CXXFLAGS adds flags to every file.
+
+pip hides what a successful build prints: `pip install -v` shows the warning. Whatever pip showed, the reason
+is installed with the package, and the commands repeat it when they miss the engine.
 """
 
 from __future__ import annotations
@@ -34,8 +37,14 @@ ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "none", "cpu", "cuda")
 BUILD_INFO = "_build_info.json"
 OLDEST_TORCH = (2, 11)
+# A free-threaded Python has no stable ABI of its own yet, and its Python.h refuses to be asked for one; the
+# extension then gets the ordinary suffix.
+STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # The stable ABI as of torch 2.11 and of Python 3.10: one library for every later version of either.
-ABI_FLAGS = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030a0000"]
+ABI_FLAGS = [
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    *(["-DPy_LIMITED_API=0x030a0000"] if STABLE else []),
+]
 # The kernels write every fused multiply-add by hand, so that rounding does not depend on the compiler.
 COMMON_FLAGS = [
     "-std=c++17",
@@ -213,14 +222,12 @@ def main() -> None:
                 raise SystemExit(f"error: WAVENET_BUILD = {build!r}: {error}") from None
             reason = str(error)
     BuildPython.reason, BuildPython.chosen = reason, build == "none"
-    # A free-threaded Python has no stable ABI of its own yet; its extension gets the ordinary suffix.
-    stable = not sysconfig.get_config_var("Py_GIL_DISABLED")
-    extension = Extension("wavenet._C", list(SOURCES), py_limited_api=stable, optional=build == "auto")
+    extension = Extension("wavenet._C", list(SOURCES), py_limited_api=STABLE, optional=build == "auto")
     setup(
         license="MIT",
         ext_modules=[] if reason else [extension],
         cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}} if stable and not reason else {},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE and not reason else {},
     )
 
 

@@ -8,7 +8,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cmath>
+#include <new>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -18,6 +21,44 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// Every error leaves here as one line that starts with one of these, which `_ERROR` in
+// wavenet/backends/native.py reads: "wavenet:nonfinite:POSITION:ROW: text" or "wavenet:error: text".
+constexpr char kNonFinite[] = "wavenet:nonfinite:";
+constexpr char kError[] = "wavenet:error: ";
+
+template <typename Work>
+auto marked(Work work) -> decltype(work()) {
+  try {
+    return work();
+  } catch (const wavenet::cpu::NonFinite& error) {
+    throw std::runtime_error(kNonFinite + std::to_string(error.position) + ":" + std::to_string(error.row) +
+                             ": " + error.what());
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error(std::string(kError) +
+                             "not enough memory: ask for fewer streams, or for fewer samples at a time");
+  } catch (const std::exception& error) {
+    throw std::runtime_error(kError + std::string(error.what()));
+  }
+}
+
+// STD_TORCH_CHECK without the name and line of a source file, which a user has no use for.
+template <typename... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+// torch has only one reason not to give memory of a checked size, but reports it in several lines.
+Tensor allocate(const Tensor& like, std::vector<int64_t> shape) {
+  try {
+    return torch::stable::new_empty(like, shape);
+  } catch (const std::exception&) {
+    throw std::bad_alloc();
+  }
+}
 
 const char* dtype_name(ScalarType type) { return torch::headeronly::toString(type); }
 
@@ -30,9 +71,9 @@ std::string shape_text(const Tensor& tensor) {
 }
 
 void check_kind(const char* name, const Tensor& tensor, ScalarType type) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " is not on the CPU: this operator's kernel runs there");
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " is ", dtype_name(tensor.scalar_type()), ": must be ",
-                  dtype_name(type));
+  require(tensor.is_cpu(), name, " is not on the CPU: this operator's kernel runs there");
+  require(tensor.scalar_type() == type, name, " is ", dtype_name(tensor.scalar_type()), ": must be ",
+          dtype_name(type));
 }
 
 // A size of -1 in `shape` takes any.
@@ -43,19 +84,19 @@ void check_shape(const char* name, const Tensor& tensor, const std::vector<int64
     expected += (dim == 0 ? "" : ", ") + (shape[dim] < 0 ? std::string("any") : std::to_string(shape[dim]));
     fits = fits && (shape[dim] < 0 || tensor.size(static_cast<int64_t>(dim)) == shape[dim]);
   }
-  STD_TORCH_CHECK(fits, name, " is ", shape_text(tensor), ": must be ", expected, ")");
+  require(fits, name, " is ", shape_text(tensor), ": must be ", expected, ")");
 }
 
 void check(const char* name, const Tensor& tensor, ScalarType type, const std::vector<int64_t>& shape) {
   check_kind(name, tensor, type);
   check_shape(name, tensor, shape);
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, " is not contiguous: pass it through .contiguous()");
+  require(tensor.is_contiguous(), name, " is not contiguous: pass it through .contiguous()");
 }
 
 void check_range(const char* name, const int64_t* values, int64_t count, int64_t low, int64_t end) {
   for (int64_t index = 0; index < count; ++index) {
-    STD_TORCH_CHECK(values[index] >= low && values[index] < end, name, " holds ", values[index], ": must be ",
-                    low, " to ", end - 1);
+    require(values[index] >= low && values[index] < end, name, " holds ", values[index], ": must be ", low,
+            " to ", end - 1);
   }
 }
 
@@ -67,14 +108,14 @@ void bind_gate_bias(wavenet::GateBias& gate, const Tensor& values, const wavenet
   check_kind("gate_bias", values, ScalarType::Float);
   check_shape("gate_bias", values, {batch, -1, network.layers, 2 * network.dilated});
   const int64_t frames = values.size(1);
-  STD_TORCH_CHECK(frames > 0, "gate_bias has no frames: must have at least 1");
+  require(frames > 0, "gate_bias has no frames: must have at least 1");
   // The batch may be expanded from one row, so only the rest has to be contiguous.
   const int64_t row = 2 * network.dilated;
-  STD_TORCH_CHECK(values.stride(3) == 1 && (network.layers == 1 || values.stride(2) == row) &&
-                      (frames == 1 || values.stride(1) == network.layers * row),
-                  "gate_bias is not contiguous within a stream: pass it through .contiguous()");
-  STD_TORCH_CHECK(hop > 0 && hop < kMostSamples, "hop = ", hop, ": must be at least 1 sample per frame");
-  STD_TORCH_CHECK(start > -kMostSamples && start < kMostSamples, "gate_start = ", start, ": is out of range");
+  require(values.stride(3) == 1 && (network.layers == 1 || values.stride(2) == row) &&
+              (frames == 1 || values.stride(1) == network.layers * row),
+          "gate_bias is not contiguous within a stream: pass it through .contiguous()");
+  require(hop > 0 && hop < kMostSamples, "hop = ", hop, ": must be at least 1 sample per frame");
+  require(start > -kMostSamples && start < kMostSamples, "gate_start = ", start, ": is out of range");
   gate.values = values.const_data_ptr<float>();
   gate.batch_stride = values.stride(0);
   gate.frames = frames;
@@ -99,7 +140,7 @@ wavenet::cpu::Task make_task(const Tensor& weights, const std::vector<int64_t>& 
   check("last_sample", last_sample, ScalarType::Long, {task.batch});
   check_range("position", position.const_data_ptr<int64_t>(), task.batch, 0, kMostSamples);
   check_range("last_sample", last_sample.const_data_ptr<int64_t>(), task.batch, 0, task.network.classes);
-  STD_TORCH_CHECK(threads > 0, "threads = ", threads, ": must be at least 1");
+  require(threads > 0, "threads = ", threads, ": must be at least 1");
   if (gate_bias.has_value()) {
     bind_gate_bias(task.gate, *gate_bias, task.network, task.batch, hop, gate_start, linear);
   }
@@ -109,10 +150,10 @@ wavenet::cpu::Task make_task(const Tensor& weights, const std::vector<int64_t>& 
   return task;
 }
 
-Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
-               const Tensor& position, const Tensor& last_sample, const Tensor& samples,
-               const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start, bool linear,
-               int64_t threads) {
+Tensor run_advance(const Tensor& weights, const std::vector<int64_t>& geometry, const Tensor& queues,
+                   const Tensor& position, const Tensor& last_sample, const Tensor& samples,
+                   const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start, bool linear,
+                   int64_t threads) {
   std::vector<wavenet::Layer> layers;
   wavenet::cpu::Task task = make_task(weights, geometry, queues, position, last_sample, gate_bias, hop,
                                       gate_start, linear, threads, layers);
@@ -120,16 +161,16 @@ Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tenso
   task.steps = samples.size(1);
   task.given = samples.const_data_ptr<int64_t>();
   check_range("samples", task.given, samples.numel(), 0, task.network.classes);
-  Tensor logits = torch::stable::new_empty(weights, {task.batch, task.steps, task.network.classes});
+  Tensor logits = allocate(weights, {task.batch, task.steps, task.network.classes});
   task.logits = logits.mutable_data_ptr<float>();
   wavenet::cpu::run(task, threads);
   return logits;
 }
 
-Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
-                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, double temperature,
-                int64_t top_k, double top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
-                int64_t gate_start, bool linear, int64_t threads) {
+Tensor run_generate(const Tensor& weights, const std::vector<int64_t>& geometry, const Tensor& queues,
+                    const Tensor& position, const Tensor& last_sample, const Tensor& uniforms,
+                    double temperature, int64_t top_k, double top_p, const std::optional<Tensor>& gate_bias,
+                    int64_t hop, int64_t gate_start, bool linear, int64_t threads) {
   std::vector<wavenet::Layer> layers;
   wavenet::cpu::Task task = make_task(weights, geometry, queues, position, last_sample, gate_bias, hop,
                                       gate_start, linear, threads, layers);
@@ -138,21 +179,41 @@ Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tens
   task.uniforms = uniforms.const_data_ptr<float>();
   for (int64_t index = 0; index < uniforms.numel(); ++index) {
     const float uniform = task.uniforms[index];
-    STD_TORCH_CHECK(uniform >= 0.0f && uniform < 1.0f, "uniforms holds ", uniform, ": must be in [0, 1)");
+    require(uniform >= 0.0f && uniform < 1.0f, "uniforms holds ", uniform, ": must be in [0, 1)");
   }
-  STD_TORCH_CHECK(std::isfinite(temperature) && temperature >= 0.0, "temperature = ", temperature,
-                  ": must be 0 or more");
-  STD_TORCH_CHECK(top_k >= 0, "top_k = ", top_k, ": must be 0 (all classes) or more");
-  STD_TORCH_CHECK(top_p > 0.0 && top_p <= 1.0, "top_p = ", top_p, ": must be more than 0 and at most 1");
+  require(std::isfinite(temperature) && temperature >= 0.0, "temperature = ", temperature,
+          ": must be 0 or more");
+  require(top_k >= 0, "top_k = ", top_k, ": must be 0 (all classes) or more");
+  require(top_p > 0.0 && top_p <= 1.0, "top_p = ", top_p, ": must be more than 0 and at most 1");
   task.sampling = {temperature, top_k, top_p};
-  Tensor drawn = torch::stable::new_empty(position, {task.batch, task.steps});
+  Tensor drawn = allocate(position, {task.batch, task.steps});
   task.drawn = drawn.mutable_data_ptr<int64_t>();
   wavenet::cpu::run(task, threads);
   return drawn;
 }
 
-std::string instruction_set() { return wavenet::cpu::instruction_set(); }
-std::string instruction_sets() { return wavenet::cpu::available_instruction_sets(); }
+Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
+               const Tensor& position, const Tensor& last_sample, const Tensor& samples,
+               const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start, bool linear,
+               int64_t threads) {
+  return marked([&] {
+    return run_advance(weights, geometry, queues, position, last_sample, samples, gate_bias, hop, gate_start,
+                       linear, threads);
+  });
+}
+
+Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
+                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, double temperature,
+                int64_t top_k, double top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
+                int64_t gate_start, bool linear, int64_t threads) {
+  return marked([&] {
+    return run_generate(weights, geometry, queues, position, last_sample, uniforms, temperature, top_k, top_p,
+                        gate_bias, hop, gate_start, linear, threads);
+  });
+}
+
+std::string instruction_set() { return marked(wavenet::cpu::instruction_set); }
+std::string instruction_sets() { return marked(wavenet::cpu::available_instruction_sets); }
 
 }  // namespace
 

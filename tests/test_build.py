@@ -9,6 +9,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -25,6 +27,11 @@ pytestmark = [
 BUILD = (
     "import sys; from setuptools import build_meta; print('built', getattr(build_meta, sys.argv[1])('dist'))"
 )
+FREE_THREADED = """
+import sysconfig
+real = sysconfig.get_config_var
+sysconfig.get_config_var = lambda name: 1 if name == "Py_GIL_DISABLED" else real(name)
+"""
 
 
 @pytest.fixture
@@ -39,12 +46,14 @@ def tree(tmp_path):
     return tmp_path
 
 
-def build(tree: Path, kind: str = "build_wheel", **environment: str) -> subprocess.CompletedProcess:
+def build(
+    tree: Path, kind: str = "build_wheel", before: str = "", **environment: str
+) -> subprocess.CompletedProcess:
     clean = {
         name: value for name, value in os.environ.items() if name not in ("WAVENET_BUILD", "CXX", "CXXFLAGS")
     }
     return subprocess.run(
-        [sys.executable, "-c", BUILD, kind],
+        [sys.executable, "-c", before + BUILD, kind],
         cwd=tree,
         env={**clean, **environment},
         capture_output=True,
@@ -141,6 +150,65 @@ def test_the_wheel_serves_any_python_and_any_processor(tree):
     if platform.machine() == "x86_64":
         special = {command for command in commands if " -mavx" in command}
         assert len(special) == 2 and all("/kernel_avx" in command for command in special)
+
+
+def test_only_a_python_with_a_stable_abi_is_asked_for_it(tree):
+    compiler = stand_in(tree, f'echo "$@" >> {tree}/log; echo built > "$out"')
+    result = build(tree, WAVENET_BUILD="cpu", CXX=compiler)
+    assert result.returncode == 0, result.stderr
+    limited = "-DPy_LIMITED_API=0x030a0000"
+    free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+    assert (limited in (tree / "log").read_text()) is not bool(free_threaded)
+    for built in ("log", "dist", "build"):
+        path = tree / built
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    result = build(tree, before=FREE_THREADED, WAVENET_BUILD="cpu", CXX=compiler)
+    assert result.returncode == 0, result.stderr
+    assert "Py_LIMITED_API" not in (tree / "log").read_text()
+    name, files, _ = wheel(tree)
+    assert "abi3" not in name
+    assert [file for file in files if file.endswith(".so") and "abi3" not in file]
+
+
+@pytest.mark.parametrize(("value", "reason"), [("auto", "no C++ compiler"), ("none", "WAVENET_BUILD=none")])
+def test_editable_without_the_engine_says_why(tree, value, reason, monkeypatch):
+    (tree / "wavenet" / "_C.abi3.so").write_text("left by an earlier build")
+    result = build(tree, "build_editable", WAVENET_BUILD=value, CXX="/nonexistent/c++")
+    assert result.returncode == 0, result.stderr
+    monkeypatch.setattr(native, "_PACKAGE", tree / "wavenet")
+    found = native.load_extension.__wrapped__()
+    assert found is not None and found.startswith("the extension was not built: ") and reason in found
+
+
+def tracked() -> list[str]:
+    """Return the files that git knows of."""
+    git = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    try:
+        listed = subprocess.run(git, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs git and its repository")
+    return [name for name in listed.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_the_source_distribution_is_whole(tmp_path):
+    names = tracked()
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for leaving in ("csrc/run.o.so", "tests/__pycache__/naive.cpython-310.pyc"):
+        (tmp_path / leaving).parent.mkdir(exist_ok=True)
+        (tmp_path / leaving).write_text("left by a build")
+    result = build(tmp_path, "build_sdist", WAVENET_BUILD="none")
+    assert result.returncode == 0, result.stderr
+    (path,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        files = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    folders = ("tests/", "csrc/", "examples/", "benchmarks/", "wavenet/", ".ci/")
+    needed = {name for name in names if name.startswith(folders)}
+    needed |= {"setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"}
+    assert needed <= files
+    assert not [name for name in files if name.endswith((".so", ".pyc", "_build_info.json"))]
+    assert path.stat().st_size < 5_000_000
 
 
 @pytest.mark.parametrize("works", [True, False])

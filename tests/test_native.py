@@ -290,3 +290,48 @@ def test_non_finite_weights_are_found(instruction_set, name, value):
     else:
         with pytest.raises(BackendError, match="non-finite logits"):
             backend.generate(random_state(shape, 1, 0), uniforms, Sampling())
+
+
+def refused(backend: NativeBackend, state, samples) -> str:
+    with pytest.raises(BackendError) as caught:
+        backend.advance(state, samples)
+    message = str(caught.value)
+    assert "\n" not in message and ".cpp" not in message and "wavenet:" not in message
+    return message
+
+
+def test_what_the_engine_refuses_is_one_line_for_a_person():
+    shape, _, model = random_model(37, classes=16)
+    backend = NativeBackend(model)
+    state, given = random_state(shape, 2, 0), torch.zeros(2, 3, dtype=torch.int64)
+    assert refused(backend, state, given + 16) == "samples holds 16: must be 0 to 15"
+    assert refused(backend, state, given[:1]) == "samples is (1, 3): must be (2, any)"
+    assert refused(backend, state, given.float()) == "samples is Float: must be Long"
+    backend.threads = 0
+    assert refused(backend, state, given) == "threads = 0: must be at least 1"
+
+
+@pytest.mark.parametrize(
+    ("raised", "shown"),
+    [
+        ("wavenet:error: thread 9 could not be started", "thread 9 could not be started"),
+        ("run, /src/csrc/a.cpp:3, wavenet:error: no memory\nframe #0: main", "no memory"),
+        (
+            "wavenet:nonfinite:123:1: any words at all\nframe #0: main",
+            "the network produced non-finite logits at sample 123 of stream 11",
+        ),
+        ("out of luck\nframe #0: main", "backend 'cpu' failed: out of luck"),
+        ("", "backend 'cpu' failed: RuntimeError"),
+    ],
+)
+def test_only_the_mark_of_an_error_is_read(raised, shown, monkeypatch):
+    shape, _, model = random_model(38)
+    backend = NativeBackend(model)
+
+    class Operators:
+        @staticmethod
+        def advance(*_):
+            raise RuntimeError(raised)
+
+    monkeypatch.setattr(torch.ops, "wavenet", Operators)
+    assert refused(backend, random_state(shape, 2, 0), torch.zeros(2, 1, dtype=torch.int64)) == shown

@@ -139,5 +139,16 @@ REFUSED_BY_GENERATE = [
     + [("generate", *each) for each in REFUSED + REFUSED_BY_GENERATE],
 )
 def test_bad_arguments_are_named(operator, changes, message):
-    with pytest.raises(RuntimeError, match=message):
+    # One line behind the mark that the backend reads, and no name of a source file.
+    with pytest.raises(RuntimeError, match=f"^wavenet:error: .*{message}[^\n]*$") as caught:
         call(operator, **changes)
+    assert ".cpp" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("operator", ["advance", "generate"])
+def test_non_finite_logits_give_position_and_row_to_a_machine(operator):
+    weights = PACKED.data.clone()
+    weights[-weights.numel() // 3 :] = np.nan
+    position = torch.tensor([40, 7])
+    with pytest.raises(RuntimeError, match=r"^wavenet:nonfinite:40:0: [^\n]+$"):
+        call(operator, weights=weights, position=position)

@@ -44,11 +44,15 @@ class Unusable(AudioError):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], reason: str, remedy: str = "", passing: bool = False
+        self,
+        path: str | os.PathLike[str],
+        reason: str,
+        remedy: str = "give another recording",
+        passing: bool = False,
     ) -> None:
         self.reason = reason
         self.passing = passing
-        super().__init__(f"{printable(path)}: {reason}" + (f"; {remedy}" if remedy else ""))
+        super().__init__(f"{printable(path)}: {reason}; {remedy}")
 
 
 def _soundfile() -> Any:
@@ -59,6 +63,14 @@ def _soundfile() -> Any:
             f"recordings cannot be read without soundfile ({error}): pip install soundfile"
         ) from None
     return soundfile
+
+
+def _soxr() -> Any:
+    try:
+        import soxr
+    except (ImportError, OSError) as error:
+        raise AudioError(f"recordings cannot be resampled without soxr ({error}): pip install soxr") from None
+    return soxr
 
 
 @contextmanager
@@ -84,17 +96,17 @@ def _open_regular(path: str | os.PathLike[str]) -> int:
     try:
         # A look before the open: opening a device can have effects of its own.
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Unusable(path, "not a regular file", passing=True)
+            raise Unusable(path, "not a regular file", "give a file with a recording", passing=True)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags)
     except FileNotFoundError:
         raise Unusable(path, "does not exist", "check the path", passing=True) from None
     except (OSError, ValueError) as error:
         why = cause(error) if isinstance(error, OSError) else str(error)
-        raise Unusable(path, f"cannot be read ({why})", passing=True) from None
+        raise Unusable(path, f"cannot be read ({why})", "check its permissions", passing=True) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise Unusable(path, "not a regular file", passing=True)
+        raise Unusable(path, "not a regular file", "give a file with a recording", passing=True)
     return descriptor
 
 
@@ -222,9 +234,7 @@ class Decoder:
             yield first
             yield from blocks
             return
-        import soxr
-
-        stream = soxr.ResampleStream(self.source_rate, self.sample_rate, 1, dtype="float32", quality="HQ")
+        stream = _soxr().ResampleStream(self.source_rate, self.sample_rate, 1, dtype="float32", quality="HQ")
         piece = max(1, min(_BLOCK_FRAMES, _MAX_RESAMPLED * self.source_rate // self.sample_rate))
         made = 0
         for block in chain([first], blocks):
@@ -252,7 +262,8 @@ def settle(signal: Signal, decoder: Decoder, normalization: str) -> tuple[Levels
             "normalise it, or train with --normalization peak",
         )
     if levels.high == levels.low or (levels.high - levels.low < _SILENT_RANGE and normalization == "none"):
-        raise Unusable(decoder.path, "silent once mixed to mono" if decoder.peak > 1e-3 else "silent")
+        reason = "silent once mixed to mono" if decoder.peak > 1e-3 else "silent"
+        raise Unusable(decoder.path, reason, "give a recording with sound in it")
     return levels, gain(levels, normalization)
 
 
@@ -298,6 +309,9 @@ class WavWriter:
         players start at once; if `stream` is a file, `finish` writes the true sizes over it.
     header : bool
         False writes the samples alone.
+    rewind : bool
+        False never goes back in `stream`: a standard output that looks like a file may be one opened for
+        appending, where the second header would land at the end.
 
     Raises
     ------
@@ -308,14 +322,19 @@ class WavWriter:
     _LIMIT = 0xFFFFFFFF - 36
 
     def __init__(
-        self, stream: BinaryIO, sample_rate: int, frames: int | None = None, header: bool = True
+        self,
+        stream: BinaryIO,
+        sample_rate: int,
+        frames: int | None = None,
+        header: bool = True,
+        rewind: bool = True,
     ) -> None:
         self.stream = stream
         self.sample_rate = sample_rate
         self.frames = frames
         self.header = header
         self.written = 0
-        self._seekable = header and stream.seekable()
+        self._seekable = header and rewind and stream.seekable()
         self._start = stream.tell() if self._seekable else 0
         if header:
             self._check_size(frames or 0)
@@ -347,7 +366,11 @@ class WavWriter:
     def finish(self) -> None:
         """Make the header of a file agree with what was written; a pipe is left as it is."""
         if self._seekable and self.written != self.frames:
-            end = self.stream.tell()
+            end = self._start + len(self._header(None)) + 2 * self.written
+            # What an interrupt in the midst of writing left over is not accounted for.
+            if self.stream.tell() > end:
+                self.stream.seek(end)
+                self.stream.truncate()
             self.stream.seek(self._start)
             self.stream.write(self._header(self.written))
             self.stream.seek(end)

@@ -168,10 +168,7 @@ void run(const Task& task, int64_t threads) {
   }
   for (int64_t row = 0; row < task.batch; ++row) {
     const int64_t position = failed[static_cast<size_t>(row)];
-    if (position != kFinite) {
-      throw std::runtime_error("the network produced non-finite logits at sample " +
-                               std::to_string(position) + " of row " + std::to_string(row));
-    }
+    if (position != kFinite) throw NonFinite(position, row);
   }
 }
 

@@ -2,15 +2,26 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 
 #include "cpu/task.h"
 
 namespace wavenet::cpu {
 
+// The logits for the sample at `position` of the task's stream `row` were not finite.
+struct NonFinite : std::runtime_error {
+  NonFinite(int64_t at_position, int64_t of_row)
+      : std::runtime_error("the network produced non-finite logits at sample " + std::to_string(at_position) +
+                           " of row " + std::to_string(of_row)),
+        position(at_position),
+        row(of_row) {}
+  int64_t position, row;
+};
+
 // Runs every stream of the task through its steps, on up to `threads` threads.
-// Throws std::runtime_error if logits are not finite (naming sample and row), if WAVENET_CPU asks for an
-// instruction set that is not there, or if a thread cannot be started.
+// Throws NonFinite for the first row whose logits are not finite, and std::runtime_error if WAVENET_CPU asks
+// for an instruction set that is not there or if a thread cannot be started.
 void run(const Task& task, int64_t threads);
 
 // The instruction sets that this build has and this processor runs, slowest first, separated by spaces.

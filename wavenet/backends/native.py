@@ -18,8 +18,8 @@ from wavenet.packing import pack
 from wavenet.state import GeneratorState, Sampling
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_NON_FINITE = re.compile(r"(the network produced non-finite logits at sample \d+) of row (\d+)")
-_INSTRUCTION_SET = re.compile(r"WAVENET_CPU = .*")
+# How csrc/binding.cpp marks its errors: with position and row where logits were not finite, and the text.
+_ERROR = re.compile(r"wavenet:(?:nonfinite:(\d+):(\d+)|error): (.*)")
 
 
 class NativeBackend:
@@ -60,7 +60,7 @@ class NativeBackend:
         try:
             torch.ops.wavenet.cpu_instruction_set()
         except RuntimeError as error:
-            return _one_line(error)
+            return str(_translated(error))
         return None
 
     @staticmethod
@@ -127,20 +127,22 @@ def _frames(values: torch.Tensor) -> torch.Tensor:
     return values.contiguous()
 
 
-def _one_line(error: RuntimeError) -> str:
-    message = str(error).splitlines()[0]
-    found = _INSTRUCTION_SET.search(message)
-    return found[0] if found else message
+def _translated(error: RuntimeError, state: GeneratorState | None = None) -> BackendError:
+    """Return an operator's error as one line, with the stream's number in place of its row."""
+    found = _ERROR.search(str(error))
+    if found is None:
+        # Not from our code: torch's dispatcher, say, for a state on another device.
+        return BackendError(f"backend 'cpu' failed: {_first_line(error)}")
+    position, row, text = found.groups()
+    if row is not None and state is not None:
+        stream = int(state.stream[int(row)])
+        text = f"the network produced non-finite logits at sample {position} of stream {stream}"
+    return BackendError(text)
 
 
-def _translated(error: RuntimeError, state: GeneratorState) -> Exception:
-    """Return what to raise for an operator's error: a `BackendError` where a user can have caused it."""
-    found = _NON_FINITE.search(str(error))
-    if found:
-        return BackendError(f"{found[1]} of stream {int(state.stream[int(found[2])])}")
-    if _INSTRUCTION_SET.search(str(error)) or "could not be started" in str(error):
-        return BackendError(_one_line(error))
-    return error
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @functools.cache
@@ -155,8 +157,8 @@ def load_extension() -> str | None:
         return "the extension was not built: install the package with a C++ compiler at hand"
     try:
         torch.ops.load_library(str(found[0]))
-    except OSError as error:
-        return f"the extension {found[0]} could not be loaded: {error}"
+    except (OSError, RuntimeError) as error:
+        return f"the extension {found[0]} could not be loaded: {_first_line(error)}"
     _register_fakes()
     return None
 
