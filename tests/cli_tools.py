@@ -49,6 +49,11 @@ def run(name: str, *arguments: object, cwd: Path, **settings) -> subprocess.Comp
     return result
 
 
+def start(home: Path, *arguments: object, **settings) -> subprocess.Popen:
+    """Start generating."""
+    return subprocess.Popen(command("generate", *arguments), cwd=home, env=environment(), **settings)
+
+
 def assert_one_line_error(result: subprocess.CompletedProcess, *fragments: str, code: int = 1) -> None:
     """The last line on standard error is the error, there is no traceback, and the exit code is right."""
     assert result.returncode == code, result.stderr
@@ -57,6 +62,11 @@ def assert_one_line_error(result: subprocess.CompletedProcess, *fragments: str, 
     assert len(errors) == 1 and result.stderr.splitlines()[-1] == errors[0], result.stderr
     for fragment in fragments:
         assert fragment in errors[0], errors[0]
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """Files that are being written, under the names `wavenet.files.atomic_output` gives them."""
+    return list(folder.glob(".wavenet-*.tmp"))
 
 
 def chord(seconds: float, rate: int = 4000, pitch: float = 220.0) -> np.ndarray:

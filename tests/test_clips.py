@@ -80,7 +80,8 @@ def test_windows_score_every_sample_once_with_its_whole_context(
     assert contexts == wanted
 
 
-def test_every_sample_is_equally_likely_to_be_a_target(tmp_path):
+def test_every_sample_is_equally_likely_to_be_a_target(tmp_path, monkeypatch):
+    monkeypatch.setattr("wavenet.clips.START_SHARE", 0.0)
     # Each sample has a value of its own, so that the targets can be counted.
     arrays = [np.arange(0, 3), np.arange(3, 100), np.arange(100, 140)]
     for receptive_field, segment in ((5, 20), (50, 8), (5, 400), (9, 1)):
@@ -97,6 +98,18 @@ def test_every_sample_is_equally_likely_to_be_a_target(tmp_path):
             assert np.abs(counts / counts.mean() - 1).max() < 0.1
         else:
             assert np.abs(counts - expected).max() < 5 * math.sqrt(expected)
+
+
+def test_a_share_of_the_segments_begins_with_a_clip(tmp_path):
+    # Each sample has a value of its own; beginnings are 0, 60 and 180.
+    arrays = [np.arange(0, 60), np.arange(60, 180), np.arange(180, 200)]
+    clips = clips_of(tmp_path, arrays, 20)
+    first = np.concatenate([clips.batch(step, 500, 40, 3)[1][:, 0].numpy() for step in range(40)])
+    counts = np.array([(first == value).sum() for value in (0, 60, 180)])
+    # Of 20,000 segments a sixteenth begins with a clip, and each other one does so by chance: there are 200
+    # samples and three gaps of 20 to begin in.
+    expected = 20_000 / 16 / 3 + 20_000 * 15 / 16 / 260
+    assert np.abs(counts - expected).max() < 5 * math.sqrt(expected)
 
 
 def test_the_draw_depends_on_step_and_seed_alone(tmp_path):

@@ -1,5 +1,6 @@
 """What a search finds and never touches, and output that is whole or absent."""
 
+import io
 import os
 import socket
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from audio_files import noise, save, sine
 
-from wavenet.audio import load_audio, write_wav
+from wavenet.audio import WavWriter, load_audio, write_wav
 from wavenet.errors import AudioError
-from wavenet.files import atomic_output, find_audio, printable
+from wavenet.files import atomic_output, find_audio, free_name, printable
+from wavenet.progress import Console
 
 
 def names_in(folder, **options):
@@ -158,6 +160,43 @@ def test_output_through_a_link_keeps_the_link(tmp_path):
     with atomic_output(tmp_path / "link") as stream:
         stream.write(b"new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_bytes() == b"new"
+
+
+def test_output_may_choose_its_name_at_the_end(tmp_path):
+    target = tmp_path / "x.wav"
+    for content in (b"1", b"2"):
+        target.write_bytes(b"old")
+        with atomic_output(target, lambda: free_name(target, "part")) as stream:
+            stream.write(content)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "x.wav": b"old", "x-part.wav": b"1", "x-part-1.wav": b"2",
+    }  # fmt: skip
+
+
+def test_a_header_agrees_with_the_data_after_an_interrupt_in_the_midst_of_writing(tmp_path):
+    with open(tmp_path / "x.wav", "wb") as stream:
+        writer = WavWriter(stream, 16000, 1000)
+        writer.write(np.zeros(100, np.float32))
+        stream.write(b"left over")
+        writer.finish()
+    data = (tmp_path / "x.wav").read_bytes()
+    assert len(data) == 44 + 200 and data[40:44] == (200).to_bytes(4, "little")
+
+
+# -- lines ----------------------------------------------------------------------------------------------
+
+
+def test_a_console_escapes_controls_and_lives_without_a_stream(monkeypatch):
+    stream = io.StringIO()
+    console = Console(stream)
+    console.line("a\x1b[31m\r\udce9\ud800 \u00e9\nb\t\u202e")
+    assert stream.getvalue() == "a\\x1b[31m\\r\\xe9\\ud800 \u00e9\nb\\t\\u202e\n"
+    monkeypatch.setattr("sys.stderr", None)
+    silent = Console()
+    silent.interval = silent._next = 0
+    silent.line("x")
+    silent.status("x")
+    silent.clear()
 
 
 def test_output_that_cannot_be_written_is_one_line(tmp_path):

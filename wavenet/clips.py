@@ -20,6 +20,13 @@ IGNORED = -1
 _OPEN_MAPS = 64
 _CHUNK = 1 << 20
 
+START_SHARE = 1 / 16
+"""Share of training segments that begin with a clip.
+
+Every generated stream begins in the silence before a clip; long recordings have so few beginnings that a
+network would otherwise hardly learn to leave it.
+"""
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -75,8 +82,9 @@ class Clips:
     def batch(self, step: int, batch: int, segment: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return segments at random places, the same ones whenever `step` and `seed` are the same.
 
-        The timeline is taken as a ring and places are drawn uniformly among those whose segment holds a real
-        sample, so every real sample is equally likely to be a target.
+        A share `START_SHARE` of the segments begins where some clip begins. For the others the timeline is
+        taken as a ring and places are drawn uniformly among those whose segment holds a real sample, so that
+        every real sample is equally likely to be a target.
 
         Parameters
         ----------
@@ -100,10 +108,14 @@ class Clips:
         gap = min(self.receptive_field, segment - 1)
         ends = np.cumsum(self._ends - self._starts + gap)
         total = int(ends[-1])
-        raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(batch)
+        raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(2 * batch)
         rows = []
-        for word in np.atleast_1d(raw):
-            place = (int(word) * total) >> 64
+        for word, chance in zip(raw[::2].tolist(), raw[1::2].tolist(), strict=True):
+            if chance < START_SHARE * 2**64:
+                start = int(self._starts[(word * len(self.clips)) >> 64])
+                rows.append(self._read(start, segment, ring=True))
+                continue
+            place = (word * total) >> 64
             clip = int(np.searchsorted(ends, place, side="right"))
             start = int(self._ends[clip]) - (int(ends[clip]) - place)
             rows.append(self._read(start, segment, ring=True))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,10 +25,27 @@ EXTENSIONS = frozenset(_KINDS.split())
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
+def one_line(text: str) -> str:
+    """Return a text as one line that any terminal can show: controls and bytes that are not UTF-8 escaped."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    # os.fsdecode leaves bytes that are not UTF-8 as these surrogates.
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def printable(path: str | bytes | os.PathLike[str]) -> str:
-    """Return a path as one line that any terminal can show: controls and bytes that are not UTF-8 escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    """Return a path as one line that any terminal can show."""
+    return one_line(os.fsdecode(path))
+
+
+def free_name(path: Path, word: str) -> Path:
+    """Return a path that nothing stands at, beside another: for out.wav out-word.wav, out-word-1.wav, ..."""
+    names = (f"{path.stem}-{word}{f'-{number}' if number else ''}{path.suffix}" for number in count())
+    return next(each for name in names if not os.path.lexists(each := path.with_name(name)))
 
 
 def cause(error: OSError) -> str:
@@ -196,18 +213,28 @@ def _nothing_found(shown: str, search: _Search) -> str:
 
 
 @contextmanager
-def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_output(
+    path: str | os.PathLike[str], rename: Callable[[], str | os.PathLike[str]] | None = None
+) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name only when the block ends without an exception.
 
     The bytes go to a temporary file in the same folder, which is flushed to the disk and then renamed over
     `path`; on any failure it is removed and what stood at `path` stays. A device or pipe at `path` is written
     directly.
 
+    Parameters
+    ----------
+    path : path
+    rename : callable, optional
+        Asked at the end for the name to take, in the same folder, instead of `path`.
+
     Raises
     ------
     AudioError
         If the folder is missing or not writable, `path` is a folder, or the disk is full.
     """
+    import secrets  # It loads a cryptographic library, and commands answer --help without one.
+
     shown = printable(path)
     target = os.path.realpath(path)
     temporary = os.path.join(os.path.dirname(target), f".wavenet-{secrets.token_hex(8)}.tmp")
@@ -228,7 +255,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             if not special:
                 os.fsync(stream.fileno())
         if not special:
-            os.replace(temporary, target)
+            os.replace(temporary, target if rename is None else os.path.realpath(rename()))
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wavenet import backends, mulaw
+from wavenet import backends, checkpoint, mulaw
 from wavenet.conditioning import GateBias
 from wavenet.errors import ConfigError
 from wavenet.model import WaveNet
@@ -79,8 +79,11 @@ class Generator:
         device: str = "cpu",
         threads: int | None = None,
     ) -> Generator:
-        """Load a network written by `WaveNet.save_pretrained` or by training; see the class for the rest."""
-        return cls(WaveNet.from_pretrained(Path(directory)), backend, device, threads)
+        """Load a checkpoint, or the newest one of a training run; see the class for the other parameters.
+
+        Raises `CheckpointError` if there is none, or it is damaged.
+        """
+        return cls(WaveNet.from_pretrained(checkpoint.find(Path(directory))), backend, device, threads)
 
     def encode(self, audio: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Return the int64 classes of amplitudes in [-1, 1], of the same shape."""

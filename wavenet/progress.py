@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 from typing import TextIO
 
+from wavenet.files import one_line
+
 
 class Console:
-    """Writes to standard error, or another text stream.
+    """Writes to standard error, or another text stream; nowhere if standard error is closed.
 
-    On a terminal the status line is rewritten in place; elsewhere it is written as a line now and then, so
-    that log files stay readable.
+    Control characters are escaped. On a terminal the status line is rewritten in place; elsewhere it is
+    written as a line now and then, so that log files stay readable.
     """
 
     def __init__(self, stream: TextIO | None = None):
         self.stream = sys.stderr if stream is None else stream
-        self.terminal = self.stream.isatty()
+        self.terminal = self.stream is not None and self.stream.isatty()
         self.interval = 0.2 if self.terminal else 30.0
         self._shown = ""
         self._next = time.monotonic() if self.terminal else time.monotonic() + self.interval
 
     def line(self, text: str) -> None:
-        """Write a line."""
+        """Write a line, or several with line feeds between them."""
         self.clear()
-        self._write(text + "\n")
+        self._write("".join(one_line(each) + "\n" for each in text.split("\n")))
 
     def status(self, text: str) -> None:
         """Show what is going on, if the last time is long enough ago."""
@@ -35,9 +36,13 @@ class Console:
         if now < self._next:
             return
         self._next = now + self.interval
+        text = one_line(text)
         if not self.terminal:
             self._write(text + "\n")
             return
+        # Slow to load, and most commands never come here.
+        import shutil
+
         text = text[: shutil.get_terminal_size().columns - 1]
         self._write("\r" + text.ljust(len(self._shown)))
         self._shown = text
@@ -49,6 +54,8 @@ class Console:
             self._shown = ""
 
     def _write(self, text: str) -> None:
+        if self.stream is None:
+            return
         # A reader of standard error that has gone away must not end hours of work.
         with contextlib.suppress(OSError):
             self.stream.write(text)

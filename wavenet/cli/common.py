@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from wavenet import __version__
+from wavenet.cli import INTERRUPTED as INTERRUPTED
+from wavenet.cli import interrupted
+from wavenet.cli.interrupts import interrupts
 from wavenet.errors import WaveNetError
+from wavenet.files import cause, one_line, printable
+from wavenet.progress import Console
 
 USER_ERROR = 1
-INTERRUPTED = 130
 OUT_OF_MEMORY = "out of memory: lower --batch, --segment or --seconds, or choose a smaller network"
 
 
@@ -26,44 +30,89 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
         self.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an error")
 
+    def error(self, message: str) -> Any:
+        """Exit with a usage error; the message may quote what was typed."""
+        # Without a standard error the usage would go to standard output, into the audio.
+        if sys.stderr is None:
+            self.exit(2)
+        super().error(one_line(message))
 
-def one_line(error: BaseException) -> str:
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # A standard stream that was closed is None, which older versions of argparse write to.
+        with contextlib.suppress(AttributeError):
+            super()._print_message(message, file)
+
+
+def describe(error: BaseException) -> str:
     """Return an exception's message as one printable line."""
     if isinstance(error, OSError) and error.errno is not None:
-        text = (error.strerror or str(error)) + (f": {os.fsdecode(error.filename)}" if error.filename else "")
+        name = error.filename
+        text = (f"{printable(name)}: " if isinstance(name, (str, bytes)) and name else "") + cause(error)
         if error.errno == errno.ENOSPC:
             text += "; free some space, or write elsewhere"
     else:
         text = str(error) or type(error).__name__
-    return " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())
+    return one_line(" ".join(text.split()))
 
 
-def run(parser: argparse.ArgumentParser, work: Callable[[Any], int], arguments: Sequence[str] | None) -> int:
+def run(
+    parser: argparse.ArgumentParser,
+    work: Callable[[Any], int],
+    arguments: Sequence[str] | None,
+    signals: tuple[str, ...] = ("SIGINT",),
+) -> int:
     """Parse, work, and turn what goes wrong into one line and an exit code.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+    work : callable
+        Takes the parsed options and returns the exit code.
+    arguments : sequence of str, optional
+        By default the command line's.
+    signals : tuple of str
+        Names of the signals that interrupt the work, as Ctrl-C does.
 
     Returns
     -------
     int
-        The exit code: what `work` returns, 1 for an error, 130 for an interrupt. (Usage errors exit with 2.)
+        The exit code: what `work` returns, 1 for an error, 128 plus the signal's number for an interrupt
+        (Ctrl-C: 130). Usage errors exit with 2.
     """
-    options = parser.parse_args(arguments)
-    try:
-        return work(options)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except (WaveNetError, OSError, RuntimeError, MemoryError) as error:
-        message = one_line(error)
-        if isinstance(error, (RuntimeError, MemoryError)):
-            if not _out_of_memory(error):
+    _fill_standard_descriptors()
+    with interrupts.caught(signals):
+        options = parser.parse_args(arguments)
+        try:
+            return work(options)
+        except KeyboardInterrupt:
+            return interrupted(parser.prog, interrupts.taken())
+        except Exception as error:
+            if interrupts.received is not None:
+                return interrupted(parser.prog, interrupts.taken())
+            if isinstance(error, MemoryError) or _out_of_memory(error):
+                message = OUT_OF_MEMORY
+            elif isinstance(error, (WaveNetError, OSError)):
+                message = describe(error)
+            else:
                 raise
-            message = OUT_OF_MEMORY
-        if options.verbose:
-            traceback.print_exc()
-    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+            if options.verbose:
+                import traceback
+
+                Console().line(traceback.format_exc().rstrip())
+    Console().line(f"{parser.prog}: error: {message}")
     return USER_ERROR
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def _out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
+
+
+def _fill_standard_descriptors() -> None:
+    """Point closed standard descriptors nowhere, lest a file takes their number and gets what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is taken, which is this one.
+            os.open(os.devnull, os.O_RDWR)

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import secrets
 import sys
-import time
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from wavenet.cli.common import INTERRUPTED, Parser, run
-from wavenet.errors import AudioError, ConfigError
+from wavenet.cli import interrupted
 
-DEFAULT_RUN = Path("checkpoints")
+# Everything else is loaded inside `main`, where an interrupt is one line.
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from wavenet.cli.common import Parser
+
+PROGRAM = "wavenet-generate"
+DEFAULT_RUN = "checkpoints"
 
 MAX_SECONDS = 1e7
 """Beyond sixteen weeks a length is a slip of the hand; 0 streams for ever."""
 
+MAX_BATCH = 1000
+"""Every take is an open file."""
+
+OTHER_FILES = 64
+"""Files open besides the takes, generously."""
+
 
 def build_parser() -> Parser:
     """Return the parser of `wavenet-generate`."""
+    from pathlib import Path
+
+    from wavenet.cli.common import Parser
+
     parser = Parser(
-        prog="wavenet-generate",
+        prog=PROGRAM,
         description="Generate audio from a trained network, sample by sample.",
         epilog="example: wavenet-generate --seconds 0 - | ffplay -nodisp -i -",
     )
@@ -94,11 +104,15 @@ def build_parser() -> Parser:
 
 def check(options: Namespace) -> list[Path]:
     """Check what can be checked before anything is loaded; return the files to write (none for a stream)."""
+    import math
+
+    from wavenet.errors import ConfigError
+
     seconds, output = options.seconds, options.output
     if not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
         raise ConfigError(f"--seconds {seconds:g}: must be between 0 and {MAX_SECONDS:g}")
-    if options.batch < 1:
-        raise ConfigError(f"--batch {options.batch}: must be at least 1")
+    if not 1 <= options.batch <= MAX_BATCH:
+        raise ConfigError(f"--batch {options.batch}: must be from 1 to {MAX_BATCH}")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise ConfigError(f"--seed {options.seed}: must be from 0 to 2^63 - 1")
     if output == "-":
@@ -106,15 +120,22 @@ def check(options: Namespace) -> list[Path]:
             raise ConfigError(
                 f"--batch {options.batch}: only one take fits standard output; name a file instead"
             )
+        if sys.stdout is None:
+            raise ConfigError("standard output is closed: open it, or name a file instead of -")
         if sys.stdout.isatty():
             raise ConfigError("standard output is a terminal: pipe it into a player, or name a file")
         return []
     if seconds == 0:
         raise ConfigError("--seconds 0 streams for ever and needs - as its output; give a file a length")
-    return _files(options)
+    paths = _files(options)
+    _allow_open_files(options.batch)
+    return paths
 
 
 def _files(options: Namespace) -> list[Path]:
+    from pathlib import Path
+
+    from wavenet.errors import AudioError, ConfigError
     from wavenet.files import printable
 
     path = Path(options.output)
@@ -139,19 +160,46 @@ def _files(options: Namespace) -> list[Path]:
     return paths
 
 
+def _allow_open_files(batch: int) -> None:
+    """Raise the process's limit of open files as far as the takes need; `ConfigError` if it may not be."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit.
+        return
+    from wavenet.errors import ConfigError
+
+    needed = batch + OTHER_FILES
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+    except (ValueError, OSError):
+        raise ConfigError(
+            f"--batch {batch}: needs {needed} open files and the limit is {most}; "
+            "lower it, or raise the limit (ulimit -n)"
+        ) from None
+
+
 def work(options: Namespace) -> int:
     """Carry out parsed options; return the exit code."""
     paths = check(options)
 
+    import secrets
+    from pathlib import Path
+
     from wavenet import backends, checkpoint
+    from wavenet.cli import outputs
+    from wavenet.cli.interrupts import interrupts
     from wavenet.files import printable
     from wavenet.generation import Generator
     from wavenet.progress import Console
     from wavenet.state import Sampling
 
+    interrupts.check()
     Sampling(options.temperature, options.top_k, options.top_p)
     console = Console()
-    directory = checkpoint.find(options.checkpoint or DEFAULT_RUN)
+    directory = checkpoint.find(options.checkpoint or Path(DEFAULT_RUN))
     generator = Generator.from_pretrained(directory, options.backend, options.device, options.threads)
     if options.backend == "auto" and generator.backend.name == "reference":
         console.line(f"warning: the fast engine is not there, generating slowly: {backends.report()['cpu']}")
@@ -162,7 +210,8 @@ def work(options: Namespace) -> int:
     )
     state = _state(generator, options, seed, console)
     steps = None if options.seconds == 0 else max(1, round(options.seconds * generator.config.sample_rate))
-    return _write(generator, state, steps, paths, options, console)
+    interrupts.check()
+    return outputs.write(generator, state, steps, paths, options, console)
 
 
 def _state(generator: Any, options: Namespace, seed: int, console: Any) -> Any:
@@ -180,90 +229,15 @@ def _state(generator: Any, options: Namespace, seed: int, console: Any) -> Any:
     return generator.prime(generator.encode(audio), seed).fan_out(options.batch)
 
 
-def _write(
-    generator: Any, state: Any, steps: int | None, paths: list[Path], options: Namespace, console: Any
-) -> int:
-    """Generate chunk by chunk into the outputs; an interrupt ends them early, but whole."""
-    rate = generator.config.sample_rate
-    done, start = 0, time.perf_counter()
-    interrupted = False
-    with contextlib.ExitStack() as stack:
-        writers = [_writer(stack, path, steps, rate, options.format) for path in paths or [None]]
-        chunks = generator.stream(
-            state, steps, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
-        )
-        try:
-            for chunk in chunks:
-                audio = generator.decode(chunk).numpy()
-                for writer, take in zip(writers, audio, strict=True):
-                    writer.write(take)
-                if not paths:
-                    writers[0].stream.flush()
-                done += chunk.shape[1]
-                console.status(_progress(done, steps, rate, options.batch, time.perf_counter() - start))
-        except KeyboardInterrupt:
-            interrupted = True
-            if not done:
-                raise
-        for writer in writers:
-            writer.finish()
-    elapsed = time.perf_counter() - start
-    names = _names(paths)
-    console.line(
-        f"{'interrupted: ' if interrupted else ''}{names}  {done / rate:.2f} s"
-        + (f" x {options.batch}" if options.batch > 1 else "")
-        + f" in {elapsed:.2f} s  {_speed(done, rate, options.batch, elapsed)}"
-    )
-    return INTERRUPTED if interrupted else 0
-
-
-def _names(paths: list[Path]) -> str:
-    from wavenet.files import printable
-
-    if not paths:
-        return "standard output"
-    return (
-        printable(paths[0]) if len(paths) == 1 else f"{printable(paths[0])} ... {printable(paths[-1].name)}"
-    )
-
-
-def _writer(stack: contextlib.ExitStack, path: Path | None, steps: int | None, rate: int, form: str) -> Any:
-    from wavenet.audio import WavWriter
-    from wavenet.files import atomic_output
-
-    stream = stack.enter_context(_standard_output() if path is None else atomic_output(path))
-    # What a pipe is given must not promise more than an interrupt may deliver.
-    return WavWriter(stream, rate, steps if path is not None else None, header=form == "wav")
-
-
-@contextlib.contextmanager
-def _standard_output() -> Iterator[BinaryIO]:
-    try:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        # Python would complain once more while flushing the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise AudioError(
-            "standard output was closed by its reader before the end; nothing more was written"
-        ) from None
-
-
-def _speed(done: int, rate: int, batch: int, elapsed: float) -> str:
-    times = done / rate / max(elapsed, 1e-9)
-    return f"{times:.2f} x realtime" + (f" each, {times * batch:.2f} together" if batch > 1 else "")
-
-
-def _progress(done: int, steps: int | None, rate: int, batch: int, elapsed: float) -> str:
-    told = f"{done / rate:.1f} s" if steps is None else f"{done / rate:.1f} of {steps / rate:.1f} s"
-    if steps is not None and done:
-        told += f"  {elapsed * (steps - done) / done:.0f} s left"
-    return f"{told}  {_speed(done, rate, batch, elapsed)}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `wavenet-generate`; return the exit code."""
-    return run(build_parser(), work, arguments)
+    try:
+        from wavenet.cli.common import run
+        from wavenet.cli.interrupts import ENDING
+
+        return run(build_parser(), work, arguments, ENDING)
+    except KeyboardInterrupt:
+        return interrupted(PROGRAM)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from wavenet.cli import interrupted
 from wavenet.cli.common import INTERRUPTED, Parser, run
+from wavenet.cli.interrupts import interrupts
 from wavenet.config import NORMALIZATIONS, PRECISIONS, PRESETS, TrainingConfig, WaveNetConfig, preset
 from wavenet.errors import CheckpointError, ConfigError
 
@@ -162,6 +164,7 @@ def work(options: argparse.Namespace) -> int:
     from wavenet.progress import Console
     from wavenet.training import SAMPLES, Trainer
 
+    interrupts.check()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console = Console()
@@ -323,12 +326,14 @@ class _Stopper:
 
     def __init__(self, console: Any) -> None:
         self.console = console
-        self.asked = False
+        self.asked = self.told = False
 
     def __enter__(self) -> Callable[[], bool]:
         known = [getattr(signal, name) for name in self.SIGNALS if hasattr(signal, name)]
-        self.before = {each: signal.signal(each, self._ask) for each in known}
-        return lambda: self.asked
+        # A run under nohup ignores the closing of its terminal.
+        heeded = [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]
+        self.before = {each: signal.signal(each, self._ask) for each in heeded}
+        return self._stop
 
     def __exit__(self, *_: object) -> None:
         for each, handler in self.before.items():
@@ -338,7 +343,13 @@ class _Stopper:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.console.line("stopping: this step is finished and saved first; once more stops at once")
+
+    def _stop(self) -> bool:
+        # Not said where the signal arrives: that may be in the middle of another line.
+        if self.asked and not self.told:
+            self.told = True
+            self.console.line("stopping: saving what there is; once more stops at once")
+        return self.asked
 
 
 def _train(trainer: Any, console: Any, options: argparse.Namespace) -> int:
@@ -364,7 +375,10 @@ def _train(trainer: Any, console: Any, options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `wavenet-train`; return the exit code."""
-    return run(build_parser(), work, arguments)
+    try:
+        return run(build_parser(), work, arguments)
+    except KeyboardInterrupt:
+        return interrupted("wavenet-train")
 
 
 if __name__ == "__main__":
