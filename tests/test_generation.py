@@ -192,6 +192,23 @@ def test_cloned_selected_and_saved_states(tmp_path):
         GeneratorState.load(tmp_path / "state")
 
 
+def test_silence_is_skipped_up_to_the_first_sound(backend):
+    """A network that is silent but for a rare class: what comes after skipping is what would have come."""
+    engine = constant_generator(backend, [-20.0, -20.0, 9.0, 0.5, -20.0])
+    whole = engine.generate(6000, engine.start(3, seed=2))
+    firsts = [int(torch.nonzero(row != 2)[0]) for row in whole]
+    assert max(firsts) > 1024
+    state = engine.start(3, seed=2)
+    began = engine.skip_silence(state, 6000)
+    assert began.position.tolist() == [first // 512 * 512 for first in firsts]
+    assert state.position.tolist() == [0, 0, 0]
+    sound = engine.generate(600, began)
+    for row in range(3):
+        start = int(firsts[row] // 512 * 512)
+        assert torch.equal(sound[row], whole[row, start : start + 600])
+    assert engine.skip_silence(state, min(firsts) // 512 * 512).position.tolist() == [0, 0, 0]
+
+
 # -- randomness and drawing ---------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from wavenet.files import atomic_output, cause, printable
 from wavenet.levels import Signal, sounding
 
 # Raise this whenever the same recording and settings would give other samples or another layout.
-VERSION = 1
+VERSION = 3
 _MAGIC = b"wavenetQ"
 # magic, version, CRC-32 of the description, CRC-32 of the samples, description bytes, number of samples
 _HEADER = struct.Struct("<8sIIIIQ")

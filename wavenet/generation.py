@@ -24,6 +24,10 @@ __all__ = ["Generator", "GeneratorState", "Sampling"]
 CHUNK = 2048
 """Samples drawn, of all streams together, between two looks at the outside world (an interrupt, a reader)."""
 
+SILENCE_CHUNK = 512
+SILENCE_LEVEL = 10 ** (-50 / 20)
+"""A chunk is silent if no amplitude in it passes 50 dB below full scale."""
+
 MIN_CHUNK = 64
 """Samples per stream below which the looks would cost more than the samples."""
 
@@ -214,6 +218,35 @@ class Generator:
         state = self.start() if state is None else state
         chunks = list(self.stream(state, steps, None, temperature, top_k, top_p, gate_bias))
         return torch.cat(chunks, dim=1) if chunks else state.last_sample.new_empty(state.batch, 0)
+
+    def skip_silence(
+        self, state: GeneratorState, limit: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    ) -> GeneratorState:
+        """Return the streams as they stand just before their first sound.
+
+        A stream that starts from silence may stay there for a while before its first note.
+
+        Parameters
+        ----------
+        state : GeneratorState
+            Left as it is.
+        limit : int
+            Most samples to look ahead; a stream that is silent for so long is returned at its beginning.
+        temperature, top_k, top_p
+            As in `generate`; the sound is what they will draw.
+        """
+        self._check_state(state)
+        streams = []
+        for row in range(state.batch):
+            beginning = state.select([row])
+            ahead, before = beginning.clone(), beginning
+            for chunk in self.stream(ahead, limit, SILENCE_CHUNK, temperature, top_k, top_p):
+                if float(self.decode(chunk).abs().max()) > SILENCE_LEVEL:
+                    beginning = before
+                    break
+                before = ahead.clone()
+            streams.append(beginning)
+        return GeneratorState.join(streams)
 
     def stream(
         self,

@@ -110,7 +110,8 @@ def sounding(
     """Return the stretches of a signal that are not silence.
 
     A frame is silent if it lies more than `silence_db` below the loudest frame of the same signal. Silence of
-    more than 0.5 s is cut out, all but 50 ms beside each sound. Something is kept whatever the level.
+    more than 0.5 s, or at either end, is cut out, all but 50 ms beside each sound. Something is kept whatever
+    the level.
 
     Returns
     -------
@@ -124,10 +125,11 @@ def sounding(
     kept, position = [], 0
     for first, last in edges.reshape(-1, 2):
         start, stop = int(first) * levels.frame, min(int(last) * levels.frame, length)
-        if stop - start <= SILENCE_SECONDS * sample_rate:
+        # At its ends a recording's silence means nothing, however short: a stream should begin with a sound.
+        if 0 < start and stop < length and stop - start <= SILENCE_SECONDS * sample_rate:
             continue
-        cut_from = start + padding if start > 0 else 0
-        cut_to = stop - padding if stop < length else length
+        cut_from = min(start + padding, length) if start > 0 else 0
+        cut_to = max(stop - padding, cut_from) if stop < length else length
         if cut_from > position:
             kept.append((position, cut_from))
         position = cut_to

@@ -65,6 +65,12 @@ class GeneratorState:
         index = torch.as_tensor(list(indices), dtype=torch.int64, device=self.queues.device)
         return self._map(lambda tensor: tensor[index])
 
+    @classmethod
+    def join(cls, states: Sequence[GeneratorState]) -> GeneratorState:
+        """Return the streams of several states with the same seed as one state."""
+        tensors = {name: torch.cat([getattr(state, name) for state in states]) for name in _TENSORS}
+        return cls(**tensors, seed=states[0].seed)
+
     def fan_out(self, batch: int, first_stream: int = 0) -> GeneratorState:
         """Return `batch` copies of a single stream, numbered from `first_stream` on.
 

@@ -21,6 +21,9 @@ DEFAULT_RUN = "checkpoints"
 MAX_SECONDS = 1e7
 """Beyond sixteen weeks a length is a slip of the hand; 0 streams for ever."""
 
+LOOK_AHEAD = 10.0
+"""Seconds in which a take's first sound is looked for."""
+
 MAX_BATCH = 1000
 """Every take is an open file."""
 
@@ -97,6 +100,9 @@ def build_parser() -> Parser:
         choices=("wav", "raw"),
         default="wav",
         help="WAV, or 16-bit little-endian samples (default: wav)",
+    )
+    parser.add_argument(
+        "--keep-silence", action="store_true", help="do not skip the silence before a take's first sound"
     )
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
     return parser
@@ -217,7 +223,16 @@ def work(options: Namespace) -> int:
 def _state(generator: Any, options: Namespace, seed: int, console: Any) -> Any:
     """Return the streams to go on from: silence, or the recording given."""
     if options.prime is None:
-        return generator.start(options.batch, seed)
+        state = generator.start(options.batch, seed)
+        if options.keep_silence:
+            return state
+        limit = round(LOOK_AHEAD * generator.config.sample_rate)
+        began = generator.skip_silence(state, limit, options.temperature, options.top_k, options.top_p)
+        skipped = (began.position - state.position).tolist()
+        if max(skipped):
+            longest = max(skipped) / generator.config.sample_rate
+            console.line(f"skipped {'up to ' if options.batch > 1 else ''}{longest:.1f} s of silence")
+        return began
 
     from wavenet.audio import load_audio
     from wavenet.files import printable
