@@ -88,11 +88,15 @@ wavenet::cpu::Task make_task(const Tensor& weights, const std::vector<int64_t>& 
                              const Tensor& queues, const Tensor& position, const Tensor& last_sample,
                              const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start,
                              bool linear, int64_t threads, std::vector<wavenet::Layer>& layers) {
-  check("weights", weights, ScalarType::Float, {-1});
   const wavenet::Geometry geometry =
       wavenet::parse_geometry(geometry_entries.data(), geometry_entries.size());
+  const bool fp32 = geometry.precision == wavenet::Precision::kFp32;
+  check("weights", weights, fp32 ? ScalarType::Float : ScalarType::Byte, {-1});
+  const void* data = weights.const_data_ptr();
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % alignof(float) == 0,
+                  "weights do not begin at a multiple of 4 bytes: pass them through .clone()");
   wavenet::cpu::Task task{};
-  task.network = wavenet::bind_weights(geometry, weights.const_data_ptr<float>(), weights.numel(), layers);
+  task.network = wavenet::bind_weights(geometry, data, weights.numel() * (fp32 ? 4 : 1), layers);
   check("queues", queues, ScalarType::Float, {-1, task.network.queue_steps, task.network.residual});
   task.batch = queues.size(0);
   check("position", position, ScalarType::Long, {task.batch});
@@ -120,7 +124,7 @@ Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tenso
   task.steps = samples.size(1);
   task.given = samples.const_data_ptr<int64_t>();
   check_range("samples", task.given, samples.numel(), 0, task.network.classes);
-  Tensor logits = torch::stable::new_empty(weights, {task.batch, task.steps, task.network.classes});
+  Tensor logits = torch::stable::new_empty(queues, {task.batch, task.steps, task.network.classes});
   task.logits = logits.mutable_data_ptr<float>();
   wavenet::cpu::run(task, threads);
   return logits;

@@ -1,8 +1,8 @@
 // Runs the CPU engine on random networks without torch or Python, for the sanitizers:
 // csrc/cpu/check.sh builds it. Every array has its exact size, so that a read beyond it is seen.
 //
-// Checked here: one call on one thread equals, to the bit, chunks spread over threads; instruction
-// sets agree to rounding.
+// Checked here, in every precision: one call on one thread equals, to the bit, chunks spread over threads;
+// instruction sets agree to rounding, in int8 to the bit.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -23,7 +23,8 @@ struct Case {
   std::vector<int64_t> entries;
   wavenet::Geometry geometry;
   std::vector<wavenet::Layer> layers;
-  std::vector<float> weights, queues, uniforms, gate;
+  std::vector<unsigned char> weights;
+  std::vector<float> queues, uniforms, gate;
   std::vector<int64_t> position, last_sample, samples;
   int64_t batch, steps, frames;
   Task task{};
@@ -51,20 +52,93 @@ int64_t count_weights(const wavenet::Geometry& geometry) {
   return 0;
 }
 
-Case random_case(unsigned seed) {
+// Fills the weights through the pointers that the engine reads them by.
+class Filler {
+ public:
+  explicit Filler(std::mt19937& random) : random_(random) {}
+
+  void floats(const float* to, int64_t count, float scale) {
+    std::normal_distribution<float> normal(0.0f, scale);
+    for (int64_t index = 0; index < count; ++index) const_cast<float*>(to)[index] = normal(random_);
+  }
+
+  void matrix(const wavenet::Network& net, const wavenet::Matrix& matrix) {
+    const int64_t count = matrix.outputs * matrix.inputs;
+    if (net.precision == wavenet::Precision::kFp32) {
+      floats(reinterpret_cast<const float*>(matrix.words), count, 0.2f);
+    } else if (net.precision == wavenet::Precision::kBf16) {
+      auto* to = reinterpret_cast<uint16_t*>(const_cast<int32_t*>(matrix.words));
+      // From 2^-8 to 2^-1, of either sign.
+      for (int64_t index = 0; index < count; ++index) {
+        to[index] = static_cast<uint16_t>(pick(random_, 119, 126) << 7 | pick(random_, 0, 127) |
+                                          pick(random_, 0, 1) << 15);
+      }
+    } else {
+      int8(matrix);
+    }
+  }
+
+ private:
+  void int8(const wavenet::Matrix& matrix) {
+    const int64_t steps = (matrix.inputs + wavenet::kPacked - 1) / wavenet::kPacked;
+    auto* to = reinterpret_cast<int8_t*>(const_cast<int32_t*>(matrix.words));
+    for (int64_t output = 0; output < matrix.outputs; ++output) {
+      const int64_t block = output / wavenet::kBlock * wavenet::kBlock;
+      const int64_t width = std::min(wavenet::kBlock, matrix.outputs - block);
+      int32_t sum = 0;
+      for (int64_t input = 0; input < steps * wavenet::kPacked; ++input) {
+        const int64_t word = block * steps + input / wavenet::kPacked * width + output - block;
+        const int64_t weight = input < matrix.inputs ? pick(random_, -127, 127) : 0;
+        to[word * wavenet::kPacked + input % wavenet::kPacked] = static_cast<int8_t>(weight);
+        sum += static_cast<int32_t>(weight);
+      }
+      const_cast<int32_t*>(matrix.start)[output] = -128 * sum;
+      const_cast<float*>(matrix.scale)[output] = 0.001f * static_cast<float>(pick(random_, 1, 5));
+    }
+  }
+
+  std::mt19937& random_;
+};
+
+void fill_weights(std::mt19937& random, const wavenet::Network& net) {
+  Filler filler(random);
+  filler.floats(net.embedding, net.classes * net.residual_padded, 1.0f);
+  for (int64_t index = 0; index < net.layers; ++index) {
+    const wavenet::Layer& layer = net.layer[index];
+    filler.matrix(net, layer.dilated);
+    filler.floats(layer.dilated_bias, 2 * net.dilated_padded, 0.2f);
+    if (layer.residual_bias != nullptr) filler.floats(layer.residual_bias, net.residual_padded, 0.2f);
+    filler.matrix(net, layer.output);
+  }
+  filler.floats(net.skip_bias, net.skip_padded, 0.2f);
+  filler.matrix(net, net.head1);
+  filler.floats(net.head1_bias, net.head_padded, 0.2f);
+  filler.matrix(net, net.head2);
+  filler.floats(net.head2_bias, net.classes_padded, 0.2f);
+}
+
+Case random_case(unsigned seed, int64_t precision) {
   std::mt19937 random(seed);
   Case c;
   const int64_t layers = pick(random, 1, 6);
-  c.entries = {wavenet::kLayoutVersion, pick(random, 2, 300), pick(random, 1, 70), pick(random, 1, 70),
-               pick(random, 1, 140),    pick(random, 1, 140), pick(random, 2, 4),  layers};
+  c.entries = {precision,
+               pick(random, 2, 300),
+               pick(random, 1, 70),
+               pick(random, 1, 70),
+               pick(random, 1, 140),
+               pick(random, 1, 140),
+               pick(random, 2, 4),
+               layers};
   for (int64_t layer = 0; layer < layers; ++layer) c.entries.push_back(int64_t{1} << pick(random, 0, 4));
   c.geometry = wavenet::parse_geometry(c.entries.data(), c.entries.size());
-  fill(random, c.weights, static_cast<size_t>(count_weights(c.geometry)), 0.2f);
+  c.weights.resize(static_cast<size_t>(count_weights(c.geometry)));
   c.task.network =
       wavenet::bind_weights(c.geometry, c.weights.data(), static_cast<int64_t>(c.weights.size()), c.layers);
   // Padding holds zeros in a packed network; there the padded logits must stay finite, which noise is too.
-  c.batch = pick(random, 1, 7);
-  c.steps = pick(random, 1, 60);
+  fill_weights(random, c.task.network);
+  // Now and then more streams than a group holds.
+  c.batch = pick(random, 0, 3) > 0 ? pick(random, 1, 13) : pick(random, wavenet::cpu::kGroup, 90);
+  c.steps = pick(random, 1, c.batch > 13 ? 12 : 60);
   c.frames = pick(random, 1, 5);
   const wavenet::Network& net = c.task.network;
   fill(random, c.queues, static_cast<size_t>(c.batch * net.queue_steps * net.residual), 1.0f);
@@ -155,8 +229,8 @@ bool close(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size();
 }
 
-int check_case(unsigned seed) {
-  const Case c = random_case(seed);
+int check_case(unsigned seed, int64_t precision) {
+  const Case c = random_case(seed, precision);
   std::vector<float> first;
   std::istringstream names(wavenet::cpu::available_instruction_sets());
   for (std::string name; names >> name;) {
@@ -165,14 +239,16 @@ int check_case(unsigned seed) {
       const Result whole = run_case(c, drawing, c.steps, 1);
       for (const int64_t threads : {1, 2, 5}) {
         if (!(run_case(c, drawing, 1 + threads * 3, threads) == whole)) {
-          std::printf("case %u, %s: %ld threads differ from one call\n", seed, name.c_str(), long(threads));
+          std::printf("case %u, layout %d, %s: %ld threads differ from one call\n", seed, int(precision),
+                      name.c_str(), long(threads));
           return 1;
         }
       }
       if (drawing) continue;
       if (first.empty()) first = whole.logits;
-      if (!close(first, whole.logits)) {
-        std::printf("case %u: %s differs from base\n", seed, name.c_str());
+      const bool exact = c.task.network.precision == wavenet::Precision::kInt8;
+      if (exact ? first != whole.logits : !close(first, whole.logits)) {
+        std::printf("case %u, layout %d: %s differs from base\n", seed, int(precision), name.c_str());
         return 1;
       }
     }
@@ -185,8 +261,10 @@ int check_case(unsigned seed) {
 int main(int argc, char** argv) {
   const unsigned cases = argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 50;
   int failures = 0;
-  for (unsigned seed = 0; seed < cases; ++seed) failures += check_case(seed);
-  std::printf("%u random networks on %s: %d failures\n", cases,
+  for (unsigned seed = 0; seed < cases; ++seed) {
+    for (const int64_t precision : {1, 2, 3}) failures += check_case(seed, precision);
+  }
+  std::printf("%u random networks in 3 precisions on %s: %d failures\n", cases,
               wavenet::cpu::available_instruction_sets().c_str(), failures);
   return failures == 0 ? 0 : 1;
 }

@@ -14,7 +14,7 @@ import torch
 from wavenet.conditioning import GateBias
 from wavenet.errors import BackendError
 from wavenet.model import WaveNet
-from wavenet.packing import pack
+from wavenet.packing import PRECISIONS, pack
 from wavenet.state import GeneratorState, Sampling
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -23,10 +23,10 @@ _INSTRUCTION_SET = re.compile(r"WAVENET_CPU = .*")
 
 
 class NativeBackend:
-    """Generation by the C++ engine on the CPU, float32.
+    """Generation by the C++ engine on the CPU.
 
-    The environment variable WAVENET_CPU forces an instruction set ("base", "avx2", "avx512"); by default the
-    best that the processor has is used.
+    The environment variable WAVENET_CPU forces an instruction set ("base", "avx2", "avx512", "avx512vnni");
+    by default the best that the processor has is used.
 
     Parameters
     ----------
@@ -34,6 +34,11 @@ class NativeBackend:
         Its weights are copied.
     threads : int
         Most threads to spread streams over; a stream is never split.
+    precision : str
+        What the matrices of the network are stored in. "fp32": as they are. "bf16": rounded to bfloat16, all
+        sums in float32. "int8": 8 bits with a scale for every output, multiplied with inputs that are rounded
+        to 8 bits with a scale for every vector; every instruction set gives the same bits. Embedding, biases
+        and queues are float32 always, so a state goes from one precision to another.
 
     Raises
     ------
@@ -42,14 +47,16 @@ class NativeBackend:
     """
 
     name = "cpu"
+    precisions = PRECISIONS
 
-    def __init__(self, model: WaveNet, threads: int = 1):
+    def __init__(self, model: WaveNet, threads: int = 1, precision: str = "fp32"):
         reason = self.available()
         if reason is not None:
             raise BackendError(f"backend 'cpu' cannot run here: {reason}")
         self.device = torch.device("cpu")
         self.threads = threads
-        self.packed = pack(model)
+        self.precision = precision
+        self.packed = pack(model, precision)
 
     @staticmethod
     def available() -> str | None:
@@ -174,7 +181,7 @@ def _register_fakes() -> None:
 
     @torch.library.register_fake("wavenet::advance")
     def _(weights, geometry, queues, position, last_sample, samples, gate_bias, hop, start, linear, threads):
-        return weights.new_empty(*samples.shape, geometry[1])
+        return queues.new_empty(*samples.shape, geometry[1])
 
     @torch.library.register_fake("wavenet::generate")
     def _(

@@ -18,9 +18,11 @@ class ReferenceBackend:
     """
 
     name = "reference"
+    precisions = ("fp32",)
 
-    def __init__(self, model: WaveNet, threads: int = 1):
+    def __init__(self, model: WaveNet, threads: int = 1, precision: str = "fp32"):
         self.model = model
+        self.precision = precision
         self.device = torch.device("cpu")
         self.threads = threads
 
