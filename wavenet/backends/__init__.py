@@ -77,6 +77,16 @@ def report() -> dict[str, str | None]:
     return {name: backend.available() for name, backend in _BACKENDS.items()}
 
 
+def describe() -> list[str]:
+    """Return one line for every backend: its precisions and instruction sets, or why it cannot run here."""
+    lines = []
+    for name, reason in report().items():
+        backend = _BACKENDS[name]
+        told = f"not available: {reason}" if reason else ", ".join([*backend.precisions, *backend.details()])
+        lines.append(f"{name:10} {told}")
+    return lines
+
+
 def create(
     model: WaveNet,
     name: str = "auto",

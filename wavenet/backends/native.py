@@ -17,6 +17,9 @@ from wavenet.model import WaveNet
 from wavenet.packing import PRECISIONS, pack
 from wavenet.state import GeneratorState, Sampling
 
+INSTRUCTION_SETS = ("base", "avx2", "avx512", "avx512vnni")
+"""All that the engine is written for, slowest first; a processor has some of them."""
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NON_FINITE = re.compile(r"(the network produced non-finite logits at sample \d+) of row (\d+)")
 _INSTRUCTION_SET = re.compile(r"WAVENET_CPU = .*")
@@ -79,6 +82,14 @@ class NativeBackend:
     def instruction_sets() -> list[str]:
         """Return those that WAVENET_CPU may name on this machine, slowest first."""
         return torch.ops.wavenet.cpu_instruction_sets().split()
+
+    @classmethod
+    def details(cls) -> list[str]:
+        """Return what else is to be known of the engine here, where it is available."""
+        found = cls.instruction_sets()
+        missing = [name for name in INSTRUCTION_SETS if name not in found]
+        told = [f"instruction set {cls.instruction_set()} of {' '.join(found)}"]
+        return told + ([f"not on this processor: {' '.join(missing)}"] if missing else [])
 
     def advance(
         self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None

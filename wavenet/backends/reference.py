@@ -31,6 +31,11 @@ class ReferenceBackend:
         """Return None: torch is always there."""
         return None
 
+    @staticmethod
+    def details() -> list[str]:
+        """Return what else is to be known of the engine here."""
+        return ["for clarity, not for speed"]
+
     @torch.inference_mode()
     def advance(
         self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None

@@ -22,9 +22,16 @@ MAX_SECONDS = 1e7
 """Beyond sixteen weeks a length is a slip of the hand; 0 streams for ever."""
 
 
+def _backends() -> list[str]:
+    from wavenet import backends
+
+    return backends.describe()
+
+
 def build_parser() -> Parser:
     """Return the parser of `wavenet-generate`."""
     parser = Parser(
+        details=_backends,
         prog="wavenet-generate",
         description="Generate audio from a trained network, sample by sample.",
         epilog="example: wavenet-generate --seconds 0 - | ffplay -nodisp -i -",
