@@ -2,8 +2,10 @@
 // csrc/cpu/check.sh builds it. Every array has its exact size, so that a read beyond it is seen.
 //
 // Checked here, in every precision: one call on one thread equals, to the bit, chunks spread over threads;
-// instruction sets agree to rounding, in int8 to the bit.
+// instruction sets agree to rounding, in int8 to the bit; however many samples are drawn, as much memory is
+// allocated as for one.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +15,10 @@
 #include <vector>
 
 #include "cpu/run.h"
+
+// From sanitizer/allocator_interface.h, which GCC does not install.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, size_t),
+                                                         void (*)(const volatile void*));
 
 namespace {
 
@@ -229,12 +235,62 @@ bool close(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size();
 }
 
+std::atomic<long> allocations{0};
+
+void count_allocation(const volatile void*, size_t) { ++allocations; }
+
+// Allocations during one call. With `leaky` one more is made for every sample, as a bad engine would.
+long allocations_of(const Case& c, bool drawing, int64_t steps, bool leaky) {
+  Task task = c.task;
+  std::vector<float> queues = c.queues;
+  std::vector<int64_t> position = c.position, last_sample = c.last_sample;
+  std::vector<int64_t> drawn(static_cast<size_t>(c.batch * steps));
+  std::vector<float> logits(drawn.size() * static_cast<size_t>(task.network.classes));
+  task.batch = c.batch;
+  task.steps = steps;
+  task.queues = queues.data();
+  task.position = position.data();
+  task.last_sample = last_sample.data();
+  if (drawing) {
+    task.uniforms = c.uniforms.data();
+    task.drawn = drawn.data();
+  } else {
+    task.given = c.samples.data();
+    task.logits = logits.data();
+  }
+  const long before = allocations;
+  wavenet::cpu::run(task, 1);
+  for (int64_t step = 0; leaky && step < steps; ++step) {
+    // Volatile, or the compiler leaves the pair out.
+    void* volatile block = std::malloc(16);
+    std::free(block);
+  }
+  return allocations - before;
+}
+
+int check_allocations(const Case& c, unsigned seed, const std::string& name) {
+  for (const bool drawing : {false, true}) {
+    const long once = allocations_of(c, drawing, 1, false);
+    if (once == 0 || allocations_of(c, drawing, c.steps, false) != once) {
+      std::printf("case %u, %s: allocates in the sample loop\n", seed, name.c_str());
+      return 1;
+    }
+    // The counter itself: what it must not miss.
+    if (allocations_of(c, drawing, c.steps, true) != once + c.steps) {
+      std::printf("case %u: the counter of allocations does not work\n", seed);
+      return 1;
+    }
+  }
+  return 0;
+}
+
 int check_case(unsigned seed, int64_t precision) {
   const Case c = random_case(seed, precision);
   std::vector<float> first;
   std::istringstream names(wavenet::cpu::available_instruction_sets());
   for (std::string name; names >> name;) {
     setenv("WAVENET_CPU", name.c_str(), 1);
+    if (check_allocations(c, seed, name) != 0) return 1;
     for (const bool drawing : {false, true}) {
       const Result whole = run_case(c, drawing, c.steps, 1);
       for (const int64_t threads : {1, 2, 5}) {
@@ -260,6 +316,7 @@ int check_case(unsigned seed, int64_t precision) {
 
 int main(int argc, char** argv) {
   const unsigned cases = argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 50;
+  __sanitizer_install_malloc_and_free_hooks(count_allocation, [](const volatile void*) {});
   int failures = 0;
   for (unsigned seed = 0; seed < cases; ++seed) {
     for (const int64_t precision : {1, 2, 3}) failures += check_case(seed, precision);
