@@ -155,6 +155,14 @@ Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tens
   return drawn;
 }
 
+double read_rate(const Tensor& data, double seconds) {
+  check("data", data, ScalarType::Byte, {-1});
+  STD_TORCH_CHECK(data.numel() >= 1024, "data has ", data.numel(), " bytes: must have at least 1024");
+  return wavenet::cpu::read_rate(data.const_data_ptr(), data.numel(), seconds);
+}
+
+double multiply_add_rate(bool int8, double seconds) { return wavenet::cpu::multiply_add_rate(int8, seconds); }
+
 std::string instruction_set() { return wavenet::cpu::instruction_set(); }
 std::string instruction_sets() { return wavenet::cpu::available_instruction_sets(); }
 
@@ -169,6 +177,8 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
       "generate(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
       "Tensor(c!) last_sample, Tensor uniforms, float temperature, int top_k, float top_p, "
       "Tensor? gate_bias, int hop, int gate_start, bool linear, int threads) -> Tensor");
+  m.def("cpu_read_rate(Tensor data, float seconds) -> float");
+  m.def("cpu_multiply_add_rate(bool int8, float seconds) -> float");
   m.def("cpu_instruction_set() -> str");
   m.def("cpu_instruction_sets() -> str");
 }
@@ -176,10 +186,12 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CPU, m) {
   m.impl("advance", TORCH_BOX(&advance));
   m.impl("generate", TORCH_BOX(&generate));
+  m.impl("cpu_read_rate", TORCH_BOX(&read_rate));
 }
 
-// Without a tensor among their arguments these two have no device to be dispatched by.
+// Without a tensor among their arguments these have no device to be dispatched by.
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CompositeExplicitAutograd, m) {
+  m.impl("cpu_multiply_add_rate", TORCH_BOX(&multiply_add_rate));
   m.impl("cpu_instruction_set", TORCH_BOX(&instruction_set));
   m.impl("cpu_instruction_sets", TORCH_BOX(&instruction_sets));
 }

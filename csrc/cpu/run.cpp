@@ -1,5 +1,6 @@
 #include "cpu/run.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
@@ -17,21 +18,25 @@ namespace {
 struct InstructionSet {
   const char* name;
   RunGroup run_group;
+  ReadWords read_words;
+  MultiplyAdds multiply_adds;
 };
 
 // Slowest first. Read from the processor once.
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
-    std::vector<InstructionSet> found{{"base", base::run_group}};
+    std::vector<InstructionSet> found{{"base", base::run_group, base::read_words, base::multiply_adds}};
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-      found.push_back({"avx2", avx2::run_group});
+      found.push_back({"avx2", avx2::run_group, avx2::read_words, avx2::multiply_adds});
     }
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      found.push_back({"avx512", avx512::run_group});
-      if (__builtin_cpu_supports("avx512vnni")) found.push_back({"avx512vnni", avx512vnni::run_group});
+      found.push_back({"avx512", avx512::run_group, avx512::read_words, avx512::multiply_adds});
+      if (__builtin_cpu_supports("avx512vnni"))
+        found.push_back(
+            {"avx512vnni", avx512vnni::run_group, avx512vnni::read_words, avx512vnni::multiply_adds});
     }
 #endif
     return found;
@@ -194,6 +199,38 @@ void run(const Task& task, int64_t threads) {
                                std::to_string(position) + " of row " + std::to_string(row));
     }
   }
+}
+
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+double read_rate(const void* data, int64_t bytes, double seconds) {
+  const ReadWords read_words = chosen().read_words;
+  const auto start = std::chrono::steady_clock::now();
+  volatile int32_t sink = 0;
+  int64_t times = 0;
+  do {
+    sink = sink ^ read_words(static_cast<const int32_t*>(data), bytes / 4);
+    ++times;
+  } while (seconds_since(start) < seconds);
+  return static_cast<double>(times * bytes) / seconds_since(start);
+}
+
+double multiply_add_rate(bool int8, double seconds) {
+  const MultiplyAdds multiply_adds = chosen().multiply_adds;
+  const auto start = std::chrono::steady_clock::now();
+  const int32_t table[kTable] = {};
+  float sink = 0.0f;
+  int64_t done = 0;
+  do {
+    done += multiply_adds(int8, table, 10000, &sink);
+  } while (seconds_since(start) < seconds);
+  return static_cast<double>(done) / seconds_since(start) + sink;
 }
 
 std::string available_instruction_sets() {

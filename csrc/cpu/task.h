@@ -59,17 +59,31 @@ constexpr int64_t kFinite = -1;
 using RunGroup = void (*)(const Task& task, int64_t first, int64_t count, const Scratch& scratch,
                           int64_t* failed);
 
+// For benchmarks. Reads all words but a rest smaller than 1 KiB.
+using ReadWords = int32_t (*)(const int32_t* words, int64_t count);
+// For benchmarks. Does as many multiply-adds as it returns, in registers.
+constexpr int64_t kTable = 26 * kPad;
+using MultiplyAdds = int64_t (*)(bool int8, const int32_t* table, int64_t steps, float* sink);
+
 namespace base {
 void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
-}
+int32_t read_words(const int32_t* words, int64_t count);
+int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
+}  // namespace base
 namespace avx2 {
 void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
-}
+int32_t read_words(const int32_t* words, int64_t count);
+int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
+}  // namespace avx2
 namespace avx512 {
 void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
-}
+int32_t read_words(const int32_t* words, int64_t count);
+int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
+}  // namespace avx512
 namespace avx512vnni {
 void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
-}
+int32_t read_words(const int32_t* words, int64_t count);
+int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
+}  // namespace avx512vnni
 
 }  // namespace wavenet::cpu
