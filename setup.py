@@ -64,9 +64,12 @@ SOURCES: dict[str, list[str]] = {
     "csrc/cpu/kernel_base.cpp": [],
 }
 # Compiled for more than the machine at hand; which one runs is decided when it runs.
+AVX2_FLAGS = ["-mavx2", "-mfma"]
+AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 X86_SOURCES: dict[str, list[str]] = {
-    "csrc/cpu/kernel_avx2.cpp": ["-mavx2", "-mfma"],
-    "csrc/cpu/kernel_avx512.cpp": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    "csrc/cpu/kernel_avx2.cpp": AVX2_FLAGS,
+    "csrc/cpu/kernel_avx512.cpp": AVX512_FLAGS,
+    "csrc/cpu/kernel_avx512vnni.cpp": [*AVX512_FLAGS, "-mavx512vnni"],
 }
 
 

@@ -1,4 +1,4 @@
-"""Measure generation: samples per second of each backend on random weights, beside real time.
+"""Measure generation: samples per second of each backend on random weights, beside the ceilings.
 
 Rates on a shared machine vary; compare figures of one run. Each figure is the median of several repeats.
 """
@@ -6,11 +6,13 @@ Rates on a shared machine vary; compare figures of one run. Each figure is the m
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +39,26 @@ PRESETS = {
 """The published networks, and this package's default."""
 
 
+SIZES = ("layers", "stacks", "kernel_size", "residual_channels", "skip_channels")
+RATES = (16000, 24000, 44100, 48000)
+GROUP = 36
+"""Streams that share one reading of the weights (`kGroup` in csrc/cpu/task.h)."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("presets", nargs="*", help=f"of {', '.join(PRESETS)} (default: A)")
-    for name in ("layers", "stacks", "kernel-size", "residual-channels", "skip-channels", "classes"):
-        parser.add_argument(f"--{name}", type=int, metavar="N", help="instead of the preset's")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="streams (default: 1)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--backend", action="append", help="may be repeated (default: all available)")
+    for name in (*SIZES, "classes"):
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, metavar="N", help="instead of the preset's")
+    several: dict[str, Any] = {"nargs": "+", "metavar": "N"}
+    parser.add_argument("--batch", type=int, default=[1], **several, help="streams (default: 1)")
+    parser.add_argument("--threads", type=int, default=[1], **several, help="default: 1")
+    parser.add_argument("--precision", default=["fp32"], **several, help="fp32, bf16, int8 (default: fp32)")
+    parser.add_argument(
+        "--backend", **several, help="names, or plain for a loop in PyTorch (default: all that are there)"
+    )
     parser.add_argument(
         "--seconds", type=float, default=1.0, metavar="X", help="of measuring each (default: 1)"
     )
@@ -63,8 +76,8 @@ def measure(generator: Any, batch: int, seconds: float, repeats: int) -> tuple[f
     generator.generate(256, state)
     latency = time.perf_counter() - start
     start = time.perf_counter()
-    generator.generate(256, state)
-    steps = max(256, round(seconds / repeats * 256 / (time.perf_counter() - start)))
+    generator.generate(64, state)
+    steps = max(64, round(seconds / repeats * 64 / (time.perf_counter() - start)))
     rates = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -73,54 +86,139 @@ def measure(generator: Any, batch: int, seconds: float, repeats: int) -> tuple[f
     return statistics.median(rates), 1000 * latency
 
 
+def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) -> float | None:
+    """Return the samples per second in total that no engine can exceed here; None where it is not known.
+
+    Every group of streams has to read the weights once, at the rate at which one thread reads a block of
+    their size over and over; and every sample has to be multiplied out, at the rate of multiply-adds with
+    all their numbers in registers. The rates are medians, measured when this is called, on one thread; those
+    of several threads are taken to add up.
+    """
+    import torch
+
+    from wavenet import backends, packing
+
+    if backends.report()["cpu"] is not None:
+        return None
+    data = packing.pack(model, precision).data.view(torch.uint8)
+    used = data[model.config.quantization_channels * model.config.residual_channels * 4 :].clone()
+    operators = torch.ops.wavenet
+    reads = [operators.cpu_read_rate(used, 0.05) for _ in range(repeats)]
+    products = [operators.cpu_multiply_add_rate(precision == "int8", 0.05) for _ in range(repeats)]
+    matrices = [value.numel() for name, value in model.state_dict().items() if value.dim() == 2]
+    needed = sum(matrices) - model.embedding.weight.numel()
+    busy = min(threads, batch)
+    streams = -(-batch // busy)
+    # Groups are of almost one size.
+    group = streams / -(-streams // GROUP)
+    return busy * min(statistics.median(reads) / used.numel() * group, statistics.median(products) / needed)
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has had so far, in MB."""
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def build_model(name: str, options: argparse.Namespace) -> Any:
+    """Return a network of a preset's shape, as changed by the options, with random weights."""
+    from wavenet import WaveNet, WaveNetConfig
+    from wavenet.errors import WaveNetError
+
+    if name not in PRESETS:
+        raise WaveNetError(f"unknown network {name!r}: choose from {', '.join(PRESETS)}")
+    shape = {**PRESETS[name], "quantization_channels": options.classes or 256}
+    shape |= {size: getattr(options, size) for size in SIZES if getattr(options, size) is not None}
+    if options.residual_channels is not None:
+        shape["dilation_channels"] = options.residual_channels
+    return WaveNet(WaveNetConfig(**shape))
+
+
+def measure_one(
+    name: str, model: Any, backend: str, precision: str, batch: int, threads: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure one combination and return its row."""
+    from wavenet import Generator
+
+    if backend == "plain":
+        from plain import PlainGenerator
+
+        generator: Any = PlainGenerator(model, threads)
+    else:
+        generator = Generator(model, backend, threads=threads, precision=precision)
+    most = ceiling(model, precision, batch, threads, options.repeats)
+    rate, latency = measure(generator, batch, options.seconds, options.repeats)
+    return {
+        "network": name,
+        "parameters": model.parameter_count,
+        "backend": backend,
+        "precision": precision,
+        "batch": batch,
+        "threads": threads,
+        "samples_per_second_per_stream": round(rate),
+        "samples_per_second_total": round(rate * batch),
+        "ceiling_samples_per_second": None if most is None else round(most),
+        "fraction_of_ceiling": None if most is None else round(rate * batch / most, 3),
+        "x_realtime": {str(each): round(rate / each, 2) for each in RATES},
+        "latency_ms": round(latency, 2),
+        "peak_memory_mb": round(peak_memory(), 1),
+    }
+
+
+HEAD = (
+    "net    backend    prec  batch threads  samples/s each  together   ceiling  reached  "
+    "x realtime at 16 / 24 / 44.1 / 48 kHz  first chunk  peak memory"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    times = " / ".join(f"{value:.2f}" for value in row["x_realtime"].values())
+    most, reached = row["ceiling_samples_per_second"], row["fraction_of_ceiling"]
+    limits = f"{'-':>9} {'-':>8}" if most is None else f"{most:9,} {reached:8.0%}"
+    return (
+        f"{row['network']:6} {row['backend']:10} {row['precision']:5} {row['batch']:5} {row['threads']:7}  "
+        f"{row['samples_per_second_per_stream']:14,} {row['samples_per_second_total']:9,} {limits}  "
+        f"{times:>37}  {row['latency_ms']:8.1f} ms  {row['peak_memory_mb']:8,.0f} MB"
+    )
+
+
+def combinations(options: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, str, int, int]]:
+    """Yield backend, precision, batch and threads; engines with one precision only are measured in that."""
+    for backend, precision in itertools.product(names, options.precision):
+        if precision == "fp32" or backend == "cpu":
+            yield from itertools.product([backend], [precision], options.batch, options.threads)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure what the arguments ask for; print a table, write JSON."""
     options = build_parser().parse_args(arguments)
 
     import torch
 
-    from wavenet import Generator, WaveNet, WaveNetConfig, backends
+    from wavenet import backends
     from wavenet.errors import WaveNetError
 
     torch.manual_seed(0)
     names = options.backend or [name for name, reason in backends.report().items() if reason is None]
-    print("network  backend    batch threads  samples/s each  together  x realtime at 16 kHz  first chunk")
+    print("\n".join([*backends.describe(), "", HEAD]))
     results = []
     try:
-        for preset in options.presets or ["A"]:
-            if preset not in PRESETS:
-                raise WaveNetError(f"unknown network {preset!r}: choose from {', '.join(PRESETS)}")
-            shape = dict(PRESETS[preset])
-            shape["quantization_channels"] = options.classes or 256
-            for name in ("layers", "stacks", "kernel_size", "residual_channels", "skip_channels"):
-                if getattr(options, name) is not None:
-                    shape[name] = getattr(options, name)
-            if options.residual_channels is not None:
-                shape["dilation_channels"] = options.residual_channels
-            model = WaveNet(WaveNetConfig(**shape))
-            for name in names:
-                generator = Generator(model, name, threads=options.threads)
-                rate, latency = measure(generator, options.batch, options.seconds, options.repeats)
-                results.append(
-                    {
-                        "network": preset,
-                        "parameters": model.parameter_count,
-                        "backend": name,
-                        "precision": "fp32",
-                        "batch": options.batch,
-                        "threads": options.threads,
-                        "samples_per_second_per_stream": round(rate),
-                        "samples_per_second_total": round(rate * options.batch),
-                        "latency_ms": round(latency, 2),
-                    }
-                )
-                print(
-                    f"{preset:8} {name:10} {options.batch:5} {options.threads:7}  {rate:14,.0f}  "
-                    f"{rate * options.batch:8,.0f}  {rate / 16000:20.2f}  {latency:8.1f} ms"
-                )
+        for name in options.presets or ["A"]:
+            model = build_model(name, options)
+            for combination in combinations(options, names):
+                results.append(measure_one(name, model, *combination, options))
+                print(line(results[-1]), flush=True)
         if options.json is not None:
-            report = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-            options.json.write_text(json.dumps({**report, "results": results}, indent=2) + "\n")
+            report = {
+                "machine": platform.processor() or platform.machine(),
+                "torch": torch.__version__,
+                "backends": backends.describe(),
+                "results": results,
+            }
+            options.json.write_text(json.dumps(report, indent=2) + "\n")
     except (WaveNetError, OSError) as error:
         print(f"generation.py: error: {error}", file=sys.stderr)
         return 1

@@ -129,11 +129,15 @@ wavenet::cpu::Task make_task(const Tensor& weights, const std::vector<int64_t>& 
                              const Tensor& queues, const Tensor& position, const Tensor& last_sample,
                              const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start,
                              bool linear, int64_t threads, std::vector<wavenet::Layer>& layers) {
-  check("weights", weights, ScalarType::Float, {-1});
   const wavenet::Geometry geometry =
       wavenet::parse_geometry(geometry_entries.data(), geometry_entries.size());
+  const bool fp32 = geometry.precision == wavenet::Precision::kFp32;
+  check("weights", weights, fp32 ? ScalarType::Float : ScalarType::Byte, {-1});
+  const void* data = weights.const_data_ptr();
+  require(reinterpret_cast<uintptr_t>(data) % alignof(float) == 0,
+          "weights do not begin at a multiple of 4 bytes: pass them through .clone()");
   wavenet::cpu::Task task{};
-  task.network = wavenet::bind_weights(geometry, weights.const_data_ptr<float>(), weights.numel(), layers);
+  task.network = wavenet::bind_weights(geometry, data, weights.numel() * (fp32 ? 4 : 1), layers);
   check("queues", queues, ScalarType::Float, {-1, task.network.queue_steps, task.network.residual});
   task.batch = queues.size(0);
   check("position", position, ScalarType::Long, {task.batch});
@@ -161,7 +165,7 @@ Tensor run_advance(const Tensor& weights, const std::vector<int64_t>& geometry, 
   task.steps = samples.size(1);
   task.given = samples.const_data_ptr<int64_t>();
   check_range("samples", task.given, samples.numel(), 0, task.network.classes);
-  Tensor logits = allocate(weights, {task.batch, task.steps, task.network.classes});
+  Tensor logits = allocate(queues, {task.batch, task.steps, task.network.classes});
   task.logits = logits.mutable_data_ptr<float>();
   wavenet::cpu::run(task, threads);
   return logits;
@@ -212,6 +216,20 @@ Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tens
   });
 }
 
+double read_rate(const Tensor& data, double seconds) {
+  return marked([&] {
+    check("data", data, ScalarType::Byte, {-1});
+    require(data.numel() >= 1024, "data has ", data.numel(), " bytes: must have at least 1024");
+    require(reinterpret_cast<uintptr_t>(data.const_data_ptr()) % alignof(int32_t) == 0,
+            "data does not begin at a multiple of 4 bytes: pass it through .clone()");
+    return wavenet::cpu::read_rate(data.const_data_ptr(), data.numel(), seconds);
+  });
+}
+
+double multiply_add_rate(bool int8, double seconds) {
+  return marked([&] { return wavenet::cpu::multiply_add_rate(int8, seconds); });
+}
+
 std::string instruction_set() { return marked(wavenet::cpu::instruction_set); }
 std::string instruction_sets() { return marked(wavenet::cpu::available_instruction_sets); }
 
@@ -226,6 +244,8 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
       "generate(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
       "Tensor(c!) last_sample, Tensor uniforms, float temperature, int top_k, float top_p, "
       "Tensor? gate_bias, int hop, int gate_start, bool linear, int threads) -> Tensor");
+  m.def("cpu_read_rate(Tensor data, float seconds) -> float");
+  m.def("cpu_multiply_add_rate(bool int8, float seconds) -> float");
   m.def("cpu_instruction_set() -> str");
   m.def("cpu_instruction_sets() -> str");
 }
@@ -233,10 +253,12 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CPU, m) {
   m.impl("advance", TORCH_BOX(&advance));
   m.impl("generate", TORCH_BOX(&generate));
+  m.impl("cpu_read_rate", TORCH_BOX(&read_rate));
 }
 
-// Without a tensor among their arguments these two have no device to be dispatched by.
+// Without a tensor among their arguments these have no device to be dispatched by.
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CompositeExplicitAutograd, m) {
+  m.impl("cpu_multiply_add_rate", TORCH_BOX(&multiply_add_rate));
   m.impl("cpu_instruction_set", TORCH_BOX(&instruction_set));
   m.impl("cpu_instruction_sets", TORCH_BOX(&instruction_sets));
 }

@@ -149,7 +149,7 @@ def test_the_wheel_serves_any_python_and_any_processor(tree):
     assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in binding
     if platform.machine() == "x86_64":
         special = {command for command in commands if " -mavx" in command}
-        assert len(special) == 2 and all("/kernel_avx" in command for command in special)
+        assert len(special) == 3 and all("/kernel_avx" in command for command in special)
 
 
 def test_only_a_python_with_a_stable_abi_is_asked_for_it(tree):
@@ -234,15 +234,17 @@ def test_the_engine_says_why_it_is_not_there(tmp_path, monkeypatch):
     assert load() == "the extension was not built: no C++ compiler"
 
 
-@pytest.mark.parametrize("name", ["avx2", "avx512"])
+@pytest.mark.parametrize("name", ["avx2", "avx512", "avx512vnni"])
 def test_special_objects_share_no_function_with_the_rest(tmp_path, name):
     """A weak symbol compiled for AVX could be the copy that every processor runs."""
     compiler = shutil.which("c++")
     if not compiler or not shutil.which("nm") or platform.machine() != "x86_64":
         pytest.skip("needs a C++ compiler and nm, on x86-64")
-    flags = ["-mavx2", "-mfma"] + (
-        ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"] if name == "avx512" else []
-    )
+    flags = ["-mavx2", "-mfma"]
+    if name.startswith("avx512"):
+        flags += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    if name == "avx512vnni":
+        flags.append("-mavx512vnni")
     source = ROOT / "csrc" / "cpu" / f"kernel_{name}.cpp"
     command = [
         compiler,
@@ -264,4 +266,5 @@ def test_special_objects_share_no_function_with_the_rest(tmp_path, name):
         for line in listed.splitlines()
         if " U " not in line and line.split()[1] not in ("t", "r", "b", "d")
     ]
-    assert len(defined) == 1 and f"{name}::run_stream" in defined[0]
+    functions = {line.partition(f"::{name}::")[2].partition("(")[0] for line in defined}
+    assert functions == {"run_group", "read_words", "multiply_adds"} and len(defined) == 3

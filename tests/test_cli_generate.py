@@ -88,6 +88,14 @@ def test_every_backend_writes_the_same(home):
     assert len(made) == 1
 
 
+@pytest.mark.skipif(backends.report()["cpu"] is not None, reason="the reference computes in fp32 only")
+def test_precision_is_told(home):
+    for precision in ("bf16", "int8"):
+        arguments = ["--seconds", 0.1, "--seed", 1, "--precision", precision, f"{precision}.wav"]
+        result = run("generate", *arguments, cwd=home)
+        assert result.returncode == 0 and f"backend cpu  {precision}  seed 1" in result.stderr
+
+
 def test_priming_goes_on_from_a_recording(home):
     write_wav(home / "other.wav", chord(1.0, pitch=300), 4000)
     for name in ("primer", "other"):
@@ -224,6 +232,8 @@ def test_closed_standard_streams(home):
         (["--top-p", "0", "x.wav"], ["top-p = 0"]),
         (["--seed", "-1", "x.wav"], ["--seed -1"]),
         (["--threads", "0", "x.wav"], ["threads = 0"]),
+        (["--precision", "fp8", "x.wav"], ["unknown precision 'fp8'", "bf16"]),
+        (["--precision", "int8", "--backend", "reference", "x.wav"], ["fp32 only", "int8"]),
         (["--backend", "gpu", "x.wav"], ["unknown backend 'gpu'", "reference"]),
         (["--device", "cuda", "x.wav"], ["cuda", "--device cpu"]),
         (["--device", "toaster", "x.wav"], ["toaster", "--device cpu"]),

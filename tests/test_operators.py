@@ -7,7 +7,7 @@ import pytest
 import torch
 from native_tools import needs_extension, random_model
 
-from wavenet.packing import pack
+from wavenet.packing import PRECISIONS, pack
 
 pytestmark = needs_extension
 
@@ -15,11 +15,12 @@ SHAPE, _, MODEL = random_model(50, kernel_size=2, stacks=1, layers_per_stack=2, 
 PACKED = pack(MODEL)
 
 
-def arguments(operator: str) -> dict:
+def arguments(operator: str, precision: str = "fp32") -> dict:
     """Good arguments in the order of the schema."""
+    packed = pack(MODEL, precision)
     values = {
-        "weights": PACKED.data,
-        "geometry": list(PACKED.geometry),
+        "weights": packed.data,
+        "geometry": list(packed.geometry),
         "queues": torch.zeros(2, SHAPE.context, SHAPE.residual),
         "position": torch.zeros(2, dtype=torch.int64),
         "last_sample": torch.zeros(2, dtype=torch.int64),
@@ -37,20 +38,22 @@ def call(operator: str, **changes) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("operator", ["advance", "generate"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("with_gate", [False, True])
-def test_opcheck(operator, with_gate):
-    values = arguments(operator)
+def test_opcheck(operator, with_gate, precision):
+    values = arguments(operator, precision)
     if not with_gate:
         values["gate_bias"] = None
     torch.library.opcheck(getattr(torch.ops.wavenet, operator).default, tuple(values.values()))
 
 
-def test_results_and_what_changes():
-    values = arguments("advance")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_results_and_what_changes(precision):
+    values = arguments("advance", precision)
     logits = torch.ops.wavenet.advance(*values.values())
     assert logits.shape == (2, 5, 16) and logits.dtype == torch.float32
     assert values["position"].tolist() == [5, 5] and values["last_sample"].tolist() == [1, 1]
-    values = arguments("generate")
+    values = arguments("generate", precision)
     samples = torch.ops.wavenet.generate(*values.values())
     assert samples.shape == (2, 5) and samples.dtype == torch.int64
     assert values["position"].tolist() == [5, 5] and values["last_sample"].tolist() == samples[:, -1].tolist()
@@ -79,11 +82,22 @@ def geometry(**changes: int) -> list[int]:
 
 
 INT64_MAX = 2**63 - 1
+BYTES = pack(MODEL, "int8").data
 REFUSED = [
     ({"weights": PACKED.data.double()}, "weights is Double: must be Float"),
     ({"weights": PACKED.data[:-1]}, "weights have .* the geometry asks for"),
     ({"weights": PACKED.data.repeat(2)[::2]}, "weights is not contiguous"),
     ({"weights": PACKED.data[None]}, r"weights is \(1, \d+\): must be \(any\)"),
+    ({"geometry": geometry(version=2)}, "weights is Float: must be Byte"),
+    ({"weights": BYTES}, "weights is Byte: must be Float"),
+    ({"weights": BYTES[:-1], "geometry": geometry(version=3)}, "weights have .* the geometry asks for"),
+    ({"weights": BYTES, "geometry": geometry(version=2)}, "weights have .* the geometry asks for"),
+    ({"weights": BYTES[1:], "geometry": geometry(version=3)}, "do not begin at a multiple of 4 bytes"),
+    (
+        {"weights": BYTES, "geometry": geometry(version=3, taps=64, residual=1025)},
+        r"kernel_size \* residual_channels in int8 = 65600: must be 1 to 65536",
+    ),
+    ({"geometry": geometry(version=0)}, "weight layout 0 is unknown"),
     ({"geometry": []}, "geometry has 0 entries"),
     ({"geometry": geometry()[:-1]}, "geometry has 9 entries: 2 layers need 10"),
     ({"geometry": geometry(version=7)}, "weight layout 7 is unknown"),

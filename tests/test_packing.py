@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import naive
 import numpy as np
 import pytest
+import torch
 from native_tools import model_of
 
 from wavenet.packing import pack
 
 
-def up(channels: int) -> int:
-    while channels % 16:
+def pad_up(channels: int, pad: int) -> int:
+    while channels % pad:
         channels += 1
     return channels
 
@@ -20,11 +23,14 @@ class Reader:
     """Walks through the block, handing out vectors and matrices."""
 
     def __init__(self, data: np.ndarray):
-        self.data, self.at = data, 0
+        self.data, self.at = data.view(np.uint8), 0
+
+    def take(self, count: int, dtype: type) -> np.ndarray:
+        start, self.at = self.at, self.at + count * np.dtype(dtype).itemsize
+        return self.data[start : self.at].view(dtype)
 
     def vector(self, length: int) -> np.ndarray:
-        self.at += length
-        return self.data[self.at - length : self.at]
+        return self.take(length, np.float32)
 
     def matrix(self, outputs: int, inputs: int) -> np.ndarray:
         values = self.vector(outputs * inputs)
@@ -37,13 +43,52 @@ class Reader:
         return result
 
 
-def split(padded: np.ndarray, *channels: int) -> list[np.ndarray]:
+class Bf16Reader(Reader):
+    """The same with matrices in bf16."""
+
+    def matrix(self, outputs: int, inputs: int) -> np.ndarray:
+        words = self.take(outputs * inputs // 2, np.uint32)
+        result = np.empty((outputs, inputs), np.uint32)
+        for output in range(outputs):
+            first = output // 64 * 64
+            width = min(64, outputs - first)
+            pair, rest = divmod(output - first, 32)
+            for index in range(inputs):
+                word = words[(first * inputs + index * width) // 2 + 16 * pair + rest % 16]
+                result[output, index] = word << 16 if rest < 16 else word >> 16 << 16
+        return result.view(np.float32)
+
+
+class Int8Reader(Reader):
+    """The same with matrices in int8."""
+
+    def matrix(self, outputs: int, inputs: int) -> np.ndarray:
+        scale, start = self.vector(outputs), self.take(outputs, np.int32)
+        fours = -(-inputs // 4)
+        values = self.take(outputs * fours * 4, np.int8)
+        result = np.zeros((outputs, fours * 4), np.float32)
+        for output in range(outputs):
+            first = output // 64 * 64
+            width = min(64, outputs - first)
+            for index in range(fours * 4):
+                word = first * fours + index // 4 * width + output - first
+                result[output, index] = values[word * 4 + index % 4]
+        assert not result[:, inputs:].any()
+        np.testing.assert_array_equal(start, -128 * result.sum(1))
+        assert np.abs(result).max(initial=0) <= 127
+        return result[:, :inputs] * scale[:, None]
+
+
+READERS = {"fp32": (Reader, 16), "bf16": (Bf16Reader, 32), "int8": (Int8Reader, 16)}
+
+
+def split_padded(padded: np.ndarray, *channels: int, pad: int) -> list[np.ndarray]:
     """Cut the first axis into the named counts, checking that the padding between them is zero."""
     parts, at = [], 0
     for count in channels:
         parts.append(padded[at : at + count])
-        assert not padded[at + count : at + up(count)].any()
-        at += up(count)
+        assert not padded[at + count : at + pad_up(count, pad)].any()
+        at += pad_up(count, pad)
     assert at == len(padded)
     return parts
 
@@ -58,10 +103,13 @@ def split(padded: np.ndarray, *channels: int) -> list[np.ndarray]:
     ],
     ids=str,
 )
-def test_every_weight_is_where_the_layout_says(shape):
+@pytest.mark.parametrize("precision", READERS)
+def test_every_weight_is_where_the_layout_says(shape, precision):
     weights = naive.random_weights(shape, np.random.default_rng(0))
-    packed = pack(model_of(shape, weights))
-    read = Reader(packed.data.numpy())
+    packed = pack(model_of(shape, weights), precision)
+    reader, pad = READERS[precision]
+    read = reader(packed.data.numpy())
+    up, split = functools.partial(pad_up, pad=pad), functools.partial(split_padded, pad=pad)
     found = {
         "embedding.weight": split(
             read.vector(shape.classes * up(shape.residual)).reshape(shape.classes, -1).T, shape.residual
@@ -91,7 +139,17 @@ def test_every_weight_is_where_the_layout_says(shape):
     assert read.at == len(read.data)
     assert found.keys() == weights.keys()
     for name, value in weights.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        if precision == "fp32" or name.endswith("bias") or name.startswith("embedding"):
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+            continue
+        error = np.abs(found[name] - value)
+        if precision == "bf16":
+            # Half of the last of 8 bits.
+            assert (error <= np.exp2(np.floor(np.log2(np.abs(value))) - 8)).all(), name
+            continue
+        parts = len(shape.dilations) if name == "skip.weight" else 1
+        for part, expected in zip(np.split(error, parts, 1), np.split(value, parts, 1), strict=True):
+            assert (part <= np.abs(expected).max(1, keepdims=True) / 127 * 0.5001).all(), name
 
 
 def test_geometry_and_independence_of_the_model():
@@ -102,6 +160,12 @@ def test_geometry_and_independence_of_the_model():
     assert packed.geometry == [1, 30, 4, 6, 8, 10, 3, 6, 1, 2, 4, 1, 2, 4]
     assert packed.data.is_contiguous() and packed.data.dim() == 1
     before = packed.data.clone()
+    others = {precision: pack(model, precision) for precision in ("bf16", "int8")}
+    assert [others[each].geometry for each in others] == [
+        [2, *packed.geometry[1:]],
+        [3, *packed.geometry[1:]],
+    ]
+    assert all(each.data.dtype == torch.uint8 and each.data.is_contiguous() for each in others.values())
     for parameter in model.parameters():
         parameter.zero_()
     assert packed.data.equal(before)

@@ -61,19 +61,27 @@ class Generator:
         Where to generate.
     threads : int, optional
         Threads over which streams are spread.
+    precision : str
+        Of the weights in the sample loop: "fp32" (exact), "bf16" or "int8" (faster, a little less accurate).
+        Priming is exact always, and a state may go on in another precision.
 
     Raises
     ------
     BackendError
-        If the backend cannot run here.
+        If the backend cannot run here, or does not have the precision.
     """
 
     def __init__(
-        self, model: WaveNet, backend: str = "auto", device: str = "cpu", threads: int | None = None
+        self,
+        model: WaveNet,
+        backend: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
+        precision: str = "fp32",
     ):
         self.config = model.config
         self.model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-        self.backend = backends.create(self.model, backend, device, threads)
+        self.backend = backends.create(self.model, backend, device, threads, precision)
 
     @classmethod
     def from_pretrained(
@@ -82,12 +90,14 @@ class Generator:
         backend: str = "auto",
         device: str = "cpu",
         threads: int | None = None,
+        precision: str = "fp32",
     ) -> Generator:
         """Load a checkpoint, or the newest one of a training run; see the class for the other parameters.
 
         Raises `CheckpointError` if there is none, or it is damaged.
         """
-        return cls(WaveNet.from_pretrained(checkpoint.find(Path(directory))), backend, device, threads)
+        model = WaveNet.from_pretrained(checkpoint.find(Path(directory)))
+        return cls(model, backend, device, threads, precision)
 
     def encode(self, audio: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Return the int64 classes of amplitudes in [-1, 1], of the same shape."""

@@ -1,6 +1,6 @@
 """From a model to the one flat block of weights that the fast backends read.
 
-The block is float32 and holds, one after the other:
+The block holds, one after the other, vectors of float32 and matrices in the precision asked for:
 
     embedding                      (classes, R')
     for each layer
@@ -15,12 +15,22 @@ The block is float32 and holds, one after the other:
     head2 bias                     (Q')
 
 R, D, S, H, Q are the residual, dilation, skip and head channels and the classes; a prime marks padding with
-zeros to a multiple of 16, so that any width is served by whole vectors. The outputs of `dilated` are the
-filter branch, padded, then the gate branch, padded; those of `output` the residual path, then the layer's
-share of the skip sum. Inputs are never padded.
+zeros to a multiple of 16 (of 32 in bf16), so that any width is served by whole vectors. The outputs of
+`dilated` are the filter branch, padded, then the gate branch, padded; those of `output` the residual path,
+then the layer's share of the skip sum. Inputs are never padded.
 
-A matrix is cut into blocks of 64 outputs (the last may be narrower), and each block is stored input by input:
-`[block][input][output]`. A kernel keeps a block's sums in registers while it reads the weights in order once.
+A matrix is cut into blocks of 64 outputs (the last may be narrower), and each block is stored input by input,
+in words of 32 bits. A kernel keeps a block's sums in registers while it reads the weights in order once.
+
+    fp32   `[block][input][output]`
+    bf16   `[block][input][output / 32][16][2]`: a word holds outputs o (low half) and o + 16 (high half), so
+           that a shift and a mask make float32 of them; rounded to nearest, ties to even
+    int8   `[block][input / 4][output][4]`, inputs padded with zeros to a multiple of 4; before the matrix
+           stand its scales, float32 (outputs), and its starts, int32 (outputs). A weight is scale * integer,
+           with the scale of an output its largest weight / 127. A start is -128 times the sum of the output's
+           integers: what is to be added because a kernel moves its inputs up by 128 to make them unsigned.
+
+In fp32 the block is a float32 tensor, else one of bytes, little-endian.
 """
 
 from __future__ import annotations
@@ -37,10 +47,12 @@ from wavenet.config import WaveNetConfig
 if TYPE_CHECKING:
     from wavenet.model import WaveNet
 
-LAYOUT_VERSION = 1
-"""First entry of a geometry: names the layout above, in float32."""
+LAYOUTS = {"fp32": 1, "bf16": 2, "int8": 3}
+"""By precision, the first entry of a geometry: names a layout above."""
 
-_PAD = 16
+PRECISIONS = tuple(LAYOUTS)
+
+_PADS = {"fp32": 16, "bf16": 32, "int8": 16}
 _BLOCK = 64
 
 
@@ -50,9 +62,9 @@ class PackedWeights:
 
     Attributes
     ----------
-    data : float32 tensor (values,)
+    data : float32 tensor (values,), or uint8 tensor (bytes,)
     geometry : list of int
-        Layout version, quantization_channels, residual_channels, dilation_channels, skip_channels,
+        Layout, quantization_channels, residual_channels, dilation_channels, skip_channels,
         head_channels, kernel_size, layers, and each layer's dilation.
     """
 
@@ -60,27 +72,27 @@ class PackedWeights:
     geometry: list[int]
 
 
-def pack(model: WaveNet) -> PackedWeights:
-    """Pack a model's weights; the result shares no memory with it."""
-    return pack_tensors(model.config, model.state_dict())
+def pack(model: WaveNet, precision: str = "fp32") -> PackedWeights:
+    """Pack a model's weights in a precision of `PRECISIONS`; the result shares no memory with it."""
+    return pack_tensors(model.config, model.state_dict(), precision)
 
 
-def pack_tensors(config: WaveNetConfig, tensors: Mapping[str, torch.Tensor]) -> PackedWeights:
+def pack_tensors(
+    config: WaveNetConfig, tensors: Mapping[str, torch.Tensor], precision: str = "fp32"
+) -> PackedWeights:
     """Pack weights by their names and shapes in a `WaveNet`'s state dict."""
     values = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in tensors.items()}
+    layout = _Layout(precision)
+    layout.vectors(values["embedding.weight"])
     skips = values["skip.weight"].split(config.dilation_channels, dim=1)
-    parts = [_pad_last(values["embedding.weight"])]
     for index in range(config.layers):
-        parts += _pack_layer(values, f"layers.{index}", skips[index], last=index == config.layers - 1)
-    parts += [
-        _pad_last(values["skip.bias"]),
-        _blocks(_pad_first(values["head1.weight"])),
-        _pad_last(values["head1.bias"]),
-        _blocks(_pad_first(values["head2.weight"])),
-        _pad_last(values["head2.bias"]),
-    ]
+        _pack_layer(layout, values, f"layers.{index}", skips[index], last=index == config.layers - 1)
+    layout.vectors(values["skip.bias"])
+    for head in ("head1", "head2"):
+        layout.matrix(values[f"{head}.weight"])
+        layout.vectors(values[f"{head}.bias"])
     geometry = [
-        LAYOUT_VERSION,
+        LAYOUTS[precision],
         config.quantization_channels,
         config.residual_channels,
         config.dilation_channels,
@@ -90,32 +102,60 @@ def pack_tensors(config: WaveNetConfig, tensors: Mapping[str, torch.Tensor]) -> 
         config.layers,
         *config.dilations,
     ]
-    return PackedWeights(torch.cat([part.reshape(-1) for part in parts]), geometry)
+    return PackedWeights(layout.data(), geometry)
 
 
 def _pack_layer(
-    values: Mapping[str, torch.Tensor], name: str, skip: torch.Tensor, last: bool
-) -> list[torch.Tensor]:
-    weight, bias = values[f"{name}.dilated.weight"], values[f"{name}.dilated.bias"]
-    parts = [
-        _blocks(torch.cat([_pad_first(branch) for branch in weight.chunk(2)])),
-        torch.cat([_pad_last(branch) for branch in bias.chunk(2)]),
-    ]
+    layout: _Layout, values: Mapping[str, torch.Tensor], name: str, skip: torch.Tensor, last: bool
+) -> None:
+    layout.matrix(*values[f"{name}.dilated.weight"].chunk(2))
+    layout.vectors(*values[f"{name}.dilated.bias"].chunk(2))
     if last:
-        return [*parts, _blocks(_pad_first(skip))]
-    residual = _pad_first(values[f"{name}.residual.weight"])
-    parts.append(_pad_last(values[f"{name}.residual.bias"]))
-    return [*parts, _blocks(torch.cat([residual, _pad_first(skip)]))]
+        layout.matrix(skip)
+    else:
+        layout.vectors(values[f"{name}.residual.bias"])
+        layout.matrix(values[f"{name}.residual.weight"], skip)
 
 
-def _pad_last(tensor: torch.Tensor) -> torch.Tensor:
-    return pad(tensor, (0, -tensor.shape[-1] % _PAD))
+class _Layout:
+    """A block of weights as it grows."""
 
+    def __init__(self, precision: str):
+        self.precision = precision
+        self.pad = _PADS[precision]
+        self.parts: list[torch.Tensor] = []
 
-def _pad_first(matrix: torch.Tensor) -> torch.Tensor:
-    return pad(matrix, (0, 0, 0, -matrix.shape[0] % _PAD))
+    def data(self) -> torch.Tensor:
+        """Return the block."""
+        if self.precision == "fp32":
+            return torch.cat([part.reshape(-1) for part in self.parts])
+        # A view as bytes needs a last dimension of its own.
+        return torch.cat([part.reshape(-1).contiguous().view(torch.uint8) for part in self.parts])
 
+    def vectors(self, *vectors: torch.Tensor) -> None:
+        """Add float32 vectors, padding the last dimension of each."""
+        self.parts += [pad(vector, (0, -vector.shape[-1] % self.pad)) for vector in vectors]
 
-def _blocks(matrix: torch.Tensor) -> torch.Tensor:
-    """Return (outputs, inputs) as consecutive blocks of [input][output], one-dimensional."""
-    return torch.cat([block.t().reshape(-1) for block in matrix.split(_BLOCK)])
+    def matrix(self, *matrices: torch.Tensor) -> None:
+        """Add matrices (outputs, inputs) as one, padding the outputs of each."""
+        matrix = torch.cat([pad(each, (0, 0, 0, -each.shape[0] % self.pad)) for each in matrices])
+        store = {"fp32": self._fp32, "bf16": self._bf16, "int8": self._int8}[self.precision]
+        store(matrix)
+
+    def _fp32(self, matrix: torch.Tensor) -> None:
+        self.parts += [block.t() for block in matrix.split(_BLOCK)]
+
+    def _bf16(self, matrix: torch.Tensor) -> None:
+        for block in matrix.to(torch.bfloat16).split(_BLOCK):
+            self.parts.append(block.t().unflatten(1, (-1, 2, 16)).transpose(2, 3))
+
+    def _int8(self, matrix: torch.Tensor) -> None:
+        largest = matrix.abs().amax(1, keepdim=True)
+        scale = largest / 127
+        # Where all weights are zero, or one is not finite, the integers are zero; the scale tells which.
+        integers = torch.nan_to_num(matrix / scale, 0.0, 0.0, 0.0).round()
+        integers = torch.where(torch.isfinite(largest), integers, 0.0).to(torch.int32)
+        self.parts += [scale, (-128 * integers.sum(1)).to(torch.int32)]
+        integers = pad(integers, (0, -matrix.shape[1] % 4)).to(torch.int8)
+        for block in integers.split(_BLOCK):
+            self.parts.append(block.unflatten(1, (-1, 4)).transpose(0, 1))

@@ -11,6 +11,8 @@ constexpr size_t kHeaderEntries = 8;
 constexpr int64_t kMostChannels = 65536;
 constexpr int64_t kMostTaps = 64;
 constexpr int64_t kMostLayers = 1000;
+// The sum of so many products of int8 by uint8 fits 32 bits.
+constexpr int64_t kMostInt8Inputs = 65536;
 constexpr int64_t kLargestDilation = int64_t{1} << 30;
 
 int64_t checked(const char* name, int64_t value, int64_t low, int64_t high) {
@@ -24,26 +26,42 @@ int64_t checked(const char* name, int64_t value, int64_t low, int64_t high) {
 // Hands out consecutive parts of the weights.
 class Cursor {
  public:
-  explicit Cursor(const float* weights) : weights_(weights) {}
+  Cursor(const void* weights, Precision precision)
+      : weights_(static_cast<const unsigned char*>(weights)), precision_(precision) {}
 
-  const float* take(int64_t count) {
-    // Only an address that is known to be inside the block may be formed.
-    const float* part = weights_ == nullptr ? nullptr : weights_ + offset_;
-    offset_ += count;
+  const float* floats(int64_t count) { return static_cast<const float*>(take(count * 4)); }
+
+  Matrix matrix(int64_t outputs, int64_t inputs) {
+    Matrix part{nullptr, nullptr, nullptr, outputs, inputs};
+    int64_t bytes = outputs * inputs * 4;
+    if (precision_ == Precision::kBf16) bytes = outputs * inputs * 2;
+    if (precision_ == Precision::kInt8) {
+      part.scale = floats(outputs);
+      part.start = static_cast<const int32_t*>(take(outputs * 4));
+      bytes = outputs * ((inputs + kPacked - 1) / kPacked * kPacked);
+    }
+    part.words = static_cast<const int32_t*>(take(bytes));
     return part;
   }
 
   int64_t offset() const { return offset_; }
 
  private:
-  const float* weights_;
+  const void* take(int64_t bytes) {
+    // Only an address that is known to be inside the block may be formed.
+    const void* part = weights_ == nullptr ? nullptr : weights_ + offset_;
+    offset_ += bytes;
+    return part;
+  }
+
+  const unsigned char* weights_;
+  Precision precision_;
   int64_t offset_ = 0;
 };
 
-int64_t lay_out(const Geometry& geometry, const float* weights, Network& network,
-                std::vector<Layer>& layers) {
-  Cursor cursor(weights);
-  network.embedding = cursor.take(network.classes * network.residual_padded);
+int64_t lay_out(const Geometry& geometry, const void* weights, Network& network, std::vector<Layer>& layers) {
+  Cursor cursor(weights, geometry.precision);
+  network.embedding = cursor.floats(network.classes * network.residual_padded);
   int64_t row = 0;
   for (size_t index = 0; index < layers.size(); ++index) {
     const bool last = index + 1 == layers.size();
@@ -52,18 +70,17 @@ int64_t lay_out(const Geometry& geometry, const float* weights, Network& network
     layer.depth = (network.taps - 1) * layer.dilation;
     layer.ring_row = row;
     row += layer.depth;
-    layer.dilated = cursor.take(2 * network.dilated_padded * network.taps * network.residual);
-    layer.dilated_bias = cursor.take(2 * network.dilated_padded);
-    layer.residual_bias = last ? nullptr : cursor.take(network.residual_padded);
-    layer.output =
-        cursor.take(network.dilated * (network.skip_padded + (last ? 0 : network.residual_padded)));
+    layer.dilated = cursor.matrix(2 * network.dilated_padded, network.taps * network.residual);
+    layer.dilated_bias = cursor.floats(2 * network.dilated_padded);
+    layer.residual_bias = last ? nullptr : cursor.floats(network.residual_padded);
+    layer.output = cursor.matrix(network.skip_padded + (last ? 0 : network.residual_padded), network.dilated);
   }
   network.queue_steps = row;
-  network.skip_bias = cursor.take(network.skip_padded);
-  network.head1 = cursor.take(network.head_padded * network.skip);
-  network.head1_bias = cursor.take(network.head_padded);
-  network.head2 = cursor.take(network.classes_padded * network.head);
-  network.head2_bias = cursor.take(network.classes_padded);
+  network.skip_bias = cursor.floats(network.skip_padded);
+  network.head1 = cursor.matrix(network.head_padded, network.skip);
+  network.head1_bias = cursor.floats(network.head_padded);
+  network.head2 = cursor.matrix(network.classes_padded, network.head);
+  network.head2_bias = cursor.floats(network.classes_padded);
   return cursor.offset();
 }
 
@@ -74,11 +91,12 @@ Geometry parse_geometry(const int64_t* entries, size_t count) {
     throw std::runtime_error("geometry has " + std::to_string(count) + " entries: must have at least " +
                              std::to_string(kHeaderEntries));
   }
-  if (entries[0] != kLayoutVersion) {
+  if (entries[0] < 1 || entries[0] > 3) {
     throw std::runtime_error("geometry: weight layout " + std::to_string(entries[0]) +
-                             " is unknown, this build reads layout " + std::to_string(kLayoutVersion));
+                             " is unknown, this build reads 1 (fp32), 2 (bf16) and 3 (int8)");
   }
   Geometry geometry;
+  geometry.precision = static_cast<Precision>(entries[0]);
   geometry.classes = checked("quantization_channels", entries[1], 2, kMostChannels);
   geometry.residual = checked("residual_channels", entries[2], 1, kMostChannels);
   geometry.dilated = checked("dilation_channels", entries[3], 1, kMostChannels);
@@ -93,12 +111,18 @@ Geometry parse_geometry(const int64_t* entries, size_t count) {
   for (size_t index = kHeaderEntries; index < count; ++index) {
     geometry.dilations.push_back(checked("dilation", entries[index], 1, kLargestDilation));
   }
+  if (geometry.precision == Precision::kInt8) {
+    checked("kernel_size * residual_channels in int8", geometry.taps * geometry.residual, 1, kMostInt8Inputs);
+  }
   return geometry;
 }
 
-Network bind_weights(const Geometry& geometry, const float* weights, int64_t count,
+Network bind_weights(const Geometry& geometry, const void* weights, int64_t count,
                      std::vector<Layer>& layers) {
+  const int64_t pad = geometry.precision == Precision::kBf16 ? 2 * kPad : kPad;
+  const auto padded = [pad](int64_t channels) { return (channels + pad - 1) / pad * pad; };
   Network network{};
+  network.precision = geometry.precision;
   network.classes = geometry.classes;
   network.residual = geometry.residual;
   network.dilated = geometry.dilated;
@@ -114,7 +138,7 @@ Network bind_weights(const Geometry& geometry, const float* weights, int64_t cou
   layers.assign(geometry.dilations.size(), Layer{});
   const int64_t needed = lay_out(geometry, nullptr, network, layers);
   if (needed != count) {
-    throw std::runtime_error("weights have " + std::to_string(count) + " values: the geometry asks for " +
+    throw std::runtime_error("weights have " + std::to_string(count) + " bytes: the geometry asks for " +
                              std::to_string(needed));
   }
   lay_out(geometry, weights, network, layers);

@@ -1,9 +1,11 @@
 // Runs the CPU engine on random networks without torch or Python, for the sanitizers:
 // csrc/cpu/check.sh builds it. Every array has its exact size, so that a read beyond it is seen.
 //
-// Checked here: one call on one thread equals, to the bit, chunks spread over threads; instruction
-// sets agree to rounding.
+// Checked here, in every precision: one call on one thread equals, to the bit, chunks spread over threads;
+// instruction sets agree to rounding, in int8 to the bit; however many samples are drawn, as much memory is
+// allocated as for one.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +16,10 @@
 
 #include "cpu/run.h"
 
+// From sanitizer/allocator_interface.h, which GCC does not install.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, size_t),
+                                                         void (*)(const volatile void*));
+
 namespace {
 
 using wavenet::cpu::Task;
@@ -23,7 +29,8 @@ struct Case {
   std::vector<int64_t> entries;
   wavenet::Geometry geometry;
   std::vector<wavenet::Layer> layers;
-  std::vector<float> weights, queues, uniforms, gate;
+  std::vector<unsigned char> weights;
+  std::vector<float> queues, uniforms, gate;
   std::vector<int64_t> position, last_sample, samples;
   int64_t batch, steps, frames;
   Task task{};
@@ -51,20 +58,93 @@ int64_t count_weights(const wavenet::Geometry& geometry) {
   return 0;
 }
 
-Case random_case(unsigned seed) {
+// Fills the weights through the pointers that the engine reads them by.
+class Filler {
+ public:
+  explicit Filler(std::mt19937& random) : random_(random) {}
+
+  void floats(const float* to, int64_t count, float scale) {
+    std::normal_distribution<float> normal(0.0f, scale);
+    for (int64_t index = 0; index < count; ++index) const_cast<float*>(to)[index] = normal(random_);
+  }
+
+  void matrix(const wavenet::Network& net, const wavenet::Matrix& matrix) {
+    const int64_t count = matrix.outputs * matrix.inputs;
+    if (net.precision == wavenet::Precision::kFp32) {
+      floats(reinterpret_cast<const float*>(matrix.words), count, 0.2f);
+    } else if (net.precision == wavenet::Precision::kBf16) {
+      auto* to = reinterpret_cast<uint16_t*>(const_cast<int32_t*>(matrix.words));
+      // From 2^-8 to 2^-1, of either sign.
+      for (int64_t index = 0; index < count; ++index) {
+        to[index] = static_cast<uint16_t>(pick(random_, 119, 126) << 7 | pick(random_, 0, 127) |
+                                          pick(random_, 0, 1) << 15);
+      }
+    } else {
+      int8(matrix);
+    }
+  }
+
+ private:
+  void int8(const wavenet::Matrix& matrix) {
+    const int64_t steps = (matrix.inputs + wavenet::kPacked - 1) / wavenet::kPacked;
+    auto* to = reinterpret_cast<int8_t*>(const_cast<int32_t*>(matrix.words));
+    for (int64_t output = 0; output < matrix.outputs; ++output) {
+      const int64_t block = output / wavenet::kBlock * wavenet::kBlock;
+      const int64_t width = std::min(wavenet::kBlock, matrix.outputs - block);
+      int32_t sum = 0;
+      for (int64_t input = 0; input < steps * wavenet::kPacked; ++input) {
+        const int64_t word = block * steps + input / wavenet::kPacked * width + output - block;
+        const int64_t weight = input < matrix.inputs ? pick(random_, -127, 127) : 0;
+        to[word * wavenet::kPacked + input % wavenet::kPacked] = static_cast<int8_t>(weight);
+        sum += static_cast<int32_t>(weight);
+      }
+      const_cast<int32_t*>(matrix.start)[output] = -128 * sum;
+      const_cast<float*>(matrix.scale)[output] = 0.001f * static_cast<float>(pick(random_, 1, 5));
+    }
+  }
+
+  std::mt19937& random_;
+};
+
+void fill_weights(std::mt19937& random, const wavenet::Network& net) {
+  Filler filler(random);
+  filler.floats(net.embedding, net.classes * net.residual_padded, 1.0f);
+  for (int64_t index = 0; index < net.layers; ++index) {
+    const wavenet::Layer& layer = net.layer[index];
+    filler.matrix(net, layer.dilated);
+    filler.floats(layer.dilated_bias, 2 * net.dilated_padded, 0.2f);
+    if (layer.residual_bias != nullptr) filler.floats(layer.residual_bias, net.residual_padded, 0.2f);
+    filler.matrix(net, layer.output);
+  }
+  filler.floats(net.skip_bias, net.skip_padded, 0.2f);
+  filler.matrix(net, net.head1);
+  filler.floats(net.head1_bias, net.head_padded, 0.2f);
+  filler.matrix(net, net.head2);
+  filler.floats(net.head2_bias, net.classes_padded, 0.2f);
+}
+
+Case random_case(unsigned seed, int64_t precision) {
   std::mt19937 random(seed);
   Case c;
   const int64_t layers = pick(random, 1, 6);
-  c.entries = {wavenet::kLayoutVersion, pick(random, 2, 300), pick(random, 1, 70), pick(random, 1, 70),
-               pick(random, 1, 140),    pick(random, 1, 140), pick(random, 2, 4),  layers};
+  c.entries = {precision,
+               pick(random, 2, 300),
+               pick(random, 1, 70),
+               pick(random, 1, 70),
+               pick(random, 1, 140),
+               pick(random, 1, 140),
+               pick(random, 2, 4),
+               layers};
   for (int64_t layer = 0; layer < layers; ++layer) c.entries.push_back(int64_t{1} << pick(random, 0, 4));
   c.geometry = wavenet::parse_geometry(c.entries.data(), c.entries.size());
-  fill(random, c.weights, static_cast<size_t>(count_weights(c.geometry)), 0.2f);
+  c.weights.resize(static_cast<size_t>(count_weights(c.geometry)));
   c.task.network =
       wavenet::bind_weights(c.geometry, c.weights.data(), static_cast<int64_t>(c.weights.size()), c.layers);
   // Padding holds zeros in a packed network; there the padded logits must stay finite, which noise is too.
-  c.batch = pick(random, 1, 7);
-  c.steps = pick(random, 1, 60);
+  fill_weights(random, c.task.network);
+  // Now and then more streams than a group holds.
+  c.batch = pick(random, 0, 3) > 0 ? pick(random, 1, 13) : pick(random, wavenet::cpu::kGroup, 90);
+  c.steps = pick(random, 1, c.batch > 13 ? 12 : 60);
   c.frames = pick(random, 1, 5);
   const wavenet::Network& net = c.task.network;
   fill(random, c.queues, static_cast<size_t>(c.batch * net.queue_steps * net.residual), 1.0f);
@@ -155,24 +235,76 @@ bool close(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size();
 }
 
-int check_case(unsigned seed) {
-  const Case c = random_case(seed);
+std::atomic<long> allocations{0};
+
+void count_allocation(const volatile void*, size_t) { ++allocations; }
+
+// Allocations during one call. With `leaky` one more is made for every sample, as a bad engine would.
+long allocations_of(const Case& c, bool drawing, int64_t steps, bool leaky) {
+  Task task = c.task;
+  std::vector<float> queues = c.queues;
+  std::vector<int64_t> position = c.position, last_sample = c.last_sample;
+  std::vector<int64_t> drawn(static_cast<size_t>(c.batch * steps));
+  std::vector<float> logits(drawn.size() * static_cast<size_t>(task.network.classes));
+  task.batch = c.batch;
+  task.steps = steps;
+  task.queues = queues.data();
+  task.position = position.data();
+  task.last_sample = last_sample.data();
+  if (drawing) {
+    task.uniforms = c.uniforms.data();
+    task.drawn = drawn.data();
+  } else {
+    task.given = c.samples.data();
+    task.logits = logits.data();
+  }
+  const long before = allocations;
+  wavenet::cpu::run(task, 1);
+  for (int64_t step = 0; leaky && step < steps; ++step) {
+    // Volatile, or the compiler leaves the pair out.
+    void* volatile block = std::malloc(16);
+    std::free(block);
+  }
+  return allocations - before;
+}
+
+int check_allocations(const Case& c, unsigned seed, const std::string& name) {
+  for (const bool drawing : {false, true}) {
+    const long once = allocations_of(c, drawing, 1, false);
+    if (once == 0 || allocations_of(c, drawing, c.steps, false) != once) {
+      std::printf("case %u, %s: allocates in the sample loop\n", seed, name.c_str());
+      return 1;
+    }
+    // The counter itself: what it must not miss.
+    if (allocations_of(c, drawing, c.steps, true) != once + c.steps) {
+      std::printf("case %u: the counter of allocations does not work\n", seed);
+      return 1;
+    }
+  }
+  return 0;
+}
+
+int check_case(unsigned seed, int64_t precision) {
+  const Case c = random_case(seed, precision);
   std::vector<float> first;
   std::istringstream names(wavenet::cpu::available_instruction_sets());
   for (std::string name; names >> name;) {
     setenv("WAVENET_CPU", name.c_str(), 1);
+    if (check_allocations(c, seed, name) != 0) return 1;
     for (const bool drawing : {false, true}) {
       const Result whole = run_case(c, drawing, c.steps, 1);
       for (const int64_t threads : {1, 2, 5}) {
         if (!(run_case(c, drawing, 1 + threads * 3, threads) == whole)) {
-          std::printf("case %u, %s: %ld threads differ from one call\n", seed, name.c_str(), long(threads));
+          std::printf("case %u, layout %d, %s: %ld threads differ from one call\n", seed, int(precision),
+                      name.c_str(), long(threads));
           return 1;
         }
       }
       if (drawing) continue;
       if (first.empty()) first = whole.logits;
-      if (!close(first, whole.logits)) {
-        std::printf("case %u: %s differs from base\n", seed, name.c_str());
+      const bool exact = c.task.network.precision == wavenet::Precision::kInt8;
+      if (exact ? first != whole.logits : !close(first, whole.logits)) {
+        std::printf("case %u, layout %d: %s differs from base\n", seed, int(precision), name.c_str());
         return 1;
       }
     }
@@ -184,9 +316,12 @@ int check_case(unsigned seed) {
 
 int main(int argc, char** argv) {
   const unsigned cases = argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 50;
+  __sanitizer_install_malloc_and_free_hooks(count_allocation, [](const volatile void*) {});
   int failures = 0;
-  for (unsigned seed = 0; seed < cases; ++seed) failures += check_case(seed);
-  std::printf("%u random networks on %s: %d failures\n", cases,
+  for (unsigned seed = 0; seed < cases; ++seed) {
+    for (const int64_t precision : {1, 2, 3}) failures += check_case(seed, precision);
+  }
+  std::printf("%u random networks in 3 precisions on %s: %d failures\n", cases,
               wavenet::cpu::available_instruction_sets().c_str(), failures);
   return failures == 0 ? 0 : 1;
 }

@@ -1,5 +1,6 @@
 #include "cpu/run.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
@@ -16,21 +17,26 @@ namespace {
 
 struct InstructionSet {
   const char* name;
-  RunStream run_stream;
+  RunGroup run_group;
+  ReadWords read_words;
+  MultiplyAdds multiply_adds;
 };
 
 // Slowest first. Read from the processor once.
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
-    std::vector<InstructionSet> found{{"base", base::run_stream}};
+    std::vector<InstructionSet> found{{"base", base::run_group, base::read_words, base::multiply_adds}};
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-      found.push_back({"avx2", avx2::run_stream});
+      found.push_back({"avx2", avx2::run_group, avx2::read_words, avx2::multiply_adds});
     }
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      found.push_back({"avx512", avx512::run_stream});
+      found.push_back({"avx512", avx512::run_group, avx512::read_words, avx512::multiply_adds});
+      if (__builtin_cpu_supports("avx512vnni"))
+        found.push_back(
+            {"avx512vnni", avx512vnni::run_group, avx512vnni::read_words, avx512vnni::multiply_adds});
     }
 #endif
     return found;
@@ -71,16 +77,18 @@ class FlushDenormals {
 #endif
 };
 
+int64_t groups_of(int64_t streams) { return (streams + kGroup - 1) / kGroup; }
+
 // Owns the arrays of a Scratch: all that a thread needs, allocated before its first sample.
 class Workspace {
  public:
-  explicit Workspace(const Network& net) {
+  Workspace(const Network& net, int64_t streams) {
     // Measured first, then handed out: the same sequence of calls does both.
-    lay_out(net);
+    lay_out(net, streams);
     memory_.resize(used_ + kAlignment);
     next_ = memory_.data();
     next_ += (kAlignment - reinterpret_cast<uintptr_t>(next_) % kAlignment) % kAlignment;
-    lay_out(net);
+    lay_out(net, streams);
   }
 
   const Scratch& scratch() const { return scratch_; }
@@ -98,16 +106,26 @@ class Workspace {
     used_ += bytes;
   }
 
-  void lay_out(const Network& net) {
-    take(scratch_.hidden, net.residual_padded + net.skip_padded);
-    take(scratch_.taps, net.taps * net.residual);
-    take(scratch_.activation, 2 * net.dilated_padded);
-    take(scratch_.gated, net.dilated_padded);
-    take(scratch_.head, net.head_padded);
-    take(scratch_.logits, net.classes_padded);
+  void lay_out(const Network& net, int64_t streams) {
+    const auto padded = [](int64_t count) { return (count + kPad - 1) / kPad * kPad; };
+    scratch_.taps_stride = padded(net.taps * net.residual);
+    int64_t inputs = scratch_.taps_stride;
+    for (const int64_t others : {net.dilated_padded, net.skip_padded, net.head_padded}) {
+      inputs = others > inputs ? others : inputs;
+    }
+    scratch_.quantised_stride = padded(inputs / kPacked);
+    take(scratch_.hidden, streams * (net.residual_padded + net.skip_padded));
+    take(scratch_.taps, streams * scratch_.taps_stride);
+    take(scratch_.activation, streams * 2 * net.dilated_padded);
+    take(scratch_.gated, streams * net.dilated_padded);
+    take(scratch_.head, streams * net.head_padded);
+    take(scratch_.logits, streams * net.classes_padded);
+    take(scratch_.slot, streams * net.layers);
+    take(scratch_.quantised, streams * scratch_.quantised_stride);
     take(scratch_.weights, net.classes_padded);
     take(scratch_.order, net.classes);
-    take(scratch_.slot, net.layers);
+    take(scratch_.input_scale, streams);
+    take(scratch_.frame, streams);
   }
 
   std::vector<unsigned char> memory_;
@@ -116,11 +134,16 @@ class Workspace {
   Scratch scratch_{};
 };
 
-// Takes rows [begin, end) through the task; `failed` has one entry per row.
-void run_rows(const Task& task, RunStream run_stream, const Scratch& scratch, int64_t begin, int64_t end,
+// Takes rows [begin, end) through the task, in groups of almost one size; `failed` has one entry per row.
+void run_rows(const Task& task, RunGroup run_group, const Scratch& scratch, int64_t begin, int64_t end,
               int64_t* failed) {
   const FlushDenormals flush;
-  for (int64_t row = begin; row < end; ++row) failed[row] = run_stream(task, row, scratch);
+  const int64_t groups = groups_of(end - begin);
+  for (int64_t index = 0; index < groups; ++index) {
+    const int64_t first = begin + (end - begin) * index / groups;
+    const int64_t next = begin + (end - begin) * (index + 1) / groups;
+    run_group(task, first, next - first, scratch, failed + first);
+  }
 }
 
 // Joins on every way out, so that no thread outlives the tensors it writes to.
@@ -150,16 +173,19 @@ class Threads {
 }  // namespace
 
 void run(const Task& task, int64_t threads) {
-  const RunStream run_stream = chosen().run_stream;
+  const RunGroup run_group = chosen().run_group;
   if (task.batch == 0 || task.steps == 0) return;
   const int64_t count = threads < task.batch ? threads : task.batch;
   std::vector<int64_t> failed(static_cast<size_t>(task.batch), kFinite);
   std::vector<Workspace> workspaces;
   workspaces.reserve(static_cast<size_t>(count));
-  for (int64_t index = 0; index < count; ++index) workspaces.emplace_back(task.network);
+  const int64_t rows_each = (task.batch + count - 1) / count;
+  for (int64_t index = 0; index < count; ++index) {
+    workspaces.emplace_back(task.network, rows_each < kGroup ? rows_each : kGroup);
+  }
   {
     const auto rows = [&](int64_t index) {
-      run_rows(task, run_stream, workspaces[static_cast<size_t>(index)].scratch(), task.batch * index / count,
+      run_rows(task, run_group, workspaces[static_cast<size_t>(index)].scratch(), task.batch * index / count,
                task.batch * (index + 1) / count, failed.data());
     };
     Threads helpers(static_cast<size_t>(count));
@@ -170,6 +196,38 @@ void run(const Task& task, int64_t threads) {
     const int64_t position = failed[static_cast<size_t>(row)];
     if (position != kFinite) throw NonFinite(position, row);
   }
+}
+
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+double read_rate(const void* data, int64_t bytes, double seconds) {
+  const ReadWords read_words = chosen().read_words;
+  const auto start = std::chrono::steady_clock::now();
+  volatile int32_t sink = 0;
+  int64_t times = 0;
+  do {
+    sink = sink ^ read_words(static_cast<const int32_t*>(data), bytes / 4);
+    ++times;
+  } while (seconds_since(start) < seconds);
+  return static_cast<double>(times * bytes) / seconds_since(start);
+}
+
+double multiply_add_rate(bool int8, double seconds) {
+  const MultiplyAdds multiply_adds = chosen().multiply_adds;
+  const auto start = std::chrono::steady_clock::now();
+  const int32_t table[kTable] = {};
+  float sink = 0.0f;
+  int64_t done = 0;
+  do {
+    done += multiply_adds(int8, table, 10000, &sink);
+  } while (seconds_since(start) < seconds);
+  return static_cast<double>(done) / seconds_since(start) + sink;
 }
 
 std::string available_instruction_sets() {

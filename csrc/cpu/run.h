@@ -24,6 +24,11 @@ struct NonFinite : std::runtime_error {
 // for an instruction set that is not there or if a thread cannot be started.
 void run(const Task& task, int64_t threads);
 
+// For benchmarks: bytes per second when one thread reads `data` again and again, and multiply-adds per second
+// of one thread, in float32 or in int8. Each takes about `seconds`.
+double read_rate(const void* data, int64_t bytes, double seconds);
+double multiply_add_rate(bool int8, double seconds);
+
 // The instruction sets that this build has and this processor runs, slowest first, separated by spaces.
 std::string available_instruction_sets();
 

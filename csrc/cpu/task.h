@@ -28,33 +28,62 @@ struct Task {
   int64_t* drawn;         // (batch, steps)
 };
 
-// One thread's working memory. Every array is padded and aligned to 64 bytes.
+// Most streams that step together: enough for the weights to be read rarely, few enough for what the streams
+// work on to stay in the second-level cache.
+constexpr int64_t kGroup = 36;
+
+// One thread's working memory: for each stream of a group a row of every array. Rows and arrays are padded
+// and aligned to 64 bytes.
 struct Scratch {
-  float* hidden;      // (residual_padded + skip_padded): residual path, then the skip sum
-  float* taps;        // (taps * residual), oldest first
-  float* activation;  // (2 * dilation_padded): filter, then gate
-  float* gated;       // (dilation_padded)
-  float* head;        // (head_padded)
-  float* logits;      // (classes_padded)
-  float* weights;     // (classes_padded)
-  int32_t* order;     // (classes)
-  int64_t* slot;      // (layers): where in its ring each layer's next input goes
+  float* hidden;       // (residual_padded + skip_padded): residual path, then the skip sum
+  float* taps;         // (taps * residual), oldest first; zeros behind
+  float* activation;   // (2 * dilation_padded): filter, then gate
+  float* gated;        // (dilation_padded)
+  float* head;         // (head_padded)
+  float* logits;       // (classes_padded)
+  int64_t* slot;       // (layers): where in its ring each layer's next input goes
+  int32_t* quantised;  // a matrix's inputs in int8, four a word
+  int64_t taps_stride, quantised_stride;
+  // Not by stream.
+  float* weights;      // (classes_padded)
+  int32_t* order;      // (classes)
+  float* input_scale;  // (kGroup)
+  GateFrame* frame;    // (kGroup)
 };
 
 constexpr int64_t kFinite = -1;
 
-// Takes one stream through all steps. Returns kFinite, or the position at which logits were not finite; the
-// stream then stops there.
-using RunStream = int64_t (*)(const Task& task, int64_t row, const Scratch& scratch);
+// Takes `count` streams, at most kGroup, from row `first` on through all steps, together. `failed` has an
+// entry for each, kFinite before: it becomes the position at which logits were not finite, where that stream
+// stops.
+using RunGroup = void (*)(const Task& task, int64_t first, int64_t count, const Scratch& scratch,
+                          int64_t* failed);
+
+// For benchmarks. Reads all words but a rest smaller than 1 KiB.
+using ReadWords = int32_t (*)(const int32_t* words, int64_t count);
+// For benchmarks. Does as many multiply-adds as it returns, in registers.
+constexpr int64_t kTable = 26 * kPad;
+using MultiplyAdds = int64_t (*)(bool int8, const int32_t* table, int64_t steps, float* sink);
 
 namespace base {
-int64_t run_stream(const Task& task, int64_t row, const Scratch& scratch);
-}
+void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
+int32_t read_words(const int32_t* words, int64_t count);
+int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
+}  // namespace base
 namespace avx2 {
-int64_t run_stream(const Task& task, int64_t row, const Scratch& scratch);
-}
+void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
+int32_t read_words(const int32_t* words, int64_t count);
+int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
+}  // namespace avx2
 namespace avx512 {
-int64_t run_stream(const Task& task, int64_t row, const Scratch& scratch);
-}
+void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
+int32_t read_words(const int32_t* words, int64_t count);
+int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
+}  // namespace avx512
+namespace avx512vnni {
+void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
+int32_t read_words(const int32_t* words, int64_t count);
+int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
+}  // namespace avx512vnni
 
 }  // namespace wavenet::cpu

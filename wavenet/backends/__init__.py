@@ -11,6 +11,7 @@ from wavenet.backends.reference import ReferenceBackend
 from wavenet.conditioning import GateBias
 from wavenet.errors import BackendError
 from wavenet.model import WaveNet
+from wavenet.packing import PRECISIONS
 from wavenet.state import GeneratorState, Sampling
 
 
@@ -19,6 +20,7 @@ class Backend(Protocol):
 
     name: str
     device: torch.device
+    precision: str
 
     def advance(
         self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
@@ -78,7 +80,23 @@ def report() -> dict[str, str | None]:
     return {name: backend.available() for name, backend in _BACKENDS.items()}
 
 
-def create(model: WaveNet, name: str = "auto", device: str = "cpu", threads: int | None = None) -> Backend:
+def describe() -> list[str]:
+    """Return one line for every backend: its precisions and instruction sets, or why it cannot run here."""
+    lines = []
+    for name, reason in report().items():
+        backend = _BACKENDS[name]
+        told = f"not available: {reason}" if reason else ", ".join([*backend.precisions, *backend.details()])
+        lines.append(f"{name:10} {told}")
+    return lines
+
+
+def create(
+    model: WaveNet,
+    name: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    precision: str = "fp32",
+) -> Backend:
     """Return a backend for a network.
 
     Parameters
@@ -86,16 +104,19 @@ def create(model: WaveNet, name: str = "auto", device: str = "cpu", threads: int
     model : WaveNet
         On the CPU, float32; not to be changed while the backend is in use.
     name : str
-        A name from `NAMES`, or "auto" for the first that is available.
+        A name from `NAMES`, or "auto" for the first that is available and has the precision.
     device : str
         Where to run.
     threads : int, optional
         Threads over which streams are spread; by default as many as torch uses.
+    precision : str
+        Of the weights, from `wavenet.packing.PRECISIONS`.
 
     Raises
     ------
     BackendError
-        If the name is unknown, the backend cannot run here, or it does not serve the device.
+        If the name or the precision is unknown, the backend cannot run here, or it does not serve the device
+        or the precision.
     """
     if name != "auto" and name not in _BACKENDS:
         raise BackendError(f"unknown backend {name!r}: choose from auto, {', '.join(NAMES)}")
@@ -108,7 +129,18 @@ def create(model: WaveNet, name: str = "auto", device: str = "cpu", threads: int
     if name == "auto" and "WAVENET_CPU" in (reasons["cpu"] or ""):
         # Someone asked for an instruction set by name: falling back would hide the slip.
         raise BackendError(str(reasons["cpu"]))
-    chosen = next(each for each in NAMES if reasons[each] is None) if name == "auto" else name
-    if reasons[chosen] is not None:
-        raise BackendError(f"backend {chosen!r} cannot run here: {reasons[chosen]}; try --backend auto")
-    return _BACKENDS[chosen](model, threads)
+    if precision not in PRECISIONS:
+        raise BackendError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
+    reasons |= {
+        each: f"it computes in {' and '.join(backend.precisions)} only, not in {precision}"
+        for each, backend in _BACKENDS.items()
+        if reasons[each] is None and precision not in backend.precisions
+    }
+    if name == "auto":
+        name = next((each for each in NAMES if reasons[each] is None), "")
+        if not name:
+            told = "; ".join(f"{each}: {reason}" for each, reason in reasons.items())
+            raise BackendError(f"no backend can generate in {precision} here: {told}; try --precision fp32")
+    if reasons[name] is not None:
+        raise BackendError(f"backend {name!r} cannot run here: {reasons[name]}; try --backend auto")
+    return _BACKENDS[name](model, threads, precision)

@@ -14,8 +14,11 @@ import torch
 from wavenet.conditioning import GateBias
 from wavenet.errors import BackendError
 from wavenet.model import WaveNet
-from wavenet.packing import pack
+from wavenet.packing import PRECISIONS, pack
 from wavenet.state import GeneratorState, Sampling
+
+INSTRUCTION_SETS = ("base", "avx2", "avx512", "avx512vnni")
+"""All that the engine is written for, slowest first; a processor has some of them."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # How csrc/binding.cpp marks its errors: with position and row where logits were not finite, and the text.
@@ -23,10 +26,10 @@ _ERROR = re.compile(r"wavenet:(?:nonfinite:(\d+):(\d+)|error): (.*)")
 
 
 class NativeBackend:
-    """Generation by the C++ engine on the CPU, float32.
+    """Generation by the C++ engine on the CPU.
 
-    The environment variable WAVENET_CPU forces an instruction set ("base", "avx2", "avx512"); by default the
-    best that the processor has is used.
+    The environment variable WAVENET_CPU forces an instruction set ("base", "avx2", "avx512", "avx512vnni");
+    by default the best that the processor has is used.
 
     Parameters
     ----------
@@ -34,6 +37,11 @@ class NativeBackend:
         Its weights are copied.
     threads : int
         Most threads to spread streams over; a stream is never split.
+    precision : str
+        What the matrices of the network are stored in. "fp32": as they are. "bf16": rounded to bfloat16, all
+        sums in float32. "int8": 8 bits with a scale for every output, multiplied with inputs that are rounded
+        to 8 bits with a scale for every vector; every instruction set gives the same bits. Embedding, biases
+        and queues are float32 always, so a state goes from one precision to another.
 
     Raises
     ------
@@ -42,14 +50,16 @@ class NativeBackend:
     """
 
     name = "cpu"
+    precisions = PRECISIONS
 
-    def __init__(self, model: WaveNet, threads: int = 1):
+    def __init__(self, model: WaveNet, threads: int = 1, precision: str = "fp32"):
         reason = self.available()
         if reason is not None:
             raise BackendError(f"backend 'cpu' cannot run here: {reason}")
         self.device = torch.device("cpu")
         self.threads = threads
-        self.packed = pack(model)
+        self.precision = precision
+        self.packed = pack(model, precision)
 
     @staticmethod
     def available() -> str | None:
@@ -72,6 +82,14 @@ class NativeBackend:
     def instruction_sets() -> list[str]:
         """Return those that WAVENET_CPU may name on this machine, slowest first."""
         return torch.ops.wavenet.cpu_instruction_sets().split()
+
+    @classmethod
+    def details(cls) -> list[str]:
+        """Return what else is to be known of the engine here, where it is available."""
+        found = cls.instruction_sets()
+        missing = [name for name in INSTRUCTION_SETS if name not in found]
+        told = [f"instruction set {cls.instruction_set()} of {' '.join(found)}"]
+        return told + ([f"not on this processor: {' '.join(missing)}"] if missing else [])
 
     def advance(
         self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
@@ -176,7 +194,7 @@ def _register_fakes() -> None:
 
     @torch.library.register_fake("wavenet::advance")
     def _(weights, geometry, queues, position, last_sample, samples, gate_bias, hop, start, linear, threads):
-        return weights.new_empty(*samples.shape, geometry[1])
+        return queues.new_empty(*samples.shape, geometry[1])
 
     @torch.library.register_fake("wavenet::generate")
     def _(

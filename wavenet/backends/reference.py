@@ -18,9 +18,11 @@ class ReferenceBackend:
     """
 
     name = "reference"
+    precisions = ("fp32",)
 
-    def __init__(self, model: WaveNet, threads: int = 1):
+    def __init__(self, model: WaveNet, threads: int = 1, precision: str = "fp32"):
         self.model = model
+        self.precision = precision
         self.device = torch.device("cpu")
         self.threads = threads
 
@@ -28,6 +30,11 @@ class ReferenceBackend:
     def available() -> str | None:
         """Return None: torch is always there."""
         return None
+
+    @staticmethod
+    def details() -> list[str]:
+        """Return what else is to be known of the engine here."""
+        return ["for clarity, not for speed"]
 
     @torch.inference_mode()
     def advance(

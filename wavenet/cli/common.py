@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from wavenet import __version__
 from wavenet.cli import INTERRUPTED as INTERRUPTED
@@ -22,12 +22,29 @@ USER_ERROR = 1
 OUT_OF_MEMORY = "out of memory: lower --batch, --segment or --seconds, or choose a smaller network"
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser in the house's manner: no abbreviations, defaults in the help."""
+class _Version(argparse.Action):
+    """Prints the version and what `const`, a function, has to add; it is called only when asked for."""
 
-    def __init__(self, **settings: Any):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        lines = [f"{parser.prog} {__version__}", *(self.const() if self.const else [])]
+        parser._print_message("".join(f"{one_line(line)}\n" for line in lines), sys.stdout)
+        parser.exit()
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser in the house's manner: no abbreviations, defaults in the help.
+
+    Parameters
+    ----------
+    details : function that returns lines, optional
+        What --version says after the version.
+    """
+
+    def __init__(self, details: Callable[[], list[str]] | None = None, **settings: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
-        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+        self.add_argument(
+            "--version", action=_Version, nargs=0, const=details, help="show the version and exit"
+        )
         self.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> Any:

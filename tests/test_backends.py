@@ -1,0 +1,45 @@
+"""What is said about the engines: which there are, with what, and why not."""
+
+from __future__ import annotations
+
+import pytest
+from native_tools import INSTRUCTION_SETS, needs_extension
+
+from wavenet import __version__, backends
+from wavenet.backends import native
+from wavenet.backends.native import NativeBackend
+from wavenet.cli import generate
+
+
+def line_of(name: str) -> str:
+    (line,) = (line for line in backends.describe() if line.split()[0] == name)
+    return line
+
+
+def test_every_backend_is_described_in_its_order():
+    assert [line.split()[0] for line in backends.describe()] == list(backends.NAMES)
+    assert "fp32" in line_of("reference") and "int8" not in line_of("reference")
+
+
+@needs_extension
+def test_instruction_sets_in_use_there_and_missing(monkeypatch):
+    monkeypatch.setenv("WAVENET_CPU", "base")
+    assert tuple(INSTRUCTION_SETS) == native.INSTRUCTION_SETS
+    assert line_of("cpu").startswith("cpu        fp32, bf16, int8, instruction set base of base")
+    monkeypatch.setattr(NativeBackend, "instruction_sets", staticmethod(lambda: ["base", "avx2"]))
+    assert line_of("cpu").endswith("of base avx2, not on this processor: avx512 avx512vnni")
+    monkeypatch.setenv("WAVENET_CPU", "mmx")
+    assert "not available: WAVENET_CPU = mmx" in line_of("cpu")
+
+
+def test_why_an_engine_is_not_there(monkeypatch):
+    monkeypatch.setattr(native, "load_extension", lambda: "the extension was not built: no C++ compiler")
+    assert line_of("cpu") == "cpu        not available: the extension was not built: no C++ compiler"
+
+
+def test_version_says_it(capsys):
+    with pytest.raises(SystemExit) as end:
+        generate.build_parser().parse_args(["--version"])
+    assert end.value.code == 0
+    expected = [f"wavenet-generate {__version__}", *backends.describe()]
+    assert capsys.readouterr().out.splitlines() == expected

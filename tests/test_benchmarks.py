@@ -1,0 +1,103 @@
+"""The benchmark of generation: that it runs, counts right, and measures the network it says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from native_tools import UNAVAILABLE, needs_extension, random_model
+
+from wavenet.generation import Generator
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="runs in a source tree only")
+TINY = [
+    "--layers",
+    "2",
+    "--stacks",
+    "1",
+    "--residual-channels",
+    "4",
+    "--skip-channels",
+    "8",
+    "--classes",
+    "16",
+]
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for name in ("generation", "plain"):
+        sys.modules.pop(name, None)
+
+
+def test_rows_of_the_report(tmp_path, capsys):
+    import generation
+
+    precisions = ["fp32"] if UNAVAILABLE else ["fp32", "int8"]
+    options = ["--batch", "1", "3", "--precision", *precisions, "--seconds", "0.01", "--repeats", "2"]
+    backend = ["--backend", "plain", "reference" if UNAVAILABLE else "cpu"]
+    arguments = ["A", *TINY, *options, *backend, "--json", str(tmp_path / "rows.json")]
+    assert generation.main(arguments) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["results"]
+    assert len(rows) == 2 + 2 * len(precisions)
+    keys = {
+        "network", "backend", "precision", "batch", "threads", "samples_per_second_per_stream",
+        "samples_per_second_total", "ceiling_samples_per_second", "fraction_of_ceiling", "latency_ms",
+        "peak_memory_mb",
+    }  # fmt: skip
+    for row in rows:
+        assert keys <= set(row)
+        each, total = row["samples_per_second_per_stream"], row["samples_per_second_total"]
+        assert each > 0 and abs(total - row["batch"] * each) <= row["batch"]
+        assert row["x_realtime"]["16000"] == pytest.approx(each / 16000, abs=0.006)
+    assert len(capsys.readouterr().out.strip().splitlines()) == len(rows) + 4
+
+
+@needs_extension
+def test_rates_of_the_machine_make_sense():
+    import generation
+
+    small = torch.ops.wavenet.cpu_read_rate(torch.zeros(4096, dtype=torch.uint8), 0.01)
+    assert 1e8 < small < 1e13
+    assert 1e8 < torch.ops.wavenet.cpu_multiply_add_rate(False, 0.01) < 1e13
+    model = random_model(1)[2]
+    assert generation.ceiling(model, "fp32", 40, 2, 3) > generation.ceiling(model, "fp32", 1, 1, 3)
+    with pytest.raises(RuntimeError, match=r"^wavenet:error: data has 8 bytes"):
+        torch.ops.wavenet.cpu_read_rate(torch.zeros(8, dtype=torch.uint8), 0.01)
+    with pytest.raises(RuntimeError, match=r"^wavenet:error: data does not begin at a multiple of 4 bytes"):
+        torch.ops.wavenet.cpu_read_rate(torch.zeros(4097, dtype=torch.uint8)[1:], 0.01)
+
+
+def test_an_unknown_network_is_told(capsys):
+    import generation
+
+    assert generation.main(["Z"]) == 1
+    assert "unknown network 'Z'" in capsys.readouterr().err
+
+
+def test_the_baseline_computes_the_same_network():
+    """Fed the same samples, its logits are the engine's: it is slow at the right thing."""
+    from plain import PlainGenerator
+
+    shape, _, model = random_model(4, kernel_size=3, stacks=2, layers_per_stack=3)
+    engine = Generator(model, "reference")
+    samples = torch.from_numpy(np.random.default_rng(0).integers(0, shape.classes, (2, 3 * shape.context)))
+    expected = engine.advance(engine.start(2), samples)
+    plain = PlainGenerator(engine.model, 1)
+    state = plain.start(2)
+    found = []
+    for sample in samples.T:
+        found.append(plain.step(state))
+        state["sample"], state["position"] = sample, state["position"] + 1
+    # The baseline starts from empty queues; what it started from is forgotten after one receptive field.
+    last = slice(shape.context + 1, None)
+    assert torch.allclose(torch.stack(found, 2)[:, :, last], expected[:, :, last], rtol=1e-4, atol=1e-4)
