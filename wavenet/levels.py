@@ -126,7 +126,7 @@ def sounding(
     for first, last in edges.reshape(-1, 2):
         start, stop = int(first) * levels.frame, min(int(last) * levels.frame, length)
         # At its ends a recording's silence means nothing, however short: a stream should begin with a sound.
-        if 0 < start and stop < length and stop - start <= SILENCE_SECONDS * sample_rate:
+        if start > 0 and stop < length and stop - start <= SILENCE_SECONDS * sample_rate:
             continue
         cut_from = min(start + padding, length) if start > 0 else 0
         cut_to = max(stop - padding, cut_from) if stop < length else length
