@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -9,8 +10,10 @@ import struct
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import soundfile
+import torch
 from cli_tools import (
     CONFIG,
     assert_one_line_error,
@@ -25,6 +28,8 @@ from cli_tools import (
 
 from wavenet import backends
 from wavenet.audio import write_wav
+from wavenet.model import WaveNet
+from wavenet.weights import save_tensors
 
 ENGINE = ["--backend", "auto"]
 
@@ -329,3 +334,25 @@ def test_memory_does_not_grow_with_the_length_of_a_stream(home):
     short, long = peak(1), peak(400)
     # 400 s are 3.2 MB of audio and 13 MB of classes.
     assert long - short < 3_000
+
+
+# -- the silence before a take ------------------------------------------------------------------------
+
+
+def test_a_take_begins_with_its_first_sound_unless_asked_otherwise(tmp_path):
+    """A network that knows silence and, one time in a thousand, a loud class."""
+    directory = make_checkpoint(tmp_path / "net")
+    tensors = dict(WaveNet.from_pretrained(directory).state_dict())
+    tensors["head2.weight"] = torch.zeros_like(tensors["head2.weight"])
+    tensors["head2.bias"] = torch.full_like(tensors["head2.bias"], -50.0)
+    tensors["head2.bias"][CONFIG.silence], tensors["head2.bias"][10] = 0.0, math.log(1e-3)
+    save_tensors(directory / "model.safetensors", tensors)
+    arguments = ["--checkpoint", "net", "--seed", 4, "--batch", 3, "--seconds", 1.5]
+    result = run("generate", *arguments, "plain.wav", cwd=tmp_path)
+    assert result.returncode == 0 and "skipped up to " in result.stderr, result.stderr
+    assert run("generate", *arguments, "--keep-silence", "kept.wav", cwd=tmp_path).returncode == 0
+    for take in range(3):
+        plain, kept = (read(tmp_path / f"{name}-{take}.wav")[0] for name in ("plain", "kept"))
+        first = np.flatnonzero(np.abs(kept) > 3000)[0]
+        start = first // 512 * 512
+        assert np.array_equal(kept[start:], plain[: len(kept) - start])
