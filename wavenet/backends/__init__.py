@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from wavenet.backends.native import NativeBackend
+from wavenet.backends.numba import NumbaBackend
 from wavenet.backends.reference import ReferenceBackend
 from wavenet.conditioning import GateBias
 from wavenet.errors import BackendError
@@ -63,8 +64,9 @@ class Backend(Protocol):
         ...
 
 
-_BACKENDS: dict[str, type[NativeBackend] | type[ReferenceBackend]] = {
+_BACKENDS: dict[str, type[NativeBackend] | type[NumbaBackend] | type[ReferenceBackend]] = {
     "cpu": NativeBackend,
+    "numba": NumbaBackend,
     "reference": ReferenceBackend,
 }
 """By name, the preferred one first."""
@@ -125,22 +127,27 @@ def create(
     threads = torch.get_num_threads() if threads is None else threads
     if not 1 <= threads <= MAX_THREADS:
         raise BackendError(f"threads = {threads}: must be from 1 to {MAX_THREADS}")
-    reasons = report()
-    if name == "auto" and "WAVENET_CPU" in (reasons["cpu"] or ""):
-        # Someone asked for an instruction set by name: falling back would hide the slip.
-        raise BackendError(str(reasons["cpu"]))
     if precision not in PRECISIONS:
         raise BackendError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
-    reasons |= {
-        each: f"it computes in {' and '.join(backend.precisions)} only, not in {precision}"
-        for each, backend in _BACKENDS.items()
-        if reasons[each] is None and precision not in backend.precisions
-    }
-    if name == "auto":
-        name = next((each for each in NAMES if reasons[each] is None), "")
-        if not name:
-            told = "; ".join(f"{each}: {reason}" for each, reason in reasons.items())
-            raise BackendError(f"no backend can generate in {precision} here: {told}; try --precision fp32")
-    if reasons[name] is not None:
+    reasons: dict[str, str] = {}
+    # One after the other: an engine that is not needed is not loaded to see whether it could be.
+    for each in NAMES if name == "auto" else [name]:
+        reason = _reason(each, precision)
+        if reason is None:
+            return _BACKENDS[each](model, threads, precision)
+        if name == "auto" and "WAVENET_CPU" in reason:
+            # Someone asked for an instruction set by name: falling back would hide the slip.
+            raise BackendError(reason)
+        reasons[each] = reason
+    if name != "auto":
         raise BackendError(f"backend {name!r} cannot run here: {reasons[name]}; try --backend auto")
-    return _BACKENDS[name](model, threads, precision)
+    told = "; ".join(f"{each}: {reason}" for each, reason in reasons.items())
+    raise BackendError(f"no backend can generate in {precision} here: {told}; try --precision fp32")
+
+
+def _reason(name: str, precision: str) -> str | None:
+    """Return None if a backend can run here in a precision, or else the reason why not."""
+    backend = _BACKENDS[name]
+    if precision not in backend.precisions:
+        return f"it computes in {' and '.join(backend.precisions)} only, not in {precision}"
+    return backend.available()
