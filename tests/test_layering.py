@@ -31,9 +31,13 @@ ORDER = [
     "packing",
     "backends.reference",
     "backends.native",
+    "backends.numba_kernel",
+    "backends.numba",
     "backends",
     "checkpoint",
     "generation",
+    "baselines",
+    "scores",
     "evaluation",
     "resuming",
     "training",
@@ -43,6 +47,7 @@ ORDER = [
     "cli.train",
     "cli.outputs",
     "cli.generate",
+    "cli.evaluate",
 ]
 
 
@@ -91,8 +96,9 @@ def loaded_after(code: str) -> set[str]:
 def test_importing_the_package_and_parsing_arguments_loads_nothing_slow():
     slow = {"torch", "numpy", "numba", "librosa", "soundfile", "soxr", "safetensors"}
     code = (
-        "import wavenet, wavenet.cli.train, wavenet.cli.generate\n"
+        "import wavenet, wavenet.cli.train, wavenet.cli.generate, wavenet.cli.evaluate\n"
         "wavenet.cli.train.build_parser().parse_args([])\n"
+        "wavenet.cli.evaluate.build_parser().parse_args([])\n"
         "wavenet.cli.generate.build_parser().parse_args(['out.wav'])"
     )
     assert not slow & loaded_after(code)

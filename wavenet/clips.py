@@ -30,12 +30,16 @@ network would otherwise hardly learn to leave it.
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of sound in a cache file: `length` classes of type `dtype`, from byte `offset` on."""
+    """A stretch of sound in a cache file: `length` classes of type `dtype`, from byte `offset` on.
+
+    `name` is the relative path of the recording that it was cut from.
+    """
 
     path: Path
     offset: int
     length: int
     dtype: np.dtype[Any]
+    name: str = ""
 
 
 class Clips:
@@ -60,6 +64,8 @@ class Clips:
     ----------
     samples : int
         Real samples, without the gaps.
+    names : list of str
+        The recordings that the clips were cut from, in the order of the timeline.
     """
 
     def __init__(
@@ -74,6 +80,9 @@ class Clips:
         self._starts = self._ends - lengths
         self._total = int(self._ends[-1]) if len(lengths) else 0
         self.samples = int(lengths.sum())
+        self.names = list(dict.fromkeys(clip.name for clip in self.clips))
+        numbers = {name: number for number, name in enumerate(self.names)}
+        self._recordings = np.array([numbers[clip.name] for clip in self.clips], dtype=np.int64)
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
@@ -140,6 +149,12 @@ class Clips:
         inputs, targets
             As from `batch`.
         """
+        places = self.places(segment, max_samples)
+        for first in range(0, len(places), batch):
+            yield self.read(places[first : first + batch], segment)
+
+    def places(self, segment: int, max_samples: int | None = None) -> np.ndarray:
+        """Return where the windows of `windows` begin on the timeline, int64 (windows,)."""
         count = -(-(self._total - self.receptive_field) // segment)
         used = np.zeros(max(count, 0), dtype=bool)
         for start, end in zip(
@@ -150,9 +165,20 @@ class Clips:
         if max_samples is not None and len(places):
             wanted = min(len(places), max(1, max_samples // segment))
             places = places[((2 * np.arange(wanted) + 1) * len(places)) // (2 * wanted)]
-        for first in range(0, len(places), batch):
-            starts = places[first : first + batch] * segment + self.receptive_field
-            yield self._tensors([self._read(int(start), segment) for start in starts])
+        return places * segment + self.receptive_field
+
+    def read(self, places: np.ndarray, segment: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the windows that begin at some `places`, as inputs and targets of `batch`."""
+        return self._tensors([self._read(int(start), segment) for start in places])
+
+    def recordings(self, places: np.ndarray, segment: int) -> np.ndarray:
+        """Return which of `names` each target of `read` is of, int64 (windows, segment).
+
+        Where nothing is to be predicted it is any of them.
+        """
+        positions = places[:, None] + np.arange(segment)
+        clips = np.searchsorted(self._ends, positions, side="right")
+        return self._recordings[np.minimum(clips, len(self.clips) - 1)]
 
     def histogram(self) -> np.ndarray:
         """Return how often each class occurs, int64 (quantization_channels,)."""

@@ -1,15 +1,35 @@
-"""Bits per sample: how well a network predicts audio, on the scale of an ideal compressor."""
+"""Bits per sample: how well a network predicts audio, on the scale of an ideal compressor.
+
+Training's validation and `wavenet-evaluate` both score windows of `wavenet.dataset.Clips` with a `Scorer`:
+the parallel form of a network, the sample loop of a generator, or a baseline.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wavenet.clips import IGNORED
+from wavenet import checkpoint
+from wavenet.clips import IGNORED, Clips
+from wavenet.config import TrainingConfig, WaveNetConfig
+from wavenet.errors import BackendError, CheckpointError, ConfigError
+from wavenet.files import printable
+from wavenet.generation import Generator
 from wavenet.model import WaveNet
+from wavenet.scores import Evaluation, Sums
+from wavenet.weights import read_json
+
+BATCH = 16
+"""Windows scored together: streams of the sample loop, which share the reading of its weights."""
+
+_LOOP_LOGITS = 1 << 22
+_PASS_BYTES = 1 << 28
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -37,13 +57,104 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str = 
     logits : float tensor (batch, quantization_channels, time)
     targets : int64 tensor (batch, time)
     reduction : str
-        "mean" or "sum".
+        "mean", "sum", or "none" for a tensor like `targets`, 0 where they are `IGNORED`.
     """
     rows = logits.transpose(1, 2).reshape(targets.numel(), -1).float()
-    return F.cross_entropy(rows, targets.reshape(-1), ignore_index=IGNORED, reduction=reduction)
+    found = F.cross_entropy(rows, targets.reshape(-1), ignore_index=IGNORED, reduction=reduction)
+    return found.reshape(targets.shape) if reduction == "none" else found
 
 
-@torch.no_grad()
+class Scorer(Protocol):
+    """Whatever gives every class a probability, knowing the samples before it."""
+
+    def nats(self, inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+        """Return -ln of the probability of each target, float (batch, time), 0 where it is `IGNORED`.
+
+        Parameters
+        ----------
+        inputs : int64 tensor (batch, receptive_field - 1 + time)
+        targets : int64 tensor (batch, time)
+            As `Clips.windows` yields them.
+        """
+        ...
+
+
+class Parallel:
+    """Scores with the parallel form of a network.
+
+    Parameters
+    ----------
+    model : WaveNet
+    device : torch.device, optional
+        Where the model is; by default the CPU.
+    precision : str
+        "fp32" or "bf16" (matrix products by autocast).
+    rows : int, optional
+        Most windows in one pass; by default all that are given.
+    """
+
+    def __init__(
+        self,
+        model: WaveNet,
+        device: torch.device | None = None,
+        precision: str = "fp32",
+        rows: int | None = None,
+    ):
+        self.model = model
+        self.device = device or torch.device("cpu")
+        self.precision = precision
+        self.rows = rows
+
+    @torch.no_grad()
+    def nats(self, inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+        """Return the cost of each target; see `Scorer`."""
+        rows, found = self.rows or len(inputs), []
+        for given, wanted in zip(inputs.split(rows), targets.split(rows), strict=True):
+            with autocast(self.device, self.precision):
+                logits = self.model(given.to(self.device))
+            found.append(cross_entropy(logits, wanted.to(self.device), "none").cpu())
+        return torch.cat(found).numpy()
+
+
+class Loop:
+    """Scores with the sample loop of a generator, which is given the audio instead of drawing it.
+
+    Every window is a stream of its own, primed with the window's context; logits are never held for more
+    than a part of it.
+
+    Parameters
+    ----------
+    generator : Generator
+        Its backend and precision are what is scored.
+    """
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+
+    def nats(self, inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+        """Return the cost of each target; see `Scorer`."""
+        config = self.generator.config
+        context = config.receptive_field
+        # Past the end of a recording nothing is scored, and any class will do.
+        last = targets[:, -1:].where(targets[:, -1:] != IGNORED, config.silence)
+        fed = torch.cat([inputs[:, context:], last], dim=1)
+        state = self.generator.prime(inputs[:, :context])
+        steps = max(1, _LOOP_LOGITS // (len(inputs) * config.quantization_channels))
+        found = []
+        for samples, wanted in zip(fed.split(steps, dim=1), targets.split(steps, dim=1), strict=True):
+            logits = self.generator.advance(state, samples).cpu()
+            found.append(cross_entropy(logits, wanted, "none"))
+        return torch.cat(found, dim=1).numpy()
+
+
+def rows_per_pass(config: WaveNetConfig, segment: int) -> int:
+    """Return how many windows of `segment` samples the parallel form takes at once in bounded memory."""
+    # The gates of all layers are held twice, as parts and put together.
+    channels = 2 * config.layers * config.dilation_channels + 4 * config.residual_channels
+    channels += config.skip_channels + config.head_channels + 3 * config.quantization_channels
+    return max(1, min(BATCH, _PASS_BYTES // (4 * channels * (segment + config.receptive_field))))
+
+
 def bits_per_sample(
     model: WaveNet,
     windows: Iterable[tuple[torch.Tensor, torch.Tensor]],
@@ -57,16 +168,92 @@ def bits_per_sample(
     model : WaveNet
     windows : pairs of int64 tensors (batch, receptive_field - 1 + time) and (batch, time)
         Inputs and targets, as `wavenet.dataset.Clips.windows` yields them.
-    device : torch.device, optional
-        Where the model is; by default the CPU.
-    precision : str
-        "fp32" or "bf16".
+    device, precision
+        As in `Parallel`.
     """
-    device = device or torch.device("cpu")
+    scorer = Parallel(model, device, precision)
     nats, count = 0.0, 0
     for inputs, targets in windows:
-        with autocast(device, precision):
-            logits = model(inputs.to(device))
-        nats += float(cross_entropy(logits, targets.to(device), "sum"))
+        nats += float(scorer.nats(inputs, targets).sum(dtype=np.float64))
         count += int((targets != IGNORED).sum())
     return nats / count / math.log(2) if count else math.nan
+
+
+def evaluate(
+    clips: Clips,
+    scorers: Mapping[str, Scorer],
+    segment: int,
+    max_samples: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Score the same samples with each of several scorers.
+
+    Parameters
+    ----------
+    clips : Clips
+        Every real sample is scored once, with its whole context.
+    scorers : dict of Scorer
+        By the names that their scores get.
+    segment : int
+        Samples per window; it bounds the memory and changes no more than rounding (but a baseline that is
+        fitted to windows depends on it).
+    max_samples : int, optional
+        About how many samples to score, in windows evenly spread; by default all.
+    progress : callable, optional
+        Called with (windows done, windows in all).
+
+    Raises
+    ------
+    BackendError
+        If a probability is not a number.
+    """
+    if max_samples is not None:
+        segment = max(1, min(segment, max_samples))
+    places = clips.places(segment, max_samples)
+    samples = np.zeros(len(clips.names), dtype=np.int64)
+    window_samples = np.zeros(len(places), dtype=np.int64)
+    histogram = np.zeros(clips.quantization_channels, dtype=np.int64)
+    sums = {name: Sums(np.zeros(len(samples)), np.zeros(len(places))) for name in scorers}
+    for first in range(0, len(places), BATCH):
+        some = slice(first, min(first + BATCH, len(places)))
+        inputs, targets = clips.read(places[some], segment)
+        real = targets.numpy() != IGNORED
+        owners = clips.recordings(places[some], segment)[real]
+        samples += np.bincount(owners, minlength=len(samples))
+        window_samples[some] = real.sum(axis=1)
+        histogram += np.bincount(targets.numpy()[real], minlength=len(histogram))
+        for name, scorer in scorers.items():
+            bits = scorer.nats(inputs, targets).astype(np.float64) / math.log(2)
+            added = np.bincount(owners, bits[real], len(samples))
+            if not np.isfinite(added).all():
+                wrong = clips.names[int(np.flatnonzero(~np.isfinite(added))[0])]
+                raise BackendError(
+                    f"{name}: the network's probabilities in {printable(wrong)} are not finite: "
+                    "use another checkpoint"
+                )
+            sums[name].recordings[:] += added
+            sums[name].windows[some] = bits.sum(axis=1)
+        progress(some.stop, len(places))
+    return Evaluation(clips.names, samples, window_samples, histogram, sums)
+
+
+def history(directory: Path) -> tuple[TrainingConfig, dict[str, Any]] | None:
+    """Return how the network in a checkpoint was trained and what else was noted; None if nothing says so.
+
+    Raises `CheckpointError` if the notes are damaged.
+    """
+    places = [directory]
+    if directory.name == checkpoint.BEST:
+        # Of a run's best network only the step is noted there.
+        places += checkpoint.numbered(directory.parent)[:1]
+    for place in places:
+        file = place / checkpoint.PROGRESS_FILE
+        if not file.is_file():
+            continue
+        notes = read_json(file)
+        if isinstance(notes, dict) and "training" in notes:
+            try:
+                return TrainingConfig.from_json(notes["training"]), notes
+            except ConfigError as error:
+                raise CheckpointError(f"{file}: {error}; use another checkpoint") from None
+    return None

@@ -8,13 +8,14 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from wavenet import __version__
 from wavenet.cli import INTERRUPTED as INTERRUPTED
 from wavenet.cli import interrupted
 from wavenet.cli.interrupts import interrupts
-from wavenet.errors import WaveNetError
+from wavenet.errors import ConfigError, WaveNetError
 from wavenet.files import cause, one_line, printable
 from wavenet.progress import Console
 
@@ -118,6 +119,31 @@ def run(
                 Console().line(traceback.format_exc().rstrip())
     Console().line(f"{parser.prog}: error: {message}")
     return USER_ERROR
+
+
+def default_cache() -> Path:
+    """Return the folder for prepared audio: `wavenet` under the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "wavenet"
+
+
+def device_named(name: str) -> Any:
+    """Return the torch device of a --device flag; "auto" is the GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name}: is not a device; use auto, cpu or cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: is not supported; use auto, cpu or cuda")
+    return device
 
 
 def _out_of_memory(error: Exception) -> bool:

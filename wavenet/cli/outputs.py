@@ -114,14 +114,15 @@ def _writer(
     if take is None:
         # What a pipe is given must not promise more than an interrupt may deliver.
         return WavWriter(
-            stack.enter_context(_standard_output()), rate, None, header=form == "wav", rewind=False
+            stack.enter_context(standard_output()), rate, None, header=form == "wav", rewind=False
         )
     stream = stack.enter_context(atomic_output(take.path, take.final))
     return WavWriter(stream, rate, steps, header=form == "wav")
 
 
 @contextlib.contextmanager
-def _standard_output() -> Iterator[BinaryIO]:
+def standard_output() -> Iterator[BinaryIO]:
+    """Lend the binary standard output, and say in one line what went wrong with it."""
     try:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

@@ -1,0 +1,310 @@
+"""`wavenet-evaluate`: how many bits per sample a network needs for a folder of recordings."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from wavenet.cli import interrupted
+
+# Everything else is loaded inside `main`, where an interrupt is one line.
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from wavenet.cli.common import Parser
+
+PROGRAM = "wavenet-evaluate"
+BASELINE = "linear prediction"
+PARALLEL = "parallel"
+EXACT = "fp32"
+
+WINDOW_SECONDS = 1.0
+"""Length of the windows that are scored; the linear prediction is fitted to each of them."""
+
+MAX_SECONDS = 1e9
+
+
+def build_parser() -> Parser:
+    """Return the parser of `wavenet-evaluate`."""
+    from pathlib import Path
+
+    from wavenet.cli.common import Parser
+
+    parser = Parser(
+        prog=PROGRAM,
+        description="Score a network on recordings, in bits per sample, beside what one needs who knows\n"
+        "nothing (uniform), how often each class occurs (unigram), or linear prediction of order 32.",
+        epilog="The price of fewer bits in the weights: wavenet-evaluate --audio-dir DIR "
+        "--precision fp32 bf16 int8",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="a checkpoint, or a training run (default: the newest under ./checkpoints)",
+    )
+    parser.add_argument(
+        "--audio-dir", type=Path, metavar="DIR", help="folder of recordings, searched in depth"
+    )
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="prepared audio; without --audio-dir it is all that is needed (default: ~/.cache/wavenet)",
+    )
+    parser.add_argument(
+        "--part",
+        choices=("validation", "train", "all"),
+        help="what to score, divided as for training (default: validation; all if the checkpoint does not "
+        "tell how it was divided)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, metavar="X", help="about so much audio, evenly spread (default: everything)"
+    )
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        help="parallel: all samples at once; auto or an engine's name: sample by sample, as in generating "
+        "(default: parallel, for other precisions than fp32 auto)",
+    )
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        default=[EXACT],
+        metavar="P",
+        help="of the weights: fp32, bf16, int8; several are compared on the same samples (default: fp32)",
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="of the parallel form: auto, cpu or cuda (default: cpu)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write everything as JSON; - prints it in place of the table"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
+    return parser
+
+
+def check(options: Namespace) -> None:
+    """Check what can be checked before anything is loaded."""
+    import math
+
+    from wavenet.errors import ConfigError
+
+    seconds = options.seconds
+    if seconds is not None and not (math.isfinite(seconds) and 0 < seconds <= MAX_SECONDS):
+        raise ConfigError(f"--seconds {seconds:g}: must be more than 0 and at most {MAX_SECONDS:g}")
+    if options.threads is not None and not 1 <= options.threads <= 1024:
+        raise ConfigError(f"--threads {options.threads}: must be from 1 to 1024")
+    if options.audio_dir is None and options.cache_dir is None:
+        raise ConfigError(
+            "name the folder of recordings with --audio-dir DIR (or prepared audio: --cache-dir)"
+        )
+    options.precision = list(dict.fromkeys(options.precision))
+    if options.backend is None:
+        options.backend = PARALLEL if options.precision == [EXACT] else "auto"
+    if options.backend == PARALLEL and options.precision != [EXACT]:
+        wrong = next(each for each in options.precision if each != EXACT)
+        raise ConfigError(
+            f"--precision {wrong}: the parallel form is scored in fp32 only; use --backend auto (sample loop)"
+        )
+    if options.backend != PARALLEL and options.device != "cpu":
+        raise ConfigError(
+            f"--device {options.device}: the sample loop is scored on the cpu only; "
+            "use --backend parallel with --precision fp32"
+        )
+    _check_output(options)
+
+
+def _check_output(options: Namespace) -> None:
+    from pathlib import Path
+
+    from wavenet.errors import AudioError, ConfigError
+    from wavenet.files import printable
+
+    if sys.stdout is None and options.json in (None, "-"):
+        raise ConfigError("standard output is closed: open it, or name a file with --json")
+    if options.json in (None, "-"):
+        return
+    path = Path(options.json)
+    if path.is_dir() or not path.name:
+        raise AudioError(f"--json {printable(path)}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise AudioError(f"--json {printable(path)}: its folder does not exist; create it first")
+    if path.is_file() and not options.force:
+        raise AudioError(
+            f"--json {printable(path)}: exists; add --force to overwrite it, or choose another name"
+        )
+
+
+def work(options: Namespace) -> int:
+    """Carry out parsed options; return the exit code."""
+    check(options)
+
+    from pathlib import Path
+
+    import torch
+
+    from wavenet import checkpoint
+    from wavenet.cli.generate import DEFAULT_RUN
+    from wavenet.cli.interrupts import interrupts
+    from wavenet.errors import AudioError
+    from wavenet.evaluation import evaluate, history
+    from wavenet.files import printable
+    from wavenet.model import WaveNet
+    from wavenet.progress import Console
+
+    interrupts.check()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    console = Console()
+    directory = checkpoint.find(options.checkpoint or Path(DEFAULT_RUN))
+    past = history(directory)
+    model = WaveNet.from_pretrained(directory)
+    console.line(f"checkpoint {printable(directory)}  {model.parameter_count:,} parameters")
+    scorers, facts = _scorers(model, options, console)
+    interrupts.check()
+    part, data = _data(model, options, past, console)
+    clips = {"validation": data.validation, "train": data.train, "all": data.whole}[part]
+    if not clips.samples:
+        raise AudioError(f"--part {part}: holds no sound; choose another part, or add recordings")
+    rate = model.config.sample_rate
+    limit = None if options.seconds is None else max(1, round(options.seconds * rate))
+    told = f"{clips.samples / rate:.1f} s of {len(clips.names)} recording(s)"
+    console.line(f"scoring  {part}: {'' if limit is None else f'{options.seconds:g} s out of '}{told}")
+    found = evaluate(
+        clips, scorers, _segment(model), limit, lambda done, total: console.status(f"window {done}/{total}")
+    )
+    console.clear()
+    interrupts.check()
+    networks = [name for name in scorers if name != BASELINE]
+    reference = next((name for name in networks if name.endswith(EXACT)), networks[0])
+    values = {
+        "checkpoint": printable(directory),
+        "step": _step(directory),
+        "audio_dir": printable(data.report.audio_dir),
+        "part": part,
+        "split": data.report.split,
+        "sample_rate": rate,
+        "quantization_channels": model.config.quantization_channels,
+        "seconds": found.total / rate,
+        "seconds_available": clips.samples / rate,
+        "window_seconds": WINDOW_SECONDS,
+        **found.as_dict(facts, BASELINE, reference),
+    }
+    _write(options, values, found.table(networks, BASELINE, reference, rate))
+    return 0
+
+
+def _segment(model: Any) -> int:
+    # Of a shorter window most of the work would be its context.
+    return max(round(WINDOW_SECONDS * model.config.sample_rate), model.config.receptive_field)
+
+
+def _step(directory: Path) -> int | None:
+    from wavenet.checkpoint import PROGRESS_FILE
+    from wavenet.weights import read_json
+
+    file = directory / PROGRESS_FILE
+    notes = read_json(file) if file.is_file() else None
+    return notes.get("step") if isinstance(notes, dict) else None
+
+
+def _scorers(model: Any, options: Namespace, console: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the scorers by name, and for those of the network what is to be said of each."""
+    from wavenet import backends
+    from wavenet.baselines import LinearPrediction
+    from wavenet.cli.common import device_named
+    from wavenet.evaluation import Loop, Parallel, rows_per_pass
+    from wavenet.generation import Generator
+
+    scorers: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    for precision in options.precision:
+        if options.backend == PARALLEL:
+            device = device_named(options.device)
+            rows = rows_per_pass(model.config, _segment(model))
+            scorer = Parallel(model.to(device), device, precision, rows)
+            backend = PARALLEL
+        else:
+            generator = Generator(model, options.backend, "cpu", options.threads, precision)
+            device, scorer, backend = generator.backend.device, Loop(generator), generator.backend.name
+            if options.backend == "auto" and backend == "reference":
+                why = backends.report()["cpu"]
+                console.line(f"warning: the fast engine is not there, scoring slowly: {why}")
+        name = f"{backend} {precision}"
+        scorers[name] = scorer
+        facts[name] = {"backend": backend, "precision": precision, "device": str(device)}
+    return {**scorers, BASELINE: LinearPrediction(model.config.quantization_channels)}, facts
+
+
+def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str, Any]:
+    """Return the part to score and the prepared data, divided and cleaned as for training."""
+    from wavenet.cli.common import default_cache
+    from wavenet.dataset import DataConfig, prepare
+    from wavenet.files import printable
+    from wavenet.report import reasons_told
+    from wavenet.resuming import fingerprint
+
+    settings, part = DataConfig(), options.part or "validation"
+    if past is not None:
+        settings = DataConfig(past[0].silence_db, past[0].validation_fraction)
+    elif options.part is None:
+        part = "all"
+        console.line("the checkpoint does not tell how its audio was divided: scoring all of it")
+    elif part != "all":
+        console.line(
+            "warning: the checkpoint does not tell how its audio was divided: "
+            f"its {part} part may have been another"
+        )
+    data = prepare(
+        options.audio_dir,
+        options.cache_dir or default_cache(),
+        model.config,
+        settings,
+        lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
+    )
+    console.clear()
+    report = data.report
+    console.line(f"data  {printable(report.audio_dir)}: {report.used} of {report.found} recordings used")
+    for text in reasons_told(report.skipped):
+        console.line(f"warning: skipped {text}")
+    known = None if past is None else past[1].get("data")
+    if known is not None and part != "all" and known != fingerprint(data):
+        console.line(
+            "warning: this is not the audio, or not all of it, that the network was trained on: "
+            f"what is {part} here may have been another part then"
+        )
+    return part, data
+
+
+def _write(options: Namespace, values: dict[str, Any], table: str) -> None:
+    import json
+
+    from wavenet.cli import outputs
+    from wavenet.files import atomic_output
+
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    if options.json not in (None, "-"):
+        with atomic_output(options.json) as stream:
+            stream.write(text.encode())
+    if sys.stdout is not None:
+        with outputs.standard_output() as stream:
+            stream.write((text if options.json == "-" else table + "\n").encode("utf-8"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `wavenet-evaluate`; return the exit code."""
+    try:
+        from wavenet.cli.common import run
+        from wavenet.cli.interrupts import ENDING
+
+        return run(build_parser(), work, arguments, ENDING)
+    except KeyboardInterrupt:
+        return interrupted(PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
