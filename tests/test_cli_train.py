@@ -163,8 +163,8 @@ def test_resuming_a_finished_run_says_so_and_more_steps_go_on(home):
         (["--normalization", "peak"], ["--normalization peak", "has none"]),
         (["--sample-rate", "8000"], ["--sample-rate 8000", "has 4000"]),
         (["--validation-fraction", "0.5"], ["--validation-fraction 0.5", "has 0.1"]),
-        (["--silence-db", "3"], ["--silence-db 3", "has 60"]),
-        (["--keep-silence"], ["--silence-db None", "has 60"]),
+        (["--silence-db", "3"], ["--silence-db 3", "has 40"]),
+        (["--keep-silence"], ["--silence-db None", "has 40"]),
     ],
 )
 def test_resuming_with_another_network_is_refused(trained, arguments, fragments):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_tools import model_of, random_model
+from native_tools import chain_model, model_of, random_model
 
 from wavenet import backends
 from wavenet.conditioning import GateBias
@@ -192,21 +192,44 @@ def test_cloned_selected_and_saved_states(tmp_path):
         GeneratorState.load(tmp_path / "state")
 
 
+def clicks_and_sounds() -> list[list[float]]:
+    """Silence (class 4 of 8), clicks of one sample (class 0), sounds that swing between classes 1 and 7."""
+    never = -60.0
+    click = [never] * 4 + [0.0] + [never] * 3
+    silence, low, high = list(click), list(click), list(click)
+    silence[0], silence[1] = -7.5, -8.5
+    low[4], low[7], high[4], high[1] = -7.0, 0.0, -7.0, 0.0
+    return [click, low, click, click, silence, click, click, high]
+
+
+def is_sound(wave: np.ndarray, start: int) -> bool:
+    """As `skip_silence` defines it: eight pieces of 1/32 s, the first loud and at least four in all."""
+    pieces = wave[start : start + 4000].reshape(8, 500)
+    loud = pieces.std(axis=1) > 10 ** (-45 / 20)
+    return bool(loud[0] and loud.sum() >= 4)
+
+
 def test_silence_is_skipped_up_to_the_first_sound(backend):
-    """A network that is silent but for a rare class: what comes after skipping is what would have come."""
-    engine = constant_generator(backend, [-20.0, -20.0, 9.0, 0.5, -20.0])
-    whole = engine.generate(6000, engine.start(3, seed=2))
-    firsts = [int(torch.nonzero(row != 2)[0]) for row in whole]
-    assert max(firsts) > 1024
-    state = engine.start(3, seed=2)
-    began = engine.skip_silence(state, 6000)
-    assert began.position.tolist() == [first // 512 * 512 for first in firsts]
+    """Clicks are passed over; what comes after skipping is what would have come."""
+    steps = 7000
+    engine = Generator(chain_model(clicks_and_sounds()), backend, threads=1)
+    whole = engine.generate(steps, engine.start(3, seed=42))
+    waves = engine.decode(whole).double().numpy()
+    state = engine.start(3, seed=42)
+    began = engine.skip_silence(state, steps)
     assert state.position.tolist() == [0, 0, 0]
+    expected = []
+    for wave in waves:
+        starts = [start for start in range(0, steps - 4000 + 1, 500) if is_sound(wave, start)]
+        expected.append(starts[0] if starts else 0)
+    assert began.position.tolist() == expected
+    # The first stream clicks before its sound, the second does nothing else, the third sounds at once.
+    assert np.abs(waves[0, :500]).max() > 0.5 and expected[0] > 500
+    assert np.abs(waves[1]).max() > 0.5 and not any(is_sound(waves[1], at) for at in range(0, 3001, 500))
+    assert is_sound(waves[2], 0)
     sound = engine.generate(600, began)
-    for row in range(3):
-        start = int(firsts[row] // 512 * 512)
+    for row, start in enumerate(expected):
         assert torch.equal(sound[row], whole[row, start : start + 600])
-    assert engine.skip_silence(state, min(firsts) // 512 * 512).position.tolist() == [0, 0, 0]
 
 
 # -- randomness and drawing ---------------------------------------------------------------------------

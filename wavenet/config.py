@@ -197,7 +197,7 @@ class TrainingConfig(_JsonConfig):
     sample_every: int = 2000
     sample_seconds: float = 2.0
     keep: int = 2
-    silence_db: float | None = 60.0
+    silence_db: float | None = 40.0
     validation_fraction: float = 0.1
 
     def __post_init__(self) -> None:

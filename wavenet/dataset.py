@@ -37,17 +37,18 @@ class DataConfig:
         Share of the files held out.
     """
 
-    silence_db: float | None = 60.0
+    silence_db: float | None = 40.0
     validation_fraction: float = 0.1
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data ready for training: two parts and a report about them."""
+    """The data ready for training: two parts, both as one with no file divided, and a report about them."""
 
     train: Clips
     validation: Clips
     report: DataReport
+    whole: Clips
 
 
 def held_out(name: str, validation_fraction: float) -> bool:
@@ -104,14 +105,14 @@ def prepare(
     skipped.update({entry.name: entry.facts["skipped"] for entry in entries if not entry.clips})
     if not usable:
         raise AudioError(_all_skipped(index.audio_dir, skipped))
-    train, validation, split = _split(usable, config, data, settings)
+    train, validation, whole, split = _split(usable, config, data, settings)
     if not train.samples or not validation.samples:
         raise AudioError(
             f"{printable(index.audio_dir)} holds {train.samples + validation.samples} sample(s) of sound: "
             "too little to train on; add recordings"
         )
     report = _report(index, usable, skipped, train, validation, split, data)
-    return Prepared(train, validation, report)
+    return Prepared(train, validation, report, whole)
 
 
 def _from_folder(
@@ -185,9 +186,12 @@ def _all_skipped(audio_dir: str, skipped: dict[str, str]) -> str:
 
 def _split(
     usable: list[Entry], config: WaveNetConfig, data: DataConfig, settings: Settings
-) -> tuple[Clips, Clips, str]:
-    """Divide by file or, where a part would be empty, hold out the end of every file."""
-    parts: tuple[list[Clip], list[Clip]] = ([], [])
+) -> tuple[Clips, Clips, Clips, str]:
+    """Divide by file or, where a part would be empty, hold out the end of every file.
+
+    Returns the training part, the validation part, all of it undivided, and the way of division.
+    """
+    parts: tuple[list[Clip], list[Clip], list[Clip]] = ([], [], [])
     sides = [held_out(entry.name, data.validation_fraction) for entry in usable]
     split = "files" if any(sides) and not all(sides) else "ends"
     for entry, side in zip(usable, sides, strict=True):
@@ -201,14 +205,14 @@ def _split(
         position = 0
         for length in entry.clips:
             before = min(max(border - position, 0), length)
-            for part, start, stop in ((parts[0], 0, before), (parts[1], before, length)):
+            for part, start, stop in zip(parts, (0, before, 0), (before, length, length), strict=True):
                 offset = entry.offset + (position + start) * settings.dtype.itemsize
-                part.append(Clip(entry.path, offset, stop - start, settings.dtype))
+                part.append(Clip(entry.path, offset, stop - start, settings.dtype, entry.name))
             position += length
     made = [
         Clips(part, config.receptive_field, config.quantization_channels, config.silence) for part in parts
     ]
-    return made[0], made[1], split
+    return made[0], made[1], made[2], split
 
 
 def _report(

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import math
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,12 +25,17 @@ __all__ = ["Generator", "GeneratorState", "Sampling"]
 CHUNK = 2048
 """Samples drawn, of all streams together, between two looks at the outside world (an interrupt, a reader)."""
 
-SILENCE_CHUNK = 512
-SILENCE_LEVEL = 10 ** (-50 / 20)
-"""A chunk is silent if no amplitude in it passes 50 dB below full scale."""
+LISTEN_SECONDS = 0.25
+LISTEN_CHUNKS = 8
+SILENCE_DB = -45.0
+"""A chunk of LISTEN_SECONDS / LISTEN_CHUNKS is silent if its level is this far below full scale."""
 
 MIN_CHUNK = 64
 """Samples per stream below which the looks would cost more than the samples."""
+
+
+def _sounds(loud: list[bool]) -> bool:
+    return loud[0] and 2 * sum(loud) >= len(loud)
 
 
 @contextlib.contextmanager
@@ -234,29 +240,37 @@ class Generator:
     ) -> GeneratorState:
         """Return the streams as they stand just before their first sound.
 
-        A stream that starts from silence may stay there for a while before its first note.
+        A stream that starts from silence may stay there for a while before its first note. A sound is what
+        begins loud and is loud for at least half of the next quarter of a second: a click is none.
 
         Parameters
         ----------
         state : GeneratorState
             Left as it is.
         limit : int
-            Most samples to look ahead; a stream that is silent for so long is returned at its beginning.
+            Most samples to look ahead; a stream without a sound in them is returned at its beginning.
         temperature, top_k, top_p
             As in `generate`; the sound is what they will draw.
         """
         self._check_state(state)
+        chunk = max(1, round(LISTEN_SECONDS * self.config.sample_rate / LISTEN_CHUNKS))
         streams = []
         for row in range(state.batch):
             beginning = state.select([row])
             ahead, before = beginning.clone(), beginning
-            for chunk in self.stream(ahead, limit, SILENCE_CHUNK, temperature, top_k, top_p):
-                if float(self.decode(chunk).abs().max()) > SILENCE_LEVEL:
-                    beginning = before
+            heard: deque[tuple[GeneratorState, bool]] = deque(maxlen=LISTEN_CHUNKS)
+            for samples in self.stream(ahead, limit, chunk, temperature, top_k, top_p):
+                heard.append((before, self._level(samples) > SILENCE_DB))
+                if len(heard) == LISTEN_CHUNKS and _sounds([loud for _, loud in heard]):
+                    beginning = heard[0][0]
                     break
                 before = ahead.clone()
             streams.append(beginning)
         return GeneratorState.join(streams)
+
+    def _level(self, samples: torch.Tensor) -> float:
+        """Return the level of classes about their mean in dB, so that a constant offset is no sound."""
+        return 10 * math.log10(float(self.decode(samples).double().var(correction=0)) + 1e-20)
 
     def stream(
         self,

@@ -98,7 +98,7 @@ def build_parser() -> Parser:
         "--seed", type=int, metavar="N", help="same seed, same audio (default: a new one, shown)"
     )
     parser.add_argument("--device", default="cpu", help="where to generate (default: cpu)")
-    parser.add_argument("--backend", default="auto", help="auto, cpu or reference (default: auto)")
+    parser.add_argument("--backend", default="auto", help="auto, cpu, numba or reference (default: auto)")
     parser.add_argument(
         "--precision",
         default="fp32",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wavenet.cli import interrupted
-from wavenet.cli.common import INTERRUPTED, Parser, run
+from wavenet.cli.common import INTERRUPTED, Parser, default_cache, device_named, run
 from wavenet.cli.interrupts import interrupts
 from wavenet.config import NORMALIZATIONS, PRECISIONS, PRESETS, TrainingConfig, WaveNetConfig, preset
 from wavenet.errors import CheckpointError, ConfigError
@@ -97,7 +97,7 @@ def build_parser() -> Parser:
         type=float,
         default=absent,
         metavar="DB",
-        help="remove what is this far below a file's loudest part (default: 60)",
+        help="remove what is this far below a file's loudest part (default: 40)",
     )
     silence.add_argument(
         "--keep-silence",
@@ -139,12 +139,6 @@ def _given(options: argparse.Namespace, names: Any) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
-def default_cache() -> Path:
-    """Return the folder for prepared audio: `wavenet` under the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "wavenet"
-
-
 def work(options: argparse.Namespace) -> int:
     """Carry out parsed options; return the exit code."""
     network = _given(options, [*NETWORK_FLAGS, "normalization"])
@@ -168,7 +162,7 @@ def work(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console = Console()
-    device = _device(options.device)
+    device = device_named(options.device)
     source = {"audio_dir": options.audio_dir and str(options.audio_dir.resolve())}
     source["cache_dir"] = str((options.cache_dir or default_cache()).resolve())
     found = None
@@ -281,24 +275,6 @@ def _check_place(out_dir: Path) -> None:
         raise CheckpointError(
             f"--out-dir {out_dir}: cannot be written ({cause(error)}); choose another place"
         ) from None
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device {name}: is not a device; use auto, cpu or cuda") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: is not supported; use auto, cpu or cuda")
-    return device
 
 
 def _dry_run(trainer: Any, console: Any) -> int:
