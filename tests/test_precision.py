@@ -42,9 +42,9 @@ def to_bf16(values: np.ndarray) -> np.ndarray:
     return np.ldexp(np.rint(fraction * 256) / 256, exponent).astype(np.float32)
 
 
-def integers(matrix: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """Return the integers from -127 to 127 that stand for rows of values, and the rows' scales."""
-    scale = np.abs(matrix).max(axis, keepdims=True) / 127
+def integers(matrix: np.ndarray, most: int = 127) -> tuple[np.ndarray, np.ndarray]:
+    """Return the integers from -most to most that stand for rows of values, and the rows' scales."""
+    scale = np.abs(matrix).max(-1, keepdims=True) / most
     return np.rint(np.divide(matrix, scale, where=scale > 0, out=np.zeros(matrix.shape))), scale
 
 
@@ -64,8 +64,8 @@ def int8_logits(shape: naive.Shape, weights: dict[str, np.ndarray], fed: np.ndar
     """The float64 logits of a network that rounds weights and vectors to 8 bits; see naive.logits."""
     exact = split_by_layer(shape, weights)
 
-    def product(vectors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        whole, scale = integers(vectors)
+    def product(vectors: np.ndarray, matrix: np.ndarray, most: int = 127) -> np.ndarray:
+        whole, scale = integers(vectors, most)
         return (whole * scale) @ matrix.astype(np.float64).T
 
     hidden = exact["embedding.weight"][fed].astype(np.float64)
@@ -83,8 +83,9 @@ def int8_logits(shape: naive.Shape, weights: dict[str, np.ndarray], fed: np.ndar
         if f"{name}.residual.weight" in exact:
             moved = product(output, exact[f"{name}.residual.weight"]) + exact[f"{name}.residual.bias"]
             hidden = hidden[context:] + moved
-    middle = np.maximum(product(np.maximum(skip, 0), exact["head1.weight"]) + exact["head1.bias"], 0)
-    return product(middle, exact["head2.weight"]) + exact["head2.bias"]
+    # What is never negative takes all of an unsigned byte.
+    middle = product(np.maximum(skip, 0), exact["head1.weight"], 255) + exact["head1.bias"]
+    return product(np.maximum(middle, 0), exact["head2.weight"], 255) + exact["head2.bias"]
 
 
 def errors(
@@ -191,6 +192,24 @@ def test_a_stream_is_the_same_bits_in_any_group(instruction_set, precision, batc
     for row in {0, batch // 2, batch - 1}:
         alone = run(1, 7, [row])
         assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, together, strict=True))
+
+
+@needs_extension
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kernel_size", [2, 4])
+def test_feeding_many_steps_at_once_leaves_what_drawing_them_one_by_one_does(
+    instruction_set, precision, kernel_size
+):
+    """Longer than the largest ring and than a block of steps, with rings of one step among them."""
+    shape, _, model = random_model(32, stacks=2, layers_per_stack=4, kernel_size=kernel_size, residual=7)
+    gate = GateBias(torch.randn(3, 5, len(shape.dilations), 2 * shape.dilation), 21, 400, True)
+    backend = NativeBackend(model, 2, precision)
+    drawing, feeding = random_state(shape, 3, 6), random_state(shape, 3, 6)
+    uniforms = torch.rand(3, 100, generator=torch.Generator().manual_seed(2))
+    drawn = backend.generate(drawing, uniforms, Sampling(), gate)
+    backend.advance(feeding, drawn, gate)
+    for name in ("queues", "position", "last_sample"):
+        assert torch.equal(getattr(feeding, name), getattr(drawing, name)), name
 
 
 @needs_extension

@@ -29,6 +29,7 @@ in words of 32 bits. A kernel keeps a block's sums in registers while it reads t
            stand its scales, float32 (outputs), and its starts, int32 (outputs). A weight is scale * integer,
            with the scale of an output its largest weight / 127. A start is -128 times the sum of the output's
            integers: what is to be added because a kernel moves its inputs up by 128 to make them unsigned.
+           The heads' inputs, which are never negative, it leaves where they are.
 
 In fp32 the block is a float32 tensor, else one of bytes, little-endian.
 """

@@ -181,7 +181,9 @@ void run(const Task& task, int64_t threads) {
   workspaces.reserve(static_cast<size_t>(count));
   const int64_t rows_each = (task.batch + count - 1) / count;
   for (int64_t index = 0; index < count; ++index) {
-    workspaces.emplace_back(task.network, rows_each < kGroup ? rows_each : kGroup);
+    // Of samples given, steps of one stream go together.
+    const int64_t rows = task.given == nullptr ? rows_each : task.steps;
+    workspaces.emplace_back(task.network, rows < kGroup ? rows : kGroup);
   }
   {
     const auto rows = [&](int64_t index) {

@@ -28,12 +28,12 @@ struct Task {
   int64_t* drawn;         // (batch, steps)
 };
 
-// Most streams that step together: enough for the weights to be read rarely, few enough for what the streams
-// work on to stay in the second-level cache.
+// Most rows that share a reading of the weights, a step of a stream each: enough for the weights to be read
+// rarely, few enough for what is worked on to stay in the second-level cache.
 constexpr int64_t kGroup = 36;
 
-// One thread's working memory: for each stream of a group a row of every array. Rows and arrays are padded
-// and aligned to 64 bytes.
+// One thread's working memory: a row of every array for each that shares a reading of the weights. Rows and
+// arrays are padded and aligned to 64 bytes.
 struct Scratch {
   float* hidden;       // (residual_padded + skip_padded): residual path, then the skip sum
   float* taps;         // (taps * residual), oldest first; zeros behind
