@@ -102,3 +102,56 @@ def test_the_baseline_computes_the_same_network():
     # The baseline starts from empty queues; what it started from is forgotten after one receptive field.
     last = slice(shape.context + 1, None)
     assert torch.allclose(torch.stack(found, 2)[:, :, last], expected[:, :, last], rtol=1e-4, atol=1e-4)
+
+
+def test_training_is_measured(tmp_path, capsys, monkeypatch):
+    import training
+
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER))
+    arguments = ["A", *TINY, "--batch", "2", "--segment", "50", "--steps", "2", "--threads", "1"]
+    assert training.main([*arguments, "--json", str(tmp_path / "rows.json")]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["results"]
+    assert [(row["kind"], row["precision"]) for row in rows] == [
+        ("wavenet", "fp32"), ("wavenet", "bf16"), ("plain", "fp32"), ("plain", "bf16"),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["target_samples_per_second"] > 0
+        assert row["peak_memory_mb"] >= row["memory_before_mb"] > 10
+    assert len(capsys.readouterr().out.strip().splitlines()) == 1 + len(rows)
+    assert training.main(["Z"]) == 1
+    assert "unknown network 'Z'" in capsys.readouterr().err
+
+
+def test_the_baseline_of_training_computes_a_wavenet():
+    """With the weights of a network its logits are that network's, past one receptive field."""
+    from plain_training import PlainWaveNet
+
+    shape, weights, model = random_model(6, kernel_size=3, stacks=2, layers_per_stack=3)
+    plain = PlainWaveNet(model.config)
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    state = {"entry.weight": tensors["embedding.weight"].t()[:, :, None]}
+    state["entry.bias"] = torch.zeros(shape.residual)
+    shares = tensors["skip.weight"].split(shape.dilation, dim=1)
+    for index in range(len(shape.dilations)):
+        kernel = tensors[f"layers.{index}.dilated.weight"]
+        kernel = kernel.unflatten(1, (shape.kernel_size, shape.residual)).transpose(1, 2)
+        halves = zip(kernel.chunk(2), tensors[f"layers.{index}.dilated.bias"].chunk(2), strict=True)
+        for branch, (weight, bias) in zip(("filters", "gates"), halves, strict=True):
+            state[f"{branch}.{index}.weight"], state[f"{branch}.{index}.bias"] = weight, bias
+        for part in ("weight", "bias"):
+            name = f"layers.{index}.residual.{part}"
+            last = plain.residuals[index].state_dict()[part]
+            value = tensors.get(name, torch.zeros(last.shape))
+            state[f"residuals.{index}.{part}"] = value.reshape(last.shape)
+        state[f"skips.{index}.weight"] = shares[index][:, :, None]
+        bias = tensors["skip.bias"]
+        state[f"skips.{index}.bias"] = bias if index == 0 else torch.zeros_like(bias)
+    for head in ("head1", "head2"):
+        state[f"{head}.weight"] = tensors[f"{head}.weight"][:, :, None]
+        state[f"{head}.bias"] = tensors[f"{head}.bias"]
+    plain.load_state_dict(state)
+    samples = torch.from_numpy(np.random.default_rng(0).integers(0, shape.classes, (2, 3 * shape.context)))
+    with torch.no_grad():
+        expected = model(samples)
+        found = plain(samples)[:, :, shape.context :]
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -59,6 +59,15 @@ def test_unknown_missing_and_mistyped_keys_are_named(cls):
         cls.from_json([1])
 
 
+def test_settings_younger_than_a_checkpoint_are_their_defaults():
+    values = TrainingConfig(dropout=0.1).to_json()
+    for name in TrainingConfig.LATER:
+        less = {key: value for key, value in values.items() if key != name}
+        found = TrainingConfig.from_json(less)
+        assert getattr(found, name) == getattr(TrainingConfig(), name)
+        assert found == dataclasses.replace(TrainingConfig(dropout=0.1), **{name: getattr(found, name)})
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -95,11 +104,23 @@ def test_values_out_of_range_are_refused_with_the_value(field, value):
         ("validation_fraction", 1.0),
         ("silence_db", -3.0),
         ("keep", 0),
+        ("schedule", "linear"),
+        ("accumulate", 0),
+        ("dropout", 1.0),
+        ("label_smoothing", -0.1),
+        ("patience", -1),
     ],
 )
 def test_training_values_out_of_range_are_refused_with_the_value(field, value):
     with pytest.raises(ConfigError, match=field):
         dataclasses.replace(TrainingConfig(), **{field: value})
+
+
+def test_settings_that_need_another_name_it():
+    with pytest.raises(ConfigError, match="validate_every = 0: must be more than 0 for patience"):
+        TrainingConfig(patience=3, validate_every=0)
+    with pytest.raises(ConfigError, match="final_lr_fraction = 0"):
+        TrainingConfig(schedule="exponential", final_lr_fraction=0.0)
 
 
 def test_unreasonable_dilation_is_refused():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import shutil
 
 import pytest
 import torch
 from training_tools import CONFIG, TRAINING, equal, metrics, poison, said, trainer, weights
 
 from wavenet import checkpoint
+from wavenet.config import TrainingConfig
 from wavenet.errors import CheckpointError
 from wavenet.model import WaveNet
 
@@ -54,6 +58,80 @@ def test_a_torn_checkpoint_is_passed_over(data, tmp_path):
         (before / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
         checkpoint.load_latest(tmp_path, told.append)
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def emptied(content: bytes) -> bytes:
+    return b""
+
+
+def holed(content: bytes) -> bytes:
+    """As a disk leaves a file whose blocks were never written: as long as it was, with zeros inside."""
+    third = len(content) // 3
+    return content[:-third] + bytes(third)
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit, near the end, where numbers stand in every file."""
+    return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+
+
+FILES = ("config.json", "model.safetensors", "training_state.safetensors", "training.json", "SHA256SUMS")
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("finished")
+    trainer(data, run).train()
+    return run
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [cut, emptied, holed, flipped])
+def test_whatever_is_torn_the_checkpoint_before_is_used(finished, tmp_path, name, damage):
+    run = shutil.copytree(finished, tmp_path / "run")
+    latest, before = checkpoint.numbered(run)
+    (latest / name).write_bytes(damage((latest / name).read_bytes()))
+    told = []
+    assert checkpoint.load_latest(run, told.append)[0] == before
+    assert len(told) == 1 and str(latest) in told[0] and told[0].endswith("; trying the one before")
+
+
+@pytest.mark.parametrize("name", FILES[:-1])
+def test_a_file_that_is_missing_is_as_one_that_is_torn(finished, tmp_path, name):
+    run = shutil.copytree(finished, tmp_path / "run")
+    latest, before = checkpoint.numbered(run)
+    (latest / name).unlink()
+    told = []
+    assert checkpoint.load_latest(run, told.append)[0] == before and name in told[0]
+
+
+def test_checksums_are_those_of_any_other_tool(finished):
+    latest = checkpoint.numbered(finished)[0]
+    for line in (latest / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((latest / name).read_bytes()).hexdigest() == digest
+
+
+def test_a_checkpoint_from_before_there_were_these_settings_goes_on(data, finished, tmp_path):
+    """As an older release wrote it: without checksums, later settings and later counters."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    for path in checkpoint.numbered(run):
+        (path / "SHA256SUMS").unlink()
+        progress = json.loads((path / "training.json").read_text())
+        for name in ("schedule", "accumulate", "dropout", "label_smoothing", "patience"):
+            del progress["training"][name]
+        for name in ("stale", "risen_told", "clip_steps", "clip_hits", "clip_told"):
+            del progress[name]
+        (path / "training.json").write_text(json.dumps(progress))
+    path, moment = checkpoint.load_latest(run, pytest.fail)
+    assert TrainingConfig.from_json(moment.progress["training"]) == TRAINING
+    subject = trainer(data, run, dataclasses.replace(TRAINING, steps=14))
+    subject.restore(path, moment)
+    assert subject.train() and subject.counters["step"] == 14
 
 
 def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):

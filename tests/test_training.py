@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import itertools
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from wavenet import checkpoint
 from wavenet.errors import CheckpointError, ConfigError, WaveNetError
 from wavenet.evaluation import bits_per_sample, cross_entropy
 from wavenet.model import WaveNet
-from wavenet.training import ema_decay, learning_rate
+from wavenet.schedules import learning_rate
 
 # -- what is computed ---------------------------------------------------------------------------------
 
@@ -47,23 +46,6 @@ def test_bits_per_sample_weighs_windows_by_their_targets():
     ]
     assert bits_per_sample(Fixed(), windows) == pytest.approx((1 * 3 + 2 * 3) / 6)
     assert math.isnan(bits_per_sample(Fixed(), []))
-
-
-def test_learning_rate_rises_then_falls_along_a_cosine():
-    training = dataclasses.replace(TRAINING, steps=1000, warmup_steps=100, lr=1.0, final_lr_fraction=0.1)
-    rates = [learning_rate(training, step) for step in range(1000)]
-    assert rates[0] == pytest.approx(0.01) and int(np.argmax(rates)) in range(95, 101)
-    assert rates[500] == pytest.approx(0.55) and rates[999] == pytest.approx(0.1, abs=1e-4)
-    assert all(a > b for a, b in itertools.pairwise(rates[101:]))
-
-
-def test_average_forgets_the_start():
-    # A constant after the first value: the average must come to it, and early.
-    average = 100.0
-    for update in range(1000):
-        average += (1.0 - average) * (1 - ema_decay(TRAINING, update))
-    assert average == pytest.approx(1.0, abs=0.01)
-    assert ema_decay(TRAINING, 10**6) == TRAINING.ema_decay
 
 
 def test_one_step_is_adamw_on_the_clipped_gradient(data, tmp_path):
@@ -109,6 +91,7 @@ def test_files_of_a_run(data, tmp_path):
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir() if path.name[0] != ".") == [
         "best",
+        "effective.json",
         "metrics.jsonl",
         "samples",
         "step-00000012",

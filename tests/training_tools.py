@@ -57,4 +57,4 @@ def poison(subject: Trainer, steps: set[int], monkeypatch) -> None:
         loss = plain(logits, targets, reduction)
         return loss * math.inf if reduction == "mean" and subject.counters["step"] in steps else loss
 
-    monkeypatch.setattr("wavenet.training.cross_entropy", poisoned)
+    monkeypatch.setattr("wavenet.objectives.cross_entropy", poisoned)

@@ -8,6 +8,7 @@ one with averaged weights; the raw weights stand with the optimiser in `training
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ import torch
 
 from wavenet.config import WaveNetConfig
 from wavenet.errors import CheckpointError
+from wavenet.files import cause
 from wavenet.weights import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -28,12 +30,14 @@ from wavenet.weights import (
     read_tensors,
     recover,
     save_tensors,
+    sync,
     write_json,
     write_network,
 )
 
 STATE_FILE = "training_state.safetensors"
 PROGRESS_FILE = "training.json"
+SUMS_FILE = "SHA256SUMS"
 BEST = "best"
 
 
@@ -76,7 +80,36 @@ def save(run: Path, config: WaveNetConfig, checkpoint: Checkpoint) -> Path:
         write_network(directory, config, checkpoint.network)
         save_tensors(directory / STATE_FILE, checkpoint.state)
         write_json(directory / PROGRESS_FILE, checkpoint.progress)
+        _write_sums(directory)
     return target
+
+
+def _write_sums(directory: Path) -> None:
+    """Write what `sha256sum --check` reads: a disk may lose the middle of a file, and no format notices."""
+    sums = [f"{_sum(path)}  {path.name}\n" for path in sorted(directory.iterdir())]
+    (directory / SUMS_FILE).write_text("".join(sums), encoding="utf-8")
+
+
+def _check_sums(directory: Path) -> None:
+    """Raise `CheckpointError` if a file is not what was written; checkpoints of old have no sums."""
+    try:
+        lines = (directory / SUMS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CheckpointError(f"{directory / SUMS_FILE}: cannot be read: {cause(error)}") from None
+    sums = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
+    for name in (CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, PROGRESS_FILE):
+        if sums.get(name) != _sum(directory / name):
+            raise CheckpointError(f"{directory / name}: is damaged (its checksum is another)")
+
+
+def _sum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def save_best(
@@ -91,6 +124,9 @@ def save_best(
 def prune(run: Path, keep: int) -> None:
     """Delete all but the latest `keep` numbered checkpoints, and what interrupted writes have left."""
     for path in numbered(run)[keep:]:
+        # Renamed first: deleting takes a while, and no half of a checkpoint may stand under its name.
+        with contextlib.suppress(OSError):
+            path = path.rename(path.with_name(f".{path.name}.pruned.tmp"))
         shutil.rmtree(path, ignore_errors=True)
     recover(run)
     for leftover in [*run.glob(".step-*.tmp"), *run.glob(".best.*.tmp")]:
@@ -110,6 +146,8 @@ def set_aside_beyond(run: Path, step: int) -> None:
 def lock(run: Path) -> Iterator[None]:
     """Hold a run directory; `CheckpointError` if another process trains into it."""
     run.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        sync(run.parent)
     try:
         import fcntl
     except ImportError:  # no such locks on Windows
@@ -137,11 +175,13 @@ def load_latest(run: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoin
     for path in numbered(run):
         try:
             read_config(path)
-            return path, Checkpoint(
+            moment = Checkpoint(
                 network=read_tensors(path / WEIGHTS_FILE),
                 state=read_tensors(path / STATE_FILE),
                 progress=_progress(path),
             )
+            _check_sums(path)
+            return path, moment
         except CheckpointError as error:
             warn(f"{error}; trying the one before")
     raise CheckpointError(f"{run}: no checkpoint to resume from; leave out --resume to start a run there")

@@ -7,21 +7,23 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from wavenet.errors import ConfigError
 
 NORMALIZATIONS = ("none", "peak", "loudness")
 PRECISIONS = ("auto", "fp32", "bf16")
+SCHEDULES = ("cosine", "exponential", "constant")
 
 _Config = TypeVar("_Config", bound="_JsonConfig")
 
 
-def _accepts(annotation: Any, value: Any) -> bool:
+def accepts(annotation: Any, value: Any) -> bool:
     """Whether a JSON value is of the annotated type; an int is a float, a bool is neither."""
     if isinstance(annotation, types.UnionType):
-        return any(_accepts(option, value) for option in typing.get_args(annotation))
+        return any(accepts(option, value) for option in typing.get_args(annotation))
     if annotation is type(None):
         return value is None
     if annotation is float:
@@ -31,8 +33,20 @@ def _accepts(annotation: Any, value: Any) -> bool:
     return isinstance(value, annotation)
 
 
+def refuse_unknown(values: dict[str, Any], names: Sequence[str], where: str) -> None:
+    """Raise `ConfigError` naming the first key that is not among `names`, and what it may have meant."""
+    for key in values:
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(names)}"
+            raise ConfigError(f"{where}: unknown key {key!r}{hint}")
+
+
 class _JsonConfig:
     """Strict conversion to and from JSON objects for the dataclasses below."""
+
+    LATER: ClassVar[tuple[str, ...]] = ()
+    """Fields that older checkpoints have not got: where one is missing, the default is what was done."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object (a dict of plain values)."""
@@ -48,15 +62,13 @@ class _JsonConfig:
             raise ConfigError(f"{cls.__name__}: expected a JSON object, found {type(values).__name__}")
         annotations = typing.get_type_hints(cls)
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        for key in values:
-            if key not in names:
-                close = difflib.get_close_matches(str(key), names, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(names)}"
-                raise ConfigError(f"{cls.__name__}: unknown key {key!r}{hint}")
+        refuse_unknown(values, names, cls.__name__)
         for name in names:
+            if name not in values and name in cls.LATER:
+                continue
             if name not in values:
                 raise ConfigError(f"{cls.__name__}: key {name!r} is missing")
-            if not _accepts(annotations[name], values[name]):
+            if not accepts(annotations[name], values[name]):
                 raise ConfigError(f"{cls.__name__}: {name} = {values[name]!r} is of the wrong type")
         return cls(**values)
 
@@ -149,17 +161,27 @@ class TrainingConfig(_JsonConfig):
     Attributes
     ----------
     steps : int
-        Optimiser steps in all; the learning rate falls along a cosine to `final_lr_fraction` over them.
+        Optimiser steps in all; the learning rate falls over them.
     batch : int
-        Segments per step.
+        Segments that go through the network at once.
+    accumulate : int
+        Batches per step: the gradient is that of one batch so many times as large, in the memory of one.
     segment : float
         Length of each segment's targets, in seconds.
     lr : float
         Peak learning rate of AdamW, reached after `warmup_steps`.
+    schedule : str
+        How the learning rate falls to `final_lr_fraction` of its peak: "cosine", "exponential" (the same
+        factor at every step), or "constant" (not at all).
     weight_decay : float
         Decoupled weight decay, on matrices only.
     clip_norm : float
         Largest norm of the gradient.
+    dropout : float
+        Probability with which each value that enters a dilated convolution is dropped in training.
+    label_smoothing : float
+        Share of each target's probability that is spread over all classes in training's objective; the bits
+        that are told, and validation, are without.
     ema_decay : float
         Decay per step of the averaged weights, which are the ones saved for use.
     seed : int
@@ -168,6 +190,8 @@ class TrainingConfig(_JsonConfig):
         "fp32", "bf16" (matrix products in bfloat16), or "auto": bf16 where the hardware multiplies it.
     validate_every, checkpoint_every, sample_every : int
         In steps; 0 turns the thing off (a checkpoint at the end is always written).
+    patience : int
+        Validations without a new best after which a run ends; 0 never ends it so.
     validation_seconds : float
         Audio scored at each validation, spread evenly over the validation part.
     sample_seconds : float
@@ -199,12 +223,20 @@ class TrainingConfig(_JsonConfig):
     keep: int = 2
     silence_db: float | None = 40.0
     validation_fraction: float = 0.1
+    schedule: str = "cosine"
+    accumulate: int = 1
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    patience: int = 0
+
+    LATER: ClassVar[tuple[str, ...]] = ("schedule", "accumulate", "dropout", "label_smoothing", "patience")
 
     def __post_init__(self) -> None:
         self._require_int("steps", 1, 10**9)
         self._require_int("batch", 1, 65536)
+        self._require_int("accumulate", 1, 65536)
         self._require_int("warmup_steps", 0, 10**9)
-        for name in ("validate_every", "checkpoint_every", "sample_every"):
+        for name in ("validate_every", "checkpoint_every", "sample_every", "patience"):
             self._require_int(name, 0, 10**9)
         self._require_int("keep", 1, 10**6)
         self._require_int("seed", 0, 2**63 - 1)
@@ -216,10 +248,17 @@ class TrainingConfig(_JsonConfig):
         for name in ("final_lr_fraction", "weight_decay", "ema_decay"):
             value = getattr(self, name)
             self._require(math.isfinite(value) and 0 <= value <= 1, name, "between 0 and 1")
+        for name in ("dropout", "label_smoothing"):
+            self._require(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1")
         self._require(0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1")
         if self.silence_db is not None:
             self._require_number("silence_db", 0, 200)
         self._require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}")
+        self._require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
+        if self.patience:
+            self._require(self.validate_every > 0, "validate_every", "more than 0 for patience to count")
+        if self.schedule == "exponential":
+            self._require(self.final_lr_fraction > 0, "final_lr_fraction", "more than 0 to be fallen to")
 
     def _require_number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)

@@ -8,6 +8,7 @@ loop and the context of training segments all mean the same thing.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,6 +39,8 @@ class ResidualLayer(nn.Module):
         self.dilated = nn.Linear(config.kernel_size * config.residual_channels, 2 * channels)
         # The last layer's residual output would go nowhere.
         self.residual = None if last else nn.Linear(channels, config.residual_channels)
+        # Of the dilated convolution's input; only training sets it.
+        self.dropout: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def gate(self, inputs: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Return the gated activation, (batch, time - context, dilation_channels)."""
@@ -53,7 +56,7 @@ class ResidualLayer(nn.Module):
         self, inputs: torch.Tensor, bias: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the gated activation and the next layer's input (None after the last layer)."""
-        activation = self.gate(inputs, bias)
+        activation = self.gate(inputs if self.dropout is None else self.dropout(inputs), bias)
         if self.residual is None:
             return activation, None
         return activation, inputs[:, self.context :] + self.residual(activation)

@@ -20,6 +20,19 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 RANDOM = "random.torch"
 
+COUNTERS: dict[str, Any] = {
+    "step": 0,
+    "skipped": 0,
+    "skipped_in_a_row": 0,
+    "best_bits": None,
+    "best_step": None,
+    "train_bits": None,
+    "validation_bits": None,
+    "window_bits": 0.0,
+    "window_steps": 0,
+}
+"""What a run counts, as it is before the first step."""
+
 
 def state_of(model: WaveNet, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return raw weights, the optimiser's moments and torch's random state, under prefixed names."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,20 @@ import torch
 from wavenet import checkpoint, resuming
 from wavenet.audio import write_wav
 from wavenet.backends import report
+from wavenet.boards import Board
 from wavenet.config import TrainingConfig, WaveNetConfig
 from wavenet.dataset import Prepared
 from wavenet.errors import CheckpointError, WaveNetError
-from wavenet.evaluation import autocast, bits_per_sample, cross_entropy
+from wavenet.evaluation import bits_per_sample
 from wavenet.files import cause
 from wavenet.generation import Generator
+from wavenet.metrics import Metrics
 from wavenet.model import WaveNet
+from wavenet.objectives import add_gradients, parameter_groups
 from wavenet.progress import Console, Meter, duration
+from wavenet.schedules import ema_decay, learning_rate
+from wavenet.watching import COUNTERS as WATCHED
+from wavenet.watching import Watch
 
 LOG_EVERY = 10
 """Steps averaged in one line of `metrics.jsonl`."""
@@ -33,21 +39,9 @@ GIVE_UP_AFTER = 100
 FINAL_SECONDS = 600.0
 """Validation audio scored once, when a run has ended."""
 
-METRICS_FILE = "metrics.jsonl"
 SAMPLES = "samples"
-
-
-def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then a cosine (Loshchilov and Hutter 2017)."""
-    warm = min(1.0, (step + 1) / max(1, training.warmup_steps))
-    progress = min(1.0, step / training.steps)
-    floor = training.final_lr_fraction
-    return training.lr * warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def ema_decay(training: TrainingConfig, updates: int) -> float:
-    """Return the averaging decay after so many updates: short at first, so that the start is forgotten."""
-    return min(training.ema_decay, (1 + updates) / (10 + updates))
+BOARD = "tensorboard"
+EFFECTIVE_FILE = "effective.json"
 
 
 class Trainer:
@@ -87,33 +81,36 @@ class Trainer:
         self.source = source
         self.console = console
         self.log = console.line
+        self.board: Board | None = None
+        self.metrics = Metrics(run, self.log)
         torch.manual_seed(training.seed)
         self.model = WaveNet(config).to(device)
         self._told = False
         self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=training.lr, betas=(0.9, 0.99), foreach=True)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, training.weight_decay),
+            lr=training.lr,
+            betas=(0.9, 0.99),
+            foreach=True,
+        )
         self.fingerprint = resuming.fingerprint(data)
         self.segment = max(1, round(training.segment * config.sample_rate))
-        self.counters: dict[str, Any] = {
-            "step": 0,
-            "skipped": 0,
-            "skipped_in_a_row": 0,
-            "best_bits": None,
-            "best_step": None,
-            "train_bits": None,
-            "validation_bits": None,
-            "window_bits": 0.0,
-            "window_steps": 0,
-        }
+        self.counters: dict[str, Any] = {**resuming.COUNTERS, **WATCHED}
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """Return the optimiser's groups: matrices decay, biases and embeddings do not."""
-        decayed = [p for n, p in self.model.named_parameters() if p.dim() > 1 and "embedding" not in n]
-        plain = [p for n, p in self.model.named_parameters() if p.dim() == 1 or "embedding" in n]
-        return [
-            {"params": decayed, "weight_decay": self.training.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
+    @property
+    def watch(self) -> Watch:
+        """What looks at steps and validations."""
+        return Watch(self.training, self.counters, self.log)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left to be taken."""
+        return self.counters["step"] >= self.training.steps or self.watch.patience_is_over
+
+    def start_from(self, network: Mapping[str, torch.Tensor]) -> None:
+        """Begin with a trained network of the same configuration instead of a random one."""
+        self.model.load_state_dict(network)
+        self.averaged.load_state_dict(network)
 
     # -- one step ------------------------------------------------------------------------------------
 
@@ -123,18 +120,16 @@ class Trainer:
         A step whose loss or gradient is not finite changes no weight and is counted.
         """
         counters, training = self.counters, self.training
-        inputs, targets = self.data.train.batch(counters["step"], training.batch, self.segment, training.seed)
+        rows = training.batch * training.accumulate
+        inputs, targets = self.data.train.batch(counters["step"], rows, self.segment, training.seed)
         rate = learning_rate(training, counters["step"])
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, training.precision):
-            logits = self.model(inputs.to(self.device, non_blocking=True))
-        loss = cross_entropy(logits, targets.to(self.device, non_blocking=True))
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
-        bits, norm = float(loss.detach()) / math.log(2), float(norm)
+        loss = add_gradients(self.model, training, counters["step"], inputs, targets, self.device)
+        bits = loss / math.log(2)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm))
         if math.isfinite(bits) and math.isfinite(norm):
             self.optimizer.step()
             counters["skipped_in_a_row"] = 0
@@ -144,6 +139,7 @@ class Trainer:
                 average.lerp_(parameter.detach(), 1 - decay)
             counters["window_bits"] += bits
             counters["window_steps"] += 1
+            self.watch.step(norm)
         else:
             self._skip()
         counters["step"] += 1
@@ -161,13 +157,15 @@ class Trainer:
 
     # -- the loop ------------------------------------------------------------------------------------
 
-    def train(self, stop: Callable[[], bool] = lambda: False) -> bool:
+    def train(self, stop: Callable[[], bool] = lambda: False, tensorboard: bool = False) -> bool:
         """Train to the last step; return False if `stop` said so before. A checkpoint is written either way.
 
         Parameters
         ----------
         stop : callable
             Asked after every step, and while a sample is generated or the finished network is scored.
+        tensorboard : bool
+            Whether to write the account for TensorBoard too.
 
         Raises
         ------
@@ -176,20 +174,21 @@ class Trainer:
         WaveNetError
             If steps are no longer finite.
         """
-        with checkpoint.lock(self.run):
+        with checkpoint.lock(self.run), contextlib.ExitStack() as stack:
+            if tensorboard:
+                self.board = Board(self.run / BOARD, self.counters["step"], self.log)
+                stack.callback(self.board.close)
             return self._train(stop)
 
     def _train(self, stop: Callable[[], bool]) -> bool:
         training, counters = self.training, self.counters
-        checkpoint.set_aside_beyond(self.run, counters["step"])
-        self._trim_metrics()
+        self._tidy()
         meter = Meter()
         saved = counters["step"] if checkpoint.numbered(self.run) else -1
-        stepped = False
-        while counters["step"] < training.steps and not stop():
+        while not self.ended and not stop():
             _, norm = self.step()
             done = counters["step"]
-            meter.count(training.batch * self.segment)
+            meter.count(training.batch * training.accumulate * self.segment)
             if done % LOG_EVERY == 0:
                 self._log_window(norm, meter)
             if _due(done, training.validate_every, training.steps) and self.data.validation.samples:
@@ -202,13 +201,26 @@ class Trainer:
                 with meter.paused():
                     saved = done if self._try_save() else saved
             self.console.status(self._progress(meter))
-            stepped = True
         if saved != counters["step"]:
             self._save_last()
-        finished = counters["step"] >= training.steps
-        if finished and stepped and self.data.validation.samples:
-            self._final_score(stop)
-        return finished
+        if self.ended:
+            self.watch.ended()
+            # A run that was killed while it was scored is scored when it is resumed.
+            scored = self.metrics.holds(counters["step"], "final_validation_bits")
+            if self.data.validation.samples and not scored:
+                self._final_score(stop)
+        return self.ended
+
+    def _tidy(self) -> None:
+        """Make the directory that of a run at this step, whatever a kill has left there."""
+        step = self.counters["step"]
+        checkpoint.set_aside_beyond(self.run, step)
+        self.metrics.trim(step)
+        for leftover in (self.run / SAMPLES).glob(".wavenet-*.tmp"):
+            leftover.unlink(missing_ok=True)
+        values = {**self.source, **self.config.to_json(), **self.training.to_json()}
+        values.update(device=str(self.device), threads=torch.get_num_threads())
+        self.metrics.beside(EFFECTIVE_FILE, values)
 
     def _log_window(self, norm: float, meter: Meter) -> None:
         counters = self.counters
@@ -230,21 +242,24 @@ class Trainer:
         counters = self.counters
         bits = self._score(self.training.validation_seconds)
         counters["validation_bits"] = bits if math.isfinite(bits) else None
-        self._record({"step": counters["step"], "validation_bits": counters["validation_bits"]})
         report = self.data.report
+        self._record(
+            {
+                "step": counters["step"],
+                "validation_bits": counters["validation_bits"],
+                "unigram_bits": report.validation_unigram_bits,
+                "uniform_bits": report.uniform_bits,
+            }
+        )
         self.log(
             f"step {counters['step']}: validation {bits:.3f} bits per sample "
             f"(knowing nothing {report.uniform_bits:.2f}, unigram {report.validation_unigram_bits:.2f})"
         )
-        if counters["step"] > 2 * self.training.warmup_steps and bits > report.validation_unigram_bits:
-            self.log("warning: the network is no better yet than counting classes; if this stays, lower --lr")
-        if not math.isfinite(bits):
-            self.log(f"warning: validation gave {bits}; if this stays, lower --lr")
-        elif counters["best_bits"] is None or bits < counters["best_bits"]:
-            counters["best_bits"], counters["best_step"] = bits, counters["step"]
+        if self.watch.validation(bits, report.validation_unigram_bits):
             progress = {"step": counters["step"], "validation_bits": bits}
             try:
                 checkpoint.save_best(self.run, self.config, self.averaged.state_dict(), progress)
+                self.watch.new_best(bits)
             except OSError as error:
                 self.log(f"warning: the best network could not be saved: {cause(error)}")
         return bits
@@ -272,22 +287,25 @@ class Trainer:
 
     def write_sample(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Generate a little audio from the averaged weights into `samples/`, unless asked to stop."""
-        steps = round(self.training.sample_seconds * self.config.sample_rate)
-        path = self.run / SAMPLES / f"{checkpoint.step_name(self.counters['step'])}.wav"
+        step = self.counters["step"]
         try:
             generator = Generator(self.averaged)
             self._tell_of_slowness(generator)
+            steps = round(self.training.sample_seconds * self.config.sample_rate)
             state = generator.start(seed=self.training.seed)
             chunks = list(itertools.takewhile(lambda chunk: not stop(), generator.stream(state, steps)))
             if stop():
                 return
             audio = generator.decode(torch.cat(chunks, dim=1)[0])
+            path = self.run / SAMPLES / f"{checkpoint.step_name(step)}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_wav(path, audio.numpy(), self.config.sample_rate)
         except (OSError, WaveNetError) as error:
-            self.log(f"warning: no sample at step {self.counters['step']}: {error}")
+            self.log(f"warning: no sample at step {step}: {error}")
             return
-        self.log(f"step {self.counters['step']}: wrote {path}")
+        self.log(f"step {step}: wrote {path}")
+        if self.board is not None:
+            self.board.audio(step, audio, self.config.sample_rate)
 
     def _tell_of_slowness(self, generator: Generator) -> None:
         if generator.backend.name == "reference" and not self._told:
@@ -307,6 +325,7 @@ class Trainer:
             "data": self.fingerprint,
             "threads": torch.get_num_threads(),
         }
+        self.metrics.sync()
         state = resuming.state_of(self.model, self.optimizer)
         moment = checkpoint.Checkpoint(self.averaged.state_dict(), state, progress)
         path = checkpoint.save(self.run, self.config, moment)
@@ -341,7 +360,8 @@ class Trainer:
         Raises `CheckpointError` if it does not fit; the run is then unchanged.
         """
         try:
-            counters = resuming.counters_of(path / checkpoint.PROGRESS_FILE, moment.progress, self.counters)
+            progress = {**WATCHED, **moment.progress}
+            counters = resuming.counters_of(path / checkpoint.PROGRESS_FILE, progress, self.counters)
             resuming.restore(path, moment, self.model, self.averaged, self.optimizer)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; remove {path} to go on from the one before") from None
@@ -351,32 +371,14 @@ class Trainer:
                 "warning: the audio has changed since this run began: losses will differ, "
                 "and the best network is chosen anew"
             )
-            self.counters["best_bits"] = self.counters["best_step"] = None
+            self.watch.forget_best()
 
     # -- the account ---------------------------------------------------------------------------------
 
     def _record(self, record: dict[str, Any]) -> None:
-        try:
-            with open(self.run / METRICS_FILE, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            self.log(f"warning: {self.run / METRICS_FILE}: {cause(error)}")
-
-    def _trim_metrics(self) -> None:
-        """Drop the lines that a run killed after its last checkpoint has left."""
-        path = self.run / METRICS_FILE
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                if json.loads(line)["step"] <= self.counters["step"]:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue
-        beside = path.with_suffix(".tmp")
-        beside.write_text("".join(kept), encoding="utf-8")
-        beside.replace(path)
+        self.metrics.add(record)
+        if self.board is not None:
+            self.board.add(record)
 
     def _progress(self, meter: Meter) -> str:
         counters, training = self.counters, self.training
@@ -388,8 +390,8 @@ class Trainer:
         if counters["skipped"]:
             parts.append(f"{counters['skipped']} non-finite steps skipped")
         parts.append(f"{meter.rate:,.0f} samples/s")
-        left = (training.steps - counters["step"]) * training.batch * self.segment / max(meter.rate, 1e-9)
-        parts.append(f"{duration(left)} left")
+        left = (training.steps - counters["step"]) * training.batch * training.accumulate * self.segment
+        parts.append(f"{duration(left / max(meter.rate, 1e-9))} left")
         return "  ".join(parts)
 
 

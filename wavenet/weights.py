@@ -25,7 +25,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file or a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,13 +48,13 @@ def new_directory(target: Path) -> Iterator[Path]:
     try:
         yield beside
         for path in beside.iterdir():
-            _sync(path)
+            sync(path)
         beside.chmod(0o777 & ~_umask())
-        _sync(beside)
+        sync(beside)
         if target.exists():
             target.rename(retired)
         beside.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException:
         if retired.exists() and not target.exists():
             retired.rename(target)

@@ -9,130 +9,22 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from wavenet.cli import interrupted
-from wavenet.cli.common import INTERRUPTED, Parser, default_cache, device_named, run
+from wavenet.cli.common import INTERRUPTED, default_cache, device_named, run
+from wavenet.cli.flags import NETWORK_FLAGS, TRAINING_FLAGS, build_parser, complete, seconds
 from wavenet.cli.interrupts import interrupts
-from wavenet.config import NORMALIZATIONS, PRECISIONS, PRESETS, TrainingConfig, WaveNetConfig, preset
+from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, preset
 from wavenet.errors import CheckpointError, ConfigError
-
-NETWORK_FLAGS = {
-    "sample_rate": "Hz the recordings are resampled to",
-    "quantization_channels": "mu-law classes",
-    "layers": "dilated layers in all",
-    "stacks": "stacks of dilations 1, 2, 4, ...",
-    "kernel_size": "taps of each dilated convolution",
-    "residual_channels": "width of the residual path",
-    "dilation_channels": "width of each branch of the gate",
-    "skip_channels": "width of the skip sum",
-    "head_channels": "width between the last two 1x1 convolutions",
-}
-TRAINING_FLAGS = {
-    "steps": "optimiser steps in all",
-    "batch": "segments per step",
-    "segment": "seconds per segment",
-    "lr": "peak learning rate",
-    "seed": "of the first weights and the choice of segments",
-    "warmup_steps": "steps over which the learning rate rises",
-    "weight_decay": "decoupled weight decay of the matrices",
-    "clip_norm": "largest norm of the gradient",
-    "ema_decay": "decay of the averaged weights, the ones saved for use",
-    "validate_every": "steps between validations (0: none)",
-    "validation_seconds": "seconds of audio scored at each validation",
-    "checkpoint_every": "steps between checkpoints (0: only at the end)",
-    "sample_every": "steps between generated samples (0: none)",
-    "sample_seconds": "length of a generated sample",
-    "keep": "checkpoints kept besides the best",
-    "validation_fraction": "share of the files held out for validation",
-}
-
 
 DATA_FLAGS = ("validation_fraction", "silence_db")
 """What decides which audio is trained on; fixed for a run."""
 
 MAX_THREADS = 1024
-
-
-def build_parser() -> Parser:
-    """Return the parser of `wavenet-train`."""
-    parser = Parser(
-        prog="wavenet-train",
-        description="Train a network on a folder of recordings. "
-        "Ctrl-C saves, and the run goes on later with --resume.",
-    )
-    absent = argparse.SUPPRESS
-    data = parser.add_argument_group("data and run")
-    data.add_argument("--audio-dir", type=Path, metavar="DIR", help="folder of recordings, searched in depth")
-    data.add_argument(
-        "--out-dir",
-        type=Path,
-        default=Path("checkpoints"),
-        metavar="DIR",
-        help="the run (default: checkpoints)",
-    )
-    data.add_argument(
-        "--cache-dir",
-        type=Path,
-        metavar="DIR",
-        help="prepared audio; without --audio-dir it is all that is needed (default: ~/.cache/wavenet)",
-    )
-    data.add_argument("--resume", action="store_true", help="go on from the run's latest checkpoint")
-    data.add_argument(
-        "--dry-run", action="store_true", help="report on the data, take one step, write no run"
-    )
-    data.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    data.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
-    data.add_argument(
-        "--normalization",
-        choices=NORMALIZATIONS,
-        default=absent,
-        help="level every recording to the same peak or loudness (default: none)",
-    )
-    silence = data.add_mutually_exclusive_group()
-    silence.add_argument(
-        "--silence-db",
-        type=float,
-        default=absent,
-        metavar="DB",
-        help="remove what is this far below a file's loudest part (default: 40)",
-    )
-    silence.add_argument(
-        "--keep-silence",
-        dest="silence_db",
-        action="store_const",
-        const=None,
-        default=absent,
-        help="remove none",
-    )
-    network = parser.add_argument_group("network")
-    network.add_argument(
-        "--preset", choices=tuple(PRESETS), default=absent, help="size of the network (default: small)"
-    )
-    _add_fields(network, WaveNetConfig, NETWORK_FLAGS)
-    training = parser.add_argument_group("training")
-    _add_fields(training, TrainingConfig, TRAINING_FLAGS)
-    training.add_argument(
-        "--precision", choices=PRECISIONS, default=absent, help="of the matrix products (default: auto)"
-    )
-    return parser
-
-
-def _add_fields(group: Any, config: type, flags: dict[str, str]) -> None:
-    """Add a flag for each named field; a flag not given leaves no trace in the parsed options."""
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    for name, text in flags.items():
-        value = fields[name].default
-        shown = "the preset's" if name in PRESETS["small"] else value
-        group.add_argument(
-            "--" + name.replace("_", "-"),
-            type=type(value),
-            default=argparse.SUPPRESS,
-            metavar="N" if isinstance(value, int) else "X",
-            help=f"{text} (default: {shown})",
-        )
 
 
 def _given(options: argparse.Namespace, names: Any) -> dict[str, Any]:
@@ -141,17 +33,27 @@ def _given(options: argparse.Namespace, names: Any) -> dict[str, Any]:
 
 def work(options: argparse.Namespace) -> int:
     """Carry out parsed options; return the exit code."""
+    started = time.monotonic()
+    options = complete(options)
+    if hasattr(options, "plot"):
+        return _plot(options)
+    if hasattr(options, "plot_to"):
+        raise ConfigError(f"--plot-to {options.plot_to}: says where, --plot RUN says what; give both")
     network = _given(options, [*NETWORK_FLAGS, "normalization"])
-    settings = _given(options, [*TRAINING_FLAGS, "precision", "silence_db"])
+    settings = _given(options, [*TRAINING_FLAGS, "schedule", "precision", "silence_db"])
     # Wrong values are told before torch is loaded.
     config = preset(getattr(options, "preset", "small"), **network)
     training = dataclasses.replace(TrainingConfig(), **settings)
+    limit = None if options.max_time is None else started + seconds(options.max_time)
     if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
         raise ConfigError(f"--threads {options.threads}: must be from 1 to {MAX_THREADS}")
+    if options.init_from is not None and options.resume:
+        raise ConfigError("--init-from begins a run and --resume goes on with one: leave one of them out")
 
     import torch
 
     from wavenet import checkpoint
+    from wavenet.boards import writer_class
     from wavenet.dataset import DataConfig, prepare
     from wavenet.evaluation import resolve_precision
     from wavenet.memory import check_memory
@@ -165,7 +67,13 @@ def work(options: argparse.Namespace) -> int:
     device = device_named(options.device)
     source = {"audio_dir": options.audio_dir and str(options.audio_dir.resolve())}
     source["cache_dir"] = str((options.cache_dir or default_cache()).resolve())
-    found = None
+    if options.tensorboard:
+        # Told before the recordings are read.
+        writer_class()
+    found = first = None
+    if options.init_from is not None:
+        config, first = _initial(options, network)
+        source["init_from"] = str(options.init_from.resolve())
     if options.resume:
         found = checkpoint.load_latest(options.out_dir, lambda text: console.line(f"warning: {text}"))
         config, training, source = _resumed(options, found, network, settings, source)
@@ -202,12 +110,54 @@ def work(options: argparse.Namespace) -> int:
         f"{config.receptive_field:,} samples ({1000 * config.receptive_field / config.sample_rate:.0f} ms), "
         f"{training.precision} on {device}"
     )
+    if first is not None:
+        trainer.start_from(first)
     if found is not None:
         trainer.restore(*found)
         console.line(f"resuming from {found[0]}")
     if options.dry_run:
         return _dry_run(trainer, console)
-    return _train(trainer, console, options)
+    return _train(trainer, console, options, limit)
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from wavenet.plots import draw
+    from wavenet.progress import Console
+
+    Console().line(f"wrote {draw(options.plot, getattr(options, 'plot_to', None))}")
+    return 0
+
+
+def _asked(options: argparse.Namespace, network: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the network that the command line or a file names, in itself or by a preset."""
+    return {**PRESETS[options.preset], **network} if hasattr(options, "preset") else network
+
+
+def _initial(options: argparse.Namespace, network: dict[str, Any]) -> tuple[WaveNetConfig, Any]:
+    """Return the configuration and the weights that a run is to start from, and tell of them."""
+    from wavenet import checkpoint
+    from wavenet.model import WaveNet
+    from wavenet.progress import Console
+
+    if not options.init_from.is_dir():
+        raise CheckpointError(f"--init-from {options.init_from}: is no folder; name a run or a checkpoint")
+    path = checkpoint.find(options.init_from)
+    model = WaveNet.from_pretrained(path)
+    config = model.config
+    asked = _asked(options, network)
+    others = [f"{name} {getattr(config, name)}, not {asked[name]}" for name in asked]
+    others = [told for name, told in zip(asked, others, strict=True) if getattr(config, name) != asked[name]]
+    if others:
+        raise ConfigError(
+            f"--init-from {options.init_from}: its network has {'; '.join(others)}: "
+            "leave the network's flags out, or train one from the beginning"
+        )
+    Console().line(
+        f"start    from {path}: {config.layers} layers, {model.parameter_count:,} parameters, "
+        f"{config.sample_rate} Hz, {config.quantization_channels} classes, normalization "
+        f"{config.normalization}; the optimiser starts anew"
+    )
+    return config, model.state_dict()
 
 
 def _resumed(
@@ -222,8 +172,7 @@ def _resumed(
 
     path, moment = found
     config = read_config(path)
-    asked = {**PRESETS[options.preset], **network} if hasattr(options, "preset") else network
-    for name, value in asked.items():
+    for name, value in _asked(options, network).items():
         if getattr(config, name) != value:
             raise ConfigError(
                 f"--{name.replace('_', '-')} {value}: the run in {options.out_dir} has "
@@ -232,7 +181,8 @@ def _resumed(
             )
     try:
         training = TrainingConfig.from_json(moment.progress.get("training"))
-        kept = {key: moment.progress["source"][key] for key in ("audio_dir", "cache_dir")}
+        before = moment.progress["source"]
+        kept = {**before, **{key: before[key] for key in ("audio_dir", "cache_dir")}}
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / 'training.json'}: {error}; use another checkpoint") from None
     for name in DATA_FLAGS:
@@ -246,7 +196,7 @@ def _resumed(
         kept["audio_dir"] = source["audio_dir"]
     if options.cache_dir is not None:
         # Prepared audio alone will do, should the recordings be gone.
-        kept = {"audio_dir": source["audio_dir"], "cache_dir": source["cache_dir"]}
+        kept.update(source)
     _set_threads(options.threads, moment.progress.get("threads"))
     return config, dataclasses.replace(training, **settings), kept
 
@@ -278,8 +228,6 @@ def _check_place(out_dir: Path) -> None:
 
 
 def _dry_run(trainer: Any, console: Any) -> int:
-    import time
-
     start = time.perf_counter()
     bits, _ = trainer.step()
     seconds = time.perf_counter() - start
@@ -328,11 +276,36 @@ class _Stopper:
         return self.asked
 
 
-def _train(trainer: Any, console: Any, options: argparse.Namespace) -> int:
+class _Limit:
+    """Says when the time that a run was given is up.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+    end : float or None
+        On the clock of `time.monotonic`; None for never.
+    console : Console
+    """
+
+    def __init__(self, options: argparse.Namespace, end: float | None, console: Any) -> None:
+        self.text = options.max_time
+        self.end = end
+        self.console = console
+        self.passed = False
+
+    def __call__(self) -> bool:
+        if self.end is not None and not self.passed and time.monotonic() >= self.end:
+            self.passed = True
+            self.console.line(f"--max-time {self.text} is over: saving what there is")
+        return self.passed
+
+
+def _train(trainer: Any, console: Any, options: argparse.Namespace, end: float | None) -> int:
     import shlex
 
-    with _Stopper(console) as stop:
-        finished = trainer.train(stop)
+    limit = _Limit(options, end, console)
+    with _Stopper(console) as asked:
+        finished = trainer.train(lambda: asked() or limit(), options.tensorboard)
     step = trainer.counters["step"]
     run_dir = shlex.quote(str(options.out_dir))
     best = trainer.counters["best_bits"]
@@ -345,8 +318,9 @@ def _train(trainer: Any, console: Any, options: argparse.Namespace) -> int:
     # These two are no part of the run, but its losses come out the same only with them.
     again = "" if options.device == "auto" else f" --device {shlex.quote(options.device)}"
     again += "" if options.threads is None else f" --threads {options.threads}"
+    again += " --tensorboard" if options.tensorboard else ""
     console.line(f"  wavenet-train --resume --out-dir {run_dir}{again}")
-    return INTERRUPTED
+    return 0 if limit.passed else INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,249 @@
+"""The flags of `wavenet-train`, and the file that may stand for them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+from wavenet.cli.common import Parser
+from wavenet.config import (
+    NORMALIZATIONS,
+    PRECISIONS,
+    PRESETS,
+    SCHEDULES,
+    TrainingConfig,
+    WaveNetConfig,
+    accepts,
+    refuse_unknown,
+)
+from wavenet.errors import ConfigError
+from wavenet.files import cause
+
+NETWORK_FLAGS = {
+    "sample_rate": "Hz the recordings are resampled to",
+    "quantization_channels": "mu-law classes",
+    "layers": "dilated layers in all",
+    "stacks": "stacks of dilations 1, 2, 4, ...",
+    "kernel_size": "taps of each dilated convolution",
+    "residual_channels": "width of the residual path",
+    "dilation_channels": "width of each branch of the gate",
+    "skip_channels": "width of the skip sum",
+    "head_channels": "width between the last two 1x1 convolutions",
+}
+TRAINING_FLAGS = {
+    "steps": "optimiser steps in all",
+    "batch": "segments at once",
+    "accumulate": "batches per step: as one batch so many times as large, in the memory of one",
+    "segment": "seconds per segment",
+    "lr": "peak learning rate",
+    "seed": "of the first weights and the choice of segments",
+    "warmup_steps": "steps over which the learning rate rises",
+    "final_lr_fraction": "what is left of the learning rate at the end, as a share of its peak",
+    "weight_decay": "decoupled weight decay of the matrices",
+    "clip_norm": "largest norm of the gradient",
+    "dropout": "probability with which a value that enters a dilated layer is dropped",
+    "label_smoothing": "share of a target's probability that is spread over all classes",
+    "ema_decay": "decay of the averaged weights, the ones saved for use",
+    "validate_every": "steps between validations (0: none)",
+    "patience": "validations without a new best after which the run ends (0: never)",
+    "validation_seconds": "seconds of audio scored at each validation",
+    "checkpoint_every": "steps between checkpoints (0: only at the end)",
+    "sample_every": "steps between generated samples (0: none)",
+    "sample_seconds": "length of a generated sample",
+    "keep": "checkpoints kept besides the best",
+    "validation_fraction": "share of the files held out for validation",
+}
+
+DEFAULTS: dict[str, Any] = {
+    "audio_dir": None,
+    "out_dir": Path("checkpoints"),
+    "cache_dir": None,
+    "init_from": None,
+    "device": "auto",
+    "threads": None,
+    "max_time": None,
+    "tensorboard": False,
+}
+"""What holds where neither the command line nor a file says otherwise."""
+
+ABSENT = argparse.SUPPRESS
+PATHS = ("audio_dir", "out_dir", "cache_dir", "init_from")
+
+
+def build_parser() -> Parser:
+    """Return the parser of `wavenet-train`; what is not given leaves no trace in the parsed options."""
+    parser = Parser(
+        prog="wavenet-train",
+        description="Train a network on a folder of recordings. "
+        "Ctrl-C saves, and the run goes on later with --resume.",
+    )
+    _add_data(parser)
+    _add_run(parser)
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--preset", choices=tuple(PRESETS), default=ABSENT, help="size of the network (default: small)"
+    )
+    _add_fields(network, WaveNetConfig, NETWORK_FLAGS)
+    training = parser.add_argument_group("training")
+    _add_fields(training, TrainingConfig, TRAINING_FLAGS)
+    training.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default=ABSENT,
+        help="how the learning rate falls after its rise (default: cosine)",
+    )
+    training.add_argument(
+        "--precision", choices=PRECISIONS, default=ABSENT, help="of the matrix products (default: auto)"
+    )
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data", argument_default=ABSENT)
+    group.add_argument(
+        "--audio-dir", type=Path, metavar="DIR", help="folder of recordings, searched in depth"
+    )
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="prepared audio; without --audio-dir it is all that is needed (default: ~/.cache/wavenet)",
+    )
+    group.add_argument(
+        "--normalization",
+        choices=NORMALIZATIONS,
+        help="level every recording to the same peak or loudness (default: none)",
+    )
+    silence = group.add_mutually_exclusive_group()
+    silence.add_argument(
+        "--silence-db",
+        type=float,
+        metavar="DB",
+        default=ABSENT,
+        help="remove what is this far below a file's loudest part (default: 40)",
+    )
+    silence.add_argument(
+        "--keep-silence",
+        dest="silence_db",
+        action="store_const",
+        const=None,
+        default=ABSENT,
+        help="remove none",
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run", argument_default=ABSENT)
+    group.add_argument("--out-dir", type=Path, metavar="DIR", help="the run (default: checkpoints)")
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="JSON with settings by the names of their flags; flags win",
+    )
+    group.add_argument(
+        "--resume", action="store_true", default=False, help="go on from the run's latest checkpoint"
+    )
+    group.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="DIR",
+        help="start from a trained network (a run or a checkpoint), in its architecture and audio format",
+    )
+    group.add_argument(
+        "--max-time", metavar="TIME", help="save and stop after so long: 90s, 30m, 2h, 1h30m (default: never)"
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=False,
+        help="report on the data, take one step, write no run",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=ABSENT,
+        help="write for TensorBoard too, into the run (default: not)",
+    )
+    group.add_argument(
+        "--plot",
+        type=Path,
+        metavar="RUN",
+        help="draw the curves of a run into its curves.png, and do nothing else",
+    )
+    group.add_argument("--plot-to", type=Path, metavar="FILE", help="draw them there (png, pdf or svg)")
+    group.add_argument("--device", help="auto, cpu or cuda (default: auto)")
+    group.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
+
+
+def _add_fields(group: Any, config: type, flags: dict[str, str]) -> None:
+    """Add a flag for each named field; a flag not given leaves no trace in the parsed options."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for name, text in flags.items():
+        value = fields[name].default
+        shown = "the preset's" if name in PRESETS["small"] else value
+        group.add_argument(
+            "--" + name.replace("_", "-"),
+            type=type(value),
+            default=ABSENT,
+            metavar="N" if isinstance(value, int) else "X",
+            help=f"{text} (default: {shown})",
+        )
+
+
+def complete(options: argparse.Namespace) -> argparse.Namespace:
+    """Return parsed options with what `--config` names, and the defaults, where they say nothing.
+
+    Raises `ConfigError` if the file cannot be read or holds an unknown key or a value of the wrong type.
+    """
+    given = vars(options)
+    path = given.get("config")
+    values = {} if path is None else read_settings(path)
+    if "preset" in given:
+        # A size asked for on the command line is not to be mixed with the file's.
+        values = {key: value for key, value in values.items() if key not in PRESETS["small"]}
+    if options.resume:
+        values.pop("init_from", None)
+    return argparse.Namespace(**{**DEFAULTS, **values, **given})
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON file, by the names that the parsed options give them."""
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {cause(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--config {path}: is not JSON ({error})") from None
+    where = f"--config {path}"
+    if not isinstance(values, dict):
+        raise ConfigError(f'{where}: must hold a JSON object, such as {{"batch": 8}}')
+    kinds: dict[str, Any] = {name: str | None for name in DEFAULTS}
+    kinds.update(typing.get_type_hints(WaveNetConfig), **typing.get_type_hints(TrainingConfig))
+    kinds.update(preset=str, out_dir=str, device=str, threads=int | None, tensorboard=bool)
+    del kinds["LATER"]
+    refuse_unknown(values, list(kinds), where)
+    for name, value in values.items():
+        if not accepts(kinds[name], value):
+            raise ConfigError(f"{where}: {name} = {json.dumps(value)} is of the wrong type")
+        if name in PATHS and value is not None:
+            values[name] = Path(value)
+    return values
+
+
+def seconds(text: str) -> float:
+    """Return the length of time in `--max-time`; `ConfigError` if it is none."""
+    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
+    try:
+        hours, minutes, rest = (float(part or 0) for part in (parts.groups() if parts else ()))
+    except ValueError:
+        hours = minutes = rest = 0.0
+    found = 3600 * hours + 60 * minutes + rest
+    if found <= 0:
+        raise ConfigError(f"--max-time {text}: must be a length of time like 90s, 30m, 2h or 1h30m")
+    return found
