@@ -2,12 +2,13 @@
 
 The environment variable WAVENET_BUILD decides what is compiled:
 
-    auto  (default) what this machine can compile; without a compiler, pure Python and a warning
+    auto  (default) what this machine can compile and use: the CUDA engine too if nvcc is there and torch is
+          built with CUDA; without a compiler, pure Python and a warning
     none  nothing
     cpu   the CPU engine, or the installation fails
-    cuda  the CUDA engine too, or the installation fails
+    cuda  the CUDA engine too, whatever torch is built with, or the installation fails
 
-CXX names the compiler (GCC or Clang), CXXFLAGS adds flags to every file.
+CXX names the compiler (GCC or Clang), CXXFLAGS adds flags to every file; NVCC names CUDA's compiler.
 
 pip hides what a successful build prints: `pip install -v` shows the warning. Whatever pip showed, the reason
 is installed with the package, and the commands repeat it when they miss the engine.
@@ -73,6 +74,13 @@ X86_SOURCES: dict[str, list[str]] = {
 }
 
 
+# Of torch and the driver the CUDA engine needs nothing to be loaded: the runtime is linked in.
+CUDA_SOURCES: dict[str, list[str]] = {"csrc/binding_cuda.cpp": []}
+CUDA_KERNELS = "csrc/cuda/run.cu"
+# Machine code for these; later devices compile the last one's PTX.
+CUDA_ARCHITECTURES = ("75", "80", "86", "90")
+
+
 class Unmet(Exception):
     """Something that compiling needs and that is not there."""
 
@@ -82,10 +90,6 @@ def requested() -> str:
     value = os.environ.get("WAVENET_BUILD", "") or "auto"
     if value not in CHOICES:
         raise SystemExit(f"error: WAVENET_BUILD = {value!r}: choose from {', '.join(CHOICES)}")
-    if value == "cuda":
-        raise SystemExit(
-            "error: WAVENET_BUILD = 'cuda': no CUDA kernels are in this version yet; use cpu or auto"
-        )
     return value
 
 
@@ -115,6 +119,29 @@ def find_torch() -> Path:
     return directory
 
 
+def find_nvcc() -> str:
+    """Return the path of a CUDA compiler that starts."""
+    named = os.environ.get("NVCC", "")
+    if named and shutil.which(named) is None:
+        raise Unmet(f"no CUDA compiler: NVCC = {named!r} was not found")
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    candidates = [named] if named else ["nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
+    for candidate in candidates:
+        path = shutil.which(candidate)
+        if path and subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0:
+            return path
+    raise Unmet("no CUDA compiler was found (looked for nvcc; NVCC names another)")
+
+
+def cuda_wanted(build: str) -> str:
+    """Return the path of the CUDA compiler to use; `Unmet` with the reason if there is to be no CUDA."""
+    if build == "cpu":
+        raise Unmet("it was left out (WAVENET_BUILD=cpu)")
+    if build == "auto" and not re.search(r"^cuda\b.*= '", (find_torch() / "version.py").read_text(), re.M):
+        raise Unmet("the torch it was built for has no CUDA (WAVENET_BUILD=cuda builds it all the same)")
+    return find_nvcc()
+
+
 def find_tools() -> tuple[list[str], Path]:
     """Return the compiler's command and torch's directory."""
     if sys.platform == "win32":
@@ -122,10 +149,11 @@ def find_tools() -> tuple[list[str], Path]:
     return find_compiler(), find_torch()
 
 
-def write_build_info(package: Path, reason: str | None) -> None:
+def write_build_info(package: Path, reason: str | None, **more: str | None) -> None:
     """Record beside the package whether the extension was built, for `wavenet.backends.report`."""
     package.mkdir(parents=True, exist_ok=True)
-    (package / BUILD_INFO).write_text(json.dumps({"extension": reason is None, "reason": reason}) + "\n")
+    info = {"extension": reason is None, "reason": reason, **more}
+    (package / BUILD_INFO).write_text(json.dumps(info) + "\n")
 
 
 def warn(reason: str) -> None:
@@ -148,8 +176,27 @@ def run(command: list[str]) -> None:
         raise CompileError(f"{command[0]} failed: {lines[0].strip()}")
 
 
+def host_compiler(compiler: list[str]) -> list[str]:
+    """Return the flags that make nvcc use a C++ compiler, if that is a single word."""
+    return ["-ccbin", compiler[0]] if len(compiler) == 1 else []
+
+
+def cuda_flags() -> list[str]:
+    """Return how the kernels are compiled: no multiply-add is fused but those written so."""
+    flags = ["-std=c++17", "-O3", "-fmad=false", "-DNDEBUG", f"-I{ROOT / 'csrc'}"]
+    flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "0"]
+    for number in CUDA_ARCHITECTURES:
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+    newest = CUDA_ARCHITECTURES[-1]
+    flags += ["-gencode", f"arch=compute_{newest},code=compute_{newest}"]
+    names = " ".join(f"{number[:-1]}.{number[-1]}" for number in CUDA_ARCHITECTURES)
+    return [*flags, f'-DWAVENET_CUDA_ARCHITECTURES="{names}"']
+
+
 class BuildExtension(build_ext):
     """Compiles each source with its own flags: one kernel source, several instruction sets."""
+
+    choice = "auto"
 
     def run(self) -> None:
         # The base class clears `inplace` while it builds, and copies the result to the sources afterwards.
@@ -160,7 +207,7 @@ class BuildExtension(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         package = ROOT / "wavenet" if self.to_sources else target.parent
         try:
-            self.compile(target)
+            without_cuda = self.compile(target)
         except (Unmet, CompileError, OSError) as error:
             if not ext.optional:
                 raise CompileError(str(error)) from None
@@ -169,10 +216,10 @@ class BuildExtension(build_ext):
             write_build_info(package, str(error))
             warn(str(error))
             return
-        write_build_info(package, None)
+        write_build_info(package, None, cuda=without_cuda)
 
-    def compile(self, target: Path) -> None:
-        """Compile and link the extension."""
+    def compile(self, target: Path) -> str | None:
+        """Compile and link the extension; return None, or why it has no CUDA."""
         compiler, torch = find_tools()
         objects = Path(self.build_temp)
         objects.mkdir(parents=True, exist_ok=True)
@@ -181,6 +228,9 @@ class BuildExtension(build_ext):
         includes += ["-isystem", sysconfig.get_path("include")]
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
         sources = {**SOURCES, **(X86_SOURCES if platform.machine() in ("x86_64", "AMD64") else {})}
+        nvcc, kernels, without_cuda = self.compile_kernels(compiler, objects)
+        if nvcc:
+            sources |= CUDA_SOURCES
 
         def compile_one(source: str) -> str:
             built = str(objects / (Path(source).stem + ".o"))
@@ -190,13 +240,36 @@ class BuildExtension(build_ext):
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             built = list(pool.map(compile_one, sources))
-        link = ["-shared", "-pthread", f"-L{torch / 'lib'}", "-ltorch_cpu"]
+        link = ["-shared", f"-L{torch / 'lib'}", "-ltorch_cpu"]
+        if nvcc:
+            # A runtime whose symbols are seen from outside could be taken for torch's, or torch's for it.
+            linker = [nvcc, *host_compiler(compiler), "-cudart", "static", "-Xlinker", "--exclude-libs=ALL"]
+            link += ["-Xcompiler", "-pthread", "-ldl"]
+        else:
+            linker, link = compiler, [*link, "-pthread"]
         if sys.platform == "darwin":
             link = ["-bundle", "-undefined", "dynamic_lookup", *link[1:]]
         # Linked beside and renamed: a process that has the old library mapped keeps a whole one.
         beside = target.with_suffix(".new")
-        run([*compiler, *built, *link, "-o", str(beside)])
+        run([*linker, *built, *kernels, *link, "-o", str(beside)])
         beside.replace(target)
+        return without_cuda
+
+    def compile_kernels(self, compiler: list[str], objects: Path) -> tuple[str | None, list[str], str | None]:
+        """Return the CUDA compiler and the objects it made, or None, none and why."""
+        built = str(objects / "cuda_run.o")
+        try:
+            nvcc = cuda_wanted(self.choice)
+            run([nvcc, *host_compiler(compiler), *cuda_flags(), "-c", str(ROOT / CUDA_KERNELS), "-o", built])
+        except (Unmet, CompileError, OSError) as error:
+            if self.choice == "cuda":
+                raise
+            if not isinstance(error, Unmet):
+                print(
+                    f"WARNING: wavenet is built without its CUDA engine: {error}", file=sys.stderr, flush=True
+                )
+            return None, [], str(error)
+        return nvcc, [built], None
 
 
 class BuildPython(build_py):
@@ -221,11 +294,14 @@ def main() -> None:
     if build != "none":
         try:
             find_tools()
+            if build == "cuda":
+                find_nvcc()
         except Unmet as error:
             if build != "auto":
                 raise SystemExit(f"error: WAVENET_BUILD = {build!r}: {error}") from None
             reason = str(error)
     BuildPython.reason, BuildPython.chosen = reason, build == "none"
+    BuildExtension.choice = build
     extension = Extension("wavenet._C", list(SOURCES), py_limited_api=STABLE, optional=build == "auto")
     setup(
         license="MIT",

@@ -18,7 +18,7 @@ def line_of(name: str) -> str:
 
 def test_every_backend_is_described_in_its_order():
     assert [line.split()[0] for line in backends.describe()] == list(backends.NAMES)
-    assert backends.NAMES == ("cpu", "numba", "reference")
+    assert backends.NAMES == ("cpu", "numba", "reference", "cuda")
     for name in ("numba", "reference"):
         assert "fp32" in line_of(name) and "int8" not in line_of(name)
 

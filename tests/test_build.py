@@ -50,7 +50,9 @@ def build(
     tree: Path, kind: str = "build_wheel", before: str = "", **environment: str
 ) -> subprocess.CompletedProcess:
     clean = {
-        name: value for name, value in os.environ.items() if name not in ("WAVENET_BUILD", "CXX", "CXXFLAGS")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("WAVENET_BUILD", "CXX", "CXXFLAGS", "NVCC", "CUDA_HOME")
     }
     return subprocess.run(
         [sys.executable, "-c", before + BUILD, kind],
@@ -93,7 +95,7 @@ def test_none_gives_a_pure_wheel(tree):
     ("value", "message"),
     [
         ("fast", "WAVENET_BUILD = 'fast': choose from auto, none, cpu, cuda"),
-        ("cuda", "no CUDA kernels are in this version yet"),
+        ("cuda", "CXX = '/nonexistent/c++' was not found"),
         ("cpu", "CXX = '/nonexistent/c++' was not found"),
     ],
 )
@@ -142,7 +144,7 @@ def test_the_wheel_serves_any_python_and_any_processor(tree):
     assert "-cp310-abi3-" in name
     assert "wavenet/_C.abi3.so" in files
     assert not [file for file in files if file.startswith(("csrc", "tests"))]
-    assert info == {"extension": True, "reason": None}
+    assert info == {"extension": True, "reason": None, "cuda": "it was left out (WAVENET_BUILD=cpu)"}
     commands = (tree / "log").read_text().splitlines()
     assert not [command for command in commands if "-march=" in command or "-ffast-math" in command]
     (binding,) = (command for command in commands if "binding.cpp" in command)
@@ -150,6 +152,67 @@ def test_the_wheel_serves_any_python_and_any_processor(tree):
     if platform.machine() == "x86_64":
         special = {command for command in commands if " -mavx" in command}
         assert len(special) == 3 and all("/kernel_avx" in command for command in special)
+
+
+def torch_with_cuda(tree: Path) -> str:
+    """Return a search path on which stands what the build reads of a torch with CUDA."""
+    package = tree / "site" / "torch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "version.py").write_text("__version__ = '2.11.0'\ncuda: Optional[str] = '12.8'\n")
+    return str(package.parent)
+
+
+@pytest.mark.parametrize("value", ["cuda", "auto"])
+def test_the_kernels_are_compiled_and_linked_with_their_runtime(tree, value):
+    compiler = stand_in(tree, f'echo "$0 $@" >> {tree}/log; [ -z "$out" ] || echo built > "$out"')
+    path = torch_with_cuda(tree) if value == "auto" else ""
+    result = build(tree, WAVENET_BUILD=value, CXX=compiler, NVCC=compiler, PYTHONPATH=path)
+    assert result.returncode == 0, result.stderr
+    assert wheel(tree)[2] == {"extension": True, "reason": None, "cuda": None}
+    commands = (tree / "log").read_text().splitlines()
+    (kernels,) = (command for command in commands if "run.cu" in command and " -c " in command)
+    for number in (75, 80, 86, 90):
+        assert f"arch=compute_{number},code=sm_{number}" in kernels
+    assert "code=compute_90 " in kernels and "-fmad=false" in kernels
+    link = commands[-1]
+    assert "cuda_run.o" in link and "binding_cuda.o" in link
+    assert "-cudart static" in link and "--exclude-libs=ALL" in link
+
+
+def test_auto_leaves_cuda_out_where_torch_has_none(tree):
+    package = Path(torch_with_cuda(tree)) / "torch" / "version.py"
+    package.write_text("__version__ = '2.11.0+cpu'\ncuda: Optional[str] = None\n")
+    nvcc = stand_in(tree, 'echo "nobody asks for this" >&2; exit 1')
+    compiler = shutil.copy(nvcc, tree / "stand-in-g++")
+    Path(compiler).write_text(Path(nvcc).read_text().replace("exit 1", 'echo built > "$out"'))
+    result = build(tree, CXX=str(compiler), NVCC=nvcc, PYTHONPATH=str(package.parents[1]))
+    assert result.returncode == 0, result.stderr
+    info = wheel(tree)[2]
+    assert info["extension"] is True and info["cuda"].startswith("the torch it was built for has no CUDA")
+
+
+@pytest.mark.parametrize("value", ["cuda", "auto"])
+def test_kernels_that_do_not_compile(tree, value):
+    """Under auto the rest is built, and says what it lacks."""
+    script = 'case "$*" in *run.cu*) echo "error: no such architecture" >&2; exit 1;; esac'
+    compiler = stand_in(tree, f'{script}; [ -z "$out" ] || echo built > "$out"')
+    path = torch_with_cuda(tree) if value == "auto" else ""
+    result = build(tree, WAVENET_BUILD=value, CXX=compiler, NVCC=compiler, PYTHONPATH=path)
+    if value == "cuda":
+        assert result.returncode != 0 and "no such architecture" in result.stderr
+        return
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout + result.stderr).count("WARNING: wavenet is built without its CUDA engine") == 1
+    info = wheel(tree)[2]
+    assert info["extension"] is True and "no such architecture" in info["cuda"]
+
+
+def test_cuda_without_its_compiler_fails(tree):
+    compiler = stand_in(tree, 'echo built > "$out"')
+    result = build(tree, WAVENET_BUILD="cuda", CXX=compiler, NVCC="/nonexistent/nvcc")
+    assert result.returncode != 0
+    assert "no CUDA compiler: NVCC = '/nonexistent/nvcc' was not found" in result.stderr
 
 
 def test_only_a_python_with_a_stable_abi_is_asked_for_it(tree):

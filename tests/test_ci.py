@@ -42,8 +42,9 @@ def git(tree: Path, *arguments: str) -> str:
 def tree(tmp_path):
     """A small repository with the real scripts."""
     tree = tmp_path / "tree"
-    (tree / "csrc" / "cpu").mkdir(parents=True)
-    (tree / "csrc" / "cpu" / "check.sh").write_text("echo sanitized\n")
+    for engine, told in (("cpu", "sanitized"), ("cuda", "compiled")):
+        (tree / "csrc" / engine).mkdir(parents=True)
+        (tree / "csrc" / engine / "check.sh").write_text(f"echo {told}\n")
     shutil.copytree(ROOT / ".ci", tree / ".ci", ignore=shutil.ignore_patterns("__pycache__"))
     (tree / "README.md").write_text(README)
     git(tree, "init", "--quiet")
@@ -59,6 +60,7 @@ def run(tree: Path, failing: str = "") -> subprocess.CompletedProcess:
         each.mkdir(exist_ok=True)
     scripts = {name: f'echo "{name} $*"; exit {int(name == failing)}' for name in CHECKS}
     scripts["python3"] = 'mkdir -p "$3/bin"; touch "$3/bin/activate"'
+    scripts["nvcc"] = "exit 0"
     scripts["python"] = f'exec "{sys.executable}" "$@"'
     for name, script in scripts.items():
         (tools / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -84,10 +86,12 @@ def test_every_step_in_a_clone(tree):
     lines = result.stdout.splitlines()
     assert any(line.startswith(f"the first in {tree.parent / 'temporary'}") for line in lines)
     assert "+ echo the second" in lines and "the second" in lines and "never" not in lines
-    found = [line for line in lines if line.split(" ")[0] in (*CHECKS, "sanitized")]
-    assert [line.split(" ")[0] for line in found] == (
-        ["ruff", "ruff", "pyright", "pip", "sanitized", "pip", "pip", "pytest"]
-    )
+    found = [line for line in lines if line.split(" ")[0] in (*CHECKS, "sanitized", "compiled")]
+    assert [line.split(" ")[0] for line in found] == [
+        "ruff", "ruff", "pyright", "pip", "sanitized", "pip",
+        "compiled", "pip", "pytest",  # with a CUDA compiler
+        "pip", "pytest",
+    ]  # fmt: skip
     assert lines[-1] == found[-1]
     assert git(tree, "status", "--porcelain", "--ignored") == ""
 

@@ -1,4 +1,4 @@
-"""The compiled engines on a network of full size (30 layers, 64 and 256 channels), over thousands of steps."""
+"""The compiled engines on a network of full size (30 layers, 64 and 256 channels), over many steps."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def test_20000_samples_are_those_of_the_reference(engine):
         if not len(different):
             return
         same = int(different[0])
-        assert straddles(engine, before, wanted[done : done + same], wanted[done + same], draws[0, done + same])
+        common, sample = wanted[done : done + same], wanted[done + same]
+        assert straddles(engine, before, common, sample, float(draws[0, done + same]))
         warnings.warn(f"sample {done + same} was drawn between two distributions", stacklevel=1)
         state = before
         engine.advance(state, wanted[None, done : done + same + 1])
@@ -90,8 +91,8 @@ def test_20000_samples_are_those_of_the_reference(engine):
 
 
 def straddles(
-    engine: Generator, state: GeneratorState, common: torch.Tensor, sample: torch.Tensor, uniform: torch.Tensor
+    engine: Generator, state: GeneratorState, common: torch.Tensor, sample: torch.Tensor, uniform: float
 ) -> bool:
     """Whether the engine's distribution after the common samples all but gives this sample."""
     logits = engine.advance(state.clone(), torch.cat([common, sample[None]])[None])[0, :, -1]
-    return gap(softmax(logits.double().numpy()), int(sample), float(uniform)) <= STRADDLE
+    return gap(softmax(logits.double().numpy()), int(sample), uniform) <= STRADDLE

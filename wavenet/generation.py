@@ -33,6 +33,9 @@ SILENCE_DB = -45.0
 MIN_CHUNK = 64
 """Samples per stream below which the looks would cost more than the samples."""
 
+DEVICE_CHUNK = 256
+"""The same on a GPU, where every look is a launch."""
+
 
 def _sounds(loud: list[bool]) -> bool:
     return loud[0] and 2 * sum(loud) >= len(loud)
@@ -68,8 +71,9 @@ class Generator:
     threads : int, optional
         Threads over which streams are spread.
     precision : str
-        Of the weights in the sample loop: "fp32" (exact), "bf16" or "int8" (faster, a little less accurate).
-        Priming is exact always, and a state may go on in another precision.
+        Of the weights in the sample loop: "fp32" (exact), or what the backend has besides, faster and a
+        little less accurate: "bf16" and "int8" on the CPU, "fp16" on a GPU. Priming is exact always, and a
+        state may go on in another precision.
 
     Raises
     ------
@@ -161,7 +165,7 @@ class Generator:
             raise ConfigError(f"seed = {seed}: must be from 0 to 2^63 - 1")
         samples = self._classes(samples).cpu()
         batch, length = samples.shape
-        gate_bias = self._fit(gate_bias, batch)
+        gate_bias = self._fit(gate_bias, batch, torch.device("cpu"))
         context = self.config.receptive_field
         silence = torch.full((batch, max(0, context - length)), self.config.silence)
         recent = torch.cat([silence, samples[:, max(0, length - context) :]], dim=1)
@@ -203,7 +207,9 @@ class Generator:
         samples = self._classes(samples).to(state.queues.device)
         if len(samples) != state.batch:
             raise ConfigError(f"samples of batch {len(samples)} given to a state of {state.batch} stream(s)")
-        return self.backend.advance(state, samples, self._fit(gate_bias, state.batch)).transpose(1, 2)
+        return self.backend.advance(
+            state, samples, self._fit(gate_bias, state.batch, self.backend.device)
+        ).transpose(1, 2)
 
     def generate(
         self,
@@ -288,14 +294,17 @@ class Generator:
         The other parameters are those of `generate`.
         """
         if chunk is None:
-            chunk = max(MIN_CHUNK, CHUNK // state.batch)
+            least = MIN_CHUNK if self.backend.device.type == "cpu" else DEVICE_CHUNK
+            chunk = max(least, CHUNK // state.batch)
         if chunk < 1 or (steps is not None and steps < 0):
             raise ConfigError(
                 f"chunk = {chunk}, steps = {steps}: a chunk has at least 1 sample, steps at least 0"
             )
         self._check_state(state)
         sampling = Sampling(temperature, top_k, top_p)
-        return self._stream(state, steps, chunk, sampling, self._fit(gate_bias, state.batch))
+        return self._stream(
+            state, steps, chunk, sampling, self._fit(gate_bias, state.batch, self.backend.device)
+        )
 
     def _stream(
         self,
@@ -327,8 +336,8 @@ class Generator:
             )
         return samples
 
-    def _fit(self, gate_bias: GateBias | None, batch: int) -> GateBias | None:
-        """Return the bias with one row per stream, having checked its shape."""
+    def _fit(self, gate_bias: GateBias | None, batch: int, device: torch.device) -> GateBias | None:
+        """Return the bias with one row per stream on a device, having checked its shape."""
         if gate_bias is None:
             return None
         rows, frames, *shape = gate_bias.values.shape
@@ -338,7 +347,8 @@ class Generator:
                 f"gate bias is {tuple(gate_bias.values.shape)}: expected (1 or {batch}, frames, "
                 f"{expected[0]}, {expected[1]})"
             )
-        return dataclasses.replace(gate_bias, values=gate_bias.values.expand(batch, frames, *shape))
+        values = gate_bias.values.to(device).expand(batch, frames, *shape)
+        return dataclasses.replace(gate_bias, values=values)
 
     def _check_state(self, state: GeneratorState) -> None:
         state.check()

@@ -83,17 +83,15 @@ def pack_tensors(
 ) -> PackedWeights:
     """Pack weights by their names and shapes in a `WaveNet`'s state dict."""
     values = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in tensors.items()}
-    layout = _Layout(precision)
-    layout.vectors(values["embedding.weight"])
-    skips = values["skip.weight"].split(config.dilation_channels, dim=1)
-    for index in range(config.layers):
-        _pack_layer(layout, values, f"layers.{index}", skips[index], last=index == config.layers - 1)
-    layout.vectors(values["skip.bias"])
-    for head in ("head1", "head2"):
-        layout.matrix(values[f"{head}.weight"])
-        layout.vectors(values[f"{head}.bias"])
-    geometry = [
-        LAYOUTS[precision],
+    layout = Layout(precision, _PADS[precision])
+    fill(layout, config, values)
+    return PackedWeights(layout.data(), geometry(config, LAYOUTS[precision]))
+
+
+def geometry(config: WaveNetConfig, layout: int) -> list[int]:
+    """Return the geometry of a network whose block has a layout."""
+    return [
+        layout,
         config.quantization_channels,
         config.residual_channels,
         config.dilation_channels,
@@ -103,13 +101,25 @@ def pack_tensors(
         config.layers,
         *config.dilations,
     ]
-    return PackedWeights(layout.data(), geometry)
+
+
+def fill(layout: Layout, config: WaveNetConfig, values: Mapping[str, torch.Tensor]) -> None:
+    """Add float32 weights on the CPU, by their names in a `WaveNet`'s state dict, to an empty block."""
+    layout.vectors(values["embedding.weight"])
+    skips = values["skip.weight"].split(config.dilation_channels, dim=1)
+    for index in range(config.layers):
+        _pack_layer(layout, values, f"layers.{index}", skips[index], last=index == config.layers - 1)
+    layout.vectors(values["skip.bias"])
+    for head in ("head1", "head2"):
+        layout.matrix(values[f"{head}.weight"])
+        layout.vectors(values[f"{head}.bias"])
 
 
 def _pack_layer(
-    layout: _Layout, values: Mapping[str, torch.Tensor], name: str, skip: torch.Tensor, last: bool
+    layout: Layout, values: Mapping[str, torch.Tensor], name: str, skip: torch.Tensor, last: bool
 ) -> None:
-    layout.matrix(*values[f"{name}.dilated.weight"].chunk(2))
+    newest = values["embedding.weight"].shape[1]
+    layout.dilated(newest, *values[f"{name}.dilated.weight"].chunk(2))
     layout.vectors(*values[f"{name}.dilated.bias"].chunk(2))
     if last:
         layout.matrix(skip)
@@ -118,12 +128,12 @@ def _pack_layer(
         layout.matrix(values[f"{name}.residual.weight"], skip)
 
 
-class _Layout:
+class Layout:
     """A block of weights as it grows."""
 
-    def __init__(self, precision: str):
+    def __init__(self, precision: str, padding: int):
         self.precision = precision
-        self.pad = _PADS[precision]
+        self.pad = padding
         self.parts: list[torch.Tensor] = []
 
     def data(self) -> torch.Tensor:
@@ -137,9 +147,17 @@ class _Layout:
         """Add float32 vectors, padding the last dimension of each."""
         self.parts += [pad(vector, (0, -vector.shape[-1] % self.pad)) for vector in vectors]
 
+    def dilated(self, newest: int, *matrices: torch.Tensor) -> None:
+        """Add a dilated convolution's matrices; the number of inputs of its newest tap is not needed here."""
+        self.matrix(*matrices)
+
     def matrix(self, *matrices: torch.Tensor) -> None:
         """Add matrices (outputs, inputs) as one, padding the outputs of each."""
         matrix = torch.cat([pad(each, (0, 0, 0, -each.shape[0] % self.pad)) for each in matrices])
+        self.store(matrix)
+
+    def store(self, matrix: torch.Tensor) -> None:
+        """Add a matrix whose outputs are padded."""
         store = {"fp32": self._fp32, "bf16": self._bf16, "int8": self._int8}[self.precision]
         store(matrix)
 

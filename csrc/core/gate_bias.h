@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define WAVENET_HOST_DEVICE __host__ __device__
+#else
+#define WAVENET_HOST_DEVICE
+#endif
+
 namespace wavenet {
 
 struct GateBias {
@@ -23,7 +29,8 @@ struct GateFrame {
 
 // Internal linkage: this header is compiled for several instruction sets, and the linker must not pick one
 // copy for all of them.
-static inline GateFrame gate_frame(const GateBias& bias, int64_t row, int64_t position, int64_t frame_size) {
+WAVENET_HOST_DEVICE static inline GateFrame gate_frame(const GateBias& bias, int64_t row, int64_t position,
+                                                       int64_t frame_size) {
   const int64_t offset = position - bias.start;
   int64_t frame = offset / bias.hop;
   if (frame * bias.hop > offset) --frame;

@@ -26,12 +26,23 @@ int64_t checked(const char* name, int64_t value, int64_t low, int64_t high) {
 // Hands out consecutive parts of the weights.
 class Cursor {
  public:
-  Cursor(const void* weights, Precision precision)
-      : weights_(static_cast<const unsigned char*>(weights)), precision_(precision) {}
+  Cursor(const void* weights, const Geometry& geometry)
+      : weights_(static_cast<const unsigned char*>(weights)),
+        precision_(geometry.precision),
+        tiles_(geometry.tiles != Tiles::kNone) {}
 
   const float* floats(int64_t count) { return static_cast<const float*>(take(count * 4)); }
 
-  Matrix matrix(int64_t outputs, int64_t inputs) {
+  // In tiles, both parts of the inputs are padded.
+  Matrix matrix(int64_t outputs, int64_t inputs, int64_t more_inputs = 0) {
+    if (tiles_) {
+      const auto whole = [](int64_t count) { return (count + kTile - 1) / kTile * kTile; };
+      inputs = whole(inputs) + whole(more_inputs);
+      Matrix part{nullptr, nullptr, nullptr, outputs, inputs};
+      part.words = static_cast<const int32_t*>(take(outputs * inputs * 2));
+      return part;
+    }
+    inputs += more_inputs;
     Matrix part{nullptr, nullptr, nullptr, outputs, inputs};
     int64_t bytes = outputs * inputs * 4;
     if (precision_ == Precision::kBf16) bytes = outputs * inputs * 2;
@@ -56,11 +67,12 @@ class Cursor {
 
   const unsigned char* weights_;
   Precision precision_;
+  bool tiles_;
   int64_t offset_ = 0;
 };
 
 int64_t lay_out(const Geometry& geometry, const void* weights, Network& network, std::vector<Layer>& layers) {
-  Cursor cursor(weights, geometry.precision);
+  Cursor cursor(weights, geometry);
   network.embedding = cursor.floats(network.classes * network.residual_padded);
   int64_t row = 0;
   for (size_t index = 0; index < layers.size(); ++index) {
@@ -70,7 +82,8 @@ int64_t lay_out(const Geometry& geometry, const void* weights, Network& network,
     layer.depth = (network.taps - 1) * layer.dilation;
     layer.ring_row = row;
     row += layer.depth;
-    layer.dilated = cursor.matrix(2 * network.dilated_padded, network.taps * network.residual);
+    layer.dilated =
+        cursor.matrix(2 * network.dilated_padded, (network.taps - 1) * network.residual, network.residual);
     layer.dilated_bias = cursor.floats(2 * network.dilated_padded);
     layer.residual_bias = last ? nullptr : cursor.floats(network.residual_padded);
     layer.output = cursor.matrix(network.skip_padded + (last ? 0 : network.residual_padded), network.dilated);
@@ -91,12 +104,16 @@ Geometry parse_geometry(const int64_t* entries, size_t count) {
     throw std::runtime_error("geometry has " + std::to_string(count) + " entries: must have at least " +
                              std::to_string(kHeaderEntries));
   }
-  if (entries[0] < 1 || entries[0] > 3) {
-    throw std::runtime_error("geometry: weight layout " + std::to_string(entries[0]) +
-                             " is unknown, this build reads 1 (fp32), 2 (bf16) and 3 (int8)");
+  if (entries[0] < 1 || entries[0] > 5) {
+    throw std::runtime_error(
+        "geometry: weight layout " + std::to_string(entries[0]) +
+        " is unknown, this build reads 1 (fp32), 2 (bf16), 3 (int8), 4 (fp16 tiles) and 5 "
+        "(bf16 tiles)");
   }
   Geometry geometry;
-  geometry.precision = static_cast<Precision>(entries[0]);
+  const bool tiled = entries[0] > 3;
+  geometry.precision = tiled ? Precision::kFp32 : static_cast<Precision>(entries[0]);
+  geometry.tiles = tiled ? static_cast<Tiles>(entries[0]) : Tiles::kNone;
   geometry.classes = checked("quantization_channels", entries[1], 2, kMostChannels);
   geometry.residual = checked("residual_channels", entries[2], 1, kMostChannels);
   geometry.dilated = checked("dilation_channels", entries[3], 1, kMostChannels);
@@ -123,6 +140,7 @@ Network bind_weights(const Geometry& geometry, const void* weights, int64_t coun
   const auto padded = [pad](int64_t channels) { return (channels + pad - 1) / pad * pad; };
   Network network{};
   network.precision = geometry.precision;
+  network.tiles = geometry.tiles;
   network.classes = geometry.classes;
   network.residual = geometry.residual;
   network.dilated = geometry.dilated;

@@ -20,6 +20,11 @@ constexpr int64_t kPacked = 4;
 // the first entry of a geometry.
 enum class Precision : int64_t { kFp32 = 1, kBf16 = 2, kInt8 = 3 };
 
+// Or, for tensor cores, in tiles of 16 outputs and 16 inputs (wavenet/packing_cuda.py), layouts 4 and 5. Only
+// the CUDA engine reads these.
+enum class Tiles : int64_t { kNone = 0, kFp16 = 4, kBf16 = 5 };
+constexpr int64_t kTile = 16;
+
 // Rows of 32-bit words, block after block: a row holds the weights of one input (four in int8), a word those
 // of one output (two in bf16).
 struct Matrix {
@@ -40,7 +45,8 @@ struct Layer {
 };
 
 struct Network {
-  Precision precision;
+  Precision precision;  // fp32 also where the matrices are in tiles
+  Tiles tiles;
   int64_t classes, residual, dilated, skip, head;  // channels as the model has them
   int64_t classes_padded, residual_padded, dilated_padded, skip_padded, head_padded;
   int64_t taps, layers, queue_steps;
@@ -56,6 +62,7 @@ struct Network {
 // Channel counts and dilations, checked, before they are bound to weights.
 struct Geometry {
   Precision precision;
+  Tiles tiles;
   int64_t classes, residual, dilated, skip, head, taps;
   std::vector<int64_t> dilations;
 };

@@ -6,13 +6,14 @@ from typing import Protocol
 
 import torch
 
+from wavenet.backends.cuda import CudaBackend
 from wavenet.backends.native import NativeBackend
 from wavenet.backends.numba import NumbaBackend
 from wavenet.backends.reference import ReferenceBackend
 from wavenet.conditioning import GateBias
 from wavenet.errors import BackendError
 from wavenet.model import WaveNet
-from wavenet.packing import PRECISIONS
+from wavenet.packing import PRECISIONS as CPU_PRECISIONS
 from wavenet.state import GeneratorState, Sampling
 
 
@@ -64,14 +65,20 @@ class Backend(Protocol):
         ...
 
 
-_BACKENDS: dict[str, type[NativeBackend] | type[NumbaBackend] | type[ReferenceBackend]] = {
+_BACKENDS: dict[
+    str, type[NativeBackend] | type[NumbaBackend] | type[ReferenceBackend] | type[CudaBackend]
+] = {
     "cpu": NativeBackend,
     "numba": NumbaBackend,
     "reference": ReferenceBackend,
+    "cuda": CudaBackend,
 }
-"""By name, the preferred one first."""
+"""By name; of those that serve a device, the preferred one first."""
 
 NAMES = tuple(_BACKENDS)
+
+PRECISIONS = tuple(dict.fromkeys([*CPU_PRECISIONS, *CudaBackend.precisions]))
+"""Those that some engine computes in."""
 
 MAX_THREADS = 1024
 """More is a slip of the hand."""
@@ -106,13 +113,14 @@ def create(
     model : WaveNet
         On the CPU, float32; not to be changed while the backend is in use.
     name : str
-        A name from `NAMES`, or "auto" for the first that is available and has the precision.
+        A name from `NAMES`, or "auto" for the first that is available and has the precision. "cuda:" and the
+        name of a kernel forces that kernel.
     device : str
-        Where to run.
+        Where to run: "cpu", "cuda", or "cuda:" and a number.
     threads : int, optional
         Threads over which streams are spread; by default as many as torch uses.
     precision : str
-        Of the weights, from `wavenet.packing.PRECISIONS`.
+        Of the weights, from `PRECISIONS`; not every engine has all of them.
 
     Raises
     ------
@@ -120,10 +128,15 @@ def create(
         If the name or the precision is unknown, the backend cannot run here, or it does not serve the device
         or the precision.
     """
+    name, _, kernel = name.partition(":")
     if name != "auto" and name not in _BACKENDS:
         raise BackendError(f"unknown backend {name!r}: choose from auto, {', '.join(NAMES)}")
-    if device.partition(":")[0] != "cpu":
-        raise BackendError(f"no backend generates on device {device!r}: use --device cpu")
+    if kernel and name != "cuda":
+        raise BackendError(f"backend {name!r} has no kernel {kernel!r} to choose: only cuda has kernels")
+    serving = _serving(device)
+    if name != "auto" and name not in serving:
+        own = "cuda" if name == "cuda" else "cpu"
+        raise BackendError(f"backend {name!r} does not generate on device {device!r}: use --device {own}")
     threads = torch.get_num_threads() if threads is None else threads
     if not 1 <= threads <= MAX_THREADS:
         raise BackendError(f"threads = {threads}: must be from 1 to {MAX_THREADS}")
@@ -131,18 +144,33 @@ def create(
         raise BackendError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
     reasons: dict[str, str] = {}
     # One after the other: an engine that is not needed is not loaded to see whether it could be.
-    for each in NAMES if name == "auto" else [name]:
+    for each in serving if name == "auto" else [name]:
         reason = _reason(each, precision)
         if reason is None:
+            if each == "cuda":
+                return CudaBackend(model, threads, precision, device, kernel)
             return _BACKENDS[each](model, threads, precision)
         if name == "auto" and "WAVENET_CPU" in reason:
             # Someone asked for an instruction set by name: falling back would hide the slip.
             raise BackendError(reason)
         reasons[each] = reason
+    other = "" if device.startswith("cpu") else "--device cpu"
     if name != "auto":
-        raise BackendError(f"backend {name!r} cannot run here: {reasons[name]}; try --backend auto")
+        raise BackendError(
+            f"backend {name!r} cannot run here: {reasons[name]}; try {other or '--backend auto'}"
+        )
     told = "; ".join(f"{each}: {reason}" for each, reason in reasons.items())
-    raise BackendError(f"no backend can generate in {precision} here: {told}; try --precision fp32")
+    raise BackendError(
+        f"no backend can generate in {precision} here: {told}; try {other or '--precision fp32'}"
+    )
+
+
+def _serving(device: str) -> list[str]:
+    """Return the names of the backends that serve a device, the preferred one first."""
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise BackendError(f"no backend generates on device {device!r}: use --device cpu or --device cuda")
+    return [name for name in NAMES if (name == "cuda") == (kind == "cuda")]
 
 
 def _reason(name: str, precision: str) -> str | None:

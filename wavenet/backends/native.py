@@ -135,7 +135,7 @@ class NativeBackend:
                 self.threads,
             )
         except RuntimeError as error:
-            raise _translated(error, state) from error
+            raise _translated(error, state, self.name) from error
 
 
 def _frames(values: torch.Tensor) -> torch.Tensor:
@@ -145,12 +145,14 @@ def _frames(values: torch.Tensor) -> torch.Tensor:
     return values.contiguous()
 
 
-def _translated(error: RuntimeError, state: GeneratorState | None = None) -> BackendError:
+def _translated(
+    error: RuntimeError, state: GeneratorState | None = None, backend: str = "cpu"
+) -> BackendError:
     """Return an operator's error as one line, with the stream's number in place of its row."""
     found = _ERROR.search(str(error))
     if found is None:
         # Not from our code: torch's dispatcher, say, for a state on another device.
-        return BackendError(f"backend 'cpu' failed: {_first_line(error)}")
+        return BackendError(f"backend {backend!r} failed: {_first_line(error)}")
     position, row, text = found.groups()
     if row is not None and state is not None:
         stream = int(state.stream[int(row)])
@@ -181,12 +183,17 @@ def load_extension() -> str | None:
     return None
 
 
-def _build_reason() -> str | None:
+def build_info() -> dict[str, Any] | None:
+    """Return what the build of the extension recorded, or None if there was none."""
     try:
-        info = json.loads((_PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
+        return json.loads((_PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return None if info["extension"] else info["reason"]
+
+
+def _build_reason() -> str | None:
+    info = build_info()
+    return None if info is None or info["extension"] else info["reason"]
 
 
 def _register_fakes() -> None:

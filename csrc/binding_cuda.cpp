@@ -1,0 +1,113 @@
+// torch.ops.wavenet on CUDA devices. Compiled only where the kernels are, by the host's compiler: it sees
+// torch but not CUDA, which cuda/run.cu sees.
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "arguments.h"
+#include "cuda/run.h"
+
+namespace {
+
+using namespace wavenet::binding;
+using torch::stable::accelerator::DeviceGuard;
+
+// torch's current stream on a device. The function is part of the stable C interface, but stands in a library
+// that a torch without CUDA does not have and that this one therefore is not linked to; where there is a
+// CUDA tensor, torch has loaded it.
+void* current_stream(int32_t device) {
+  using Accessor = AOTITorchError (*)(int32_t, void**);
+  static const auto accessor = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* found = library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
+    return reinterpret_cast<Accessor>(found);
+  }();
+  void* stream = nullptr;
+  require(accessor != nullptr && accessor(device, &stream) == 0,
+          "torch does not tell its current CUDA stream: is this a torch with CUDA, 2.11 or newer?");
+  return stream;
+}
+
+Place place_of(const Tensor& queues) {
+  require(queues.is_cuda(), "queues is not on a CUDA device: move the state there with .to()");
+  return {true, queues.get_device_index()};
+}
+
+// On the queues' device; the first stream that failed becomes the error.
+void run_task(const wavenet::cuda::Task& task, const Tensor& queues, const Place& place) {
+  const int64_t bytes = wavenet::cuda::workspace_bytes(task.network, task.batch);
+  // Of floats, like the queues; memory from torch is aligned for any type.
+  Tensor workspace = allocate(queues, {(bytes + 3) / 4});
+  const std::vector<int64_t> failed =
+      wavenet::cuda::run(task, place.index, workspace.mutable_data_ptr(), current_stream(place.index));
+  for (int64_t row = 0; row < task.batch; ++row) {
+    const int64_t position = failed[static_cast<size_t>(row)];
+    if (position != wavenet::cuda::kNone) throw wavenet::cpu::NonFinite(position, row);
+  }
+}
+
+Tensor run_advance(const Arguments& given, const Tensor& samples) {
+  const Place place = place_of(given.queues);
+  const DeviceGuard guard(place.index);
+  std::vector<wavenet::Layer> layers;
+  auto task = make_task<wavenet::cuda::Task>(given, place, layers);
+  check("samples", samples, ScalarType::Long, {task.batch, -1}, place);
+  task.steps = samples.size(1);
+  task.given = samples.const_data_ptr<int64_t>();
+  Tensor logits = allocate(given.queues, {task.batch, task.steps, task.network.classes});
+  task.logits = logits.mutable_data_ptr<float>();
+  run_task(task, given.queues, place);
+  return logits;
+}
+
+Tensor run_generate(const Arguments& given, const Tensor& uniforms, double temperature, int64_t top_k,
+                    double top_p) {
+  const Place place = place_of(given.queues);
+  const DeviceGuard guard(place.index);
+  std::vector<wavenet::Layer> layers;
+  auto task = make_task<wavenet::cuda::Task>(given, place, layers);
+  check("uniforms", uniforms, ScalarType::Float, {task.batch, -1}, place);
+  task.steps = uniforms.size(1);
+  task.uniforms = uniforms.const_data_ptr<float>();
+  task.sampling = make_sampling(temperature, top_k, top_p);
+  Tensor drawn = allocate(given.position, {task.batch, task.steps});
+  task.drawn = drawn.mutable_data_ptr<int64_t>();
+  run_task(task, given.queues, place);
+  return drawn;
+}
+
+Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
+               const Tensor& position, const Tensor& last_sample, const Tensor& samples,
+               const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start, bool linear,
+               int64_t threads) {
+  return marked([&] {
+    return run_advance(
+        {weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear, threads},
+        samples);
+  });
+}
+
+Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
+                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, double temperature,
+                int64_t top_k, double top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
+                int64_t gate_start, bool linear, int64_t threads) {
+  return marked([&] {
+    return run_generate(
+        {weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear, threads},
+        uniforms, temperature, top_k, top_p);
+  });
+}
+
+std::string architectures() { return marked(wavenet::cuda::architectures); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(wavenet, m) { m.def("cuda_architectures() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(wavenet, CUDA, m) {
+  m.impl("advance", TORCH_BOX(&advance));
+  m.impl("generate", TORCH_BOX(&generate));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(wavenet, CompositeExplicitAutograd, m) {
+  m.impl("cuda_architectures", TORCH_BOX(&architectures));
+}

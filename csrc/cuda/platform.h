@@ -1,0 +1,223 @@
+// What a kernel needs of the machine that runs it: threads in step, warps, copies that take their time.
+//
+// A kernel is written as phases, each a function of the thread's number, with a barrier behind each. On a GPU
+// every thread calls the function once; on the host one thread calls it for every number in turn, so that the
+// same source is tested where there is no GPU. A phase may not read what another thread writes in it: run
+// backward, the host would give another result.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define WAVENET_DEVICE __device__ __forceinline__
+#define WAVENET_UNROLL _Pragma("unroll")
+#define WAVENET_UNROLL_8 _Pragma("unroll 8")
+#else
+#define WAVENET_DEVICE inline
+#define WAVENET_UNROLL
+#define WAVENET_UNROLL_8
+#endif
+
+namespace wavenet::cuda {
+
+constexpr int kWarpSize = 32;
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarpSize;
+
+// Numbers that lie side by side and are read at once.
+template <int kCount>
+struct alignas(kCount * sizeof(float) < 16 ? kCount * sizeof(float) : 16) Pack {
+  float value[kCount];
+};
+
+#if defined(__CUDACC__)
+
+class DeviceWarp {
+ public:
+  WAVENET_DEVICE DeviceWarp() : lane_(static_cast<int>(threadIdx.x) % kWarpSize) {}
+
+  WAVENET_DEVICE int index() const { return static_cast<int>(threadIdx.x) / kWarpSize; }
+
+  template <class Work>
+  WAVENET_DEVICE void each(Work work) const {
+    work(lane_);
+    __syncwarp();
+  }
+
+  // The sum over lanes, always by the same tree.
+  template <class Value>
+  WAVENET_DEVICE double sum(Value value) const {
+    double total = value(lane_);
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+      total += __shfl_xor_sync(kAll, total, distance);
+    }
+    return total;
+  }
+
+  template <class T, class Value>
+  WAVENET_DEVICE T most(Value value) const {
+    T found = value(lane_);
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+      const T other = __shfl_xor_sync(kAll, found, distance);
+      found = other > found ? other : found;
+    }
+    return found;
+  }
+
+  // The first lane for which it holds, or kWarpSize.
+  template <class Holds>
+  WAVENET_DEVICE int first(Holds holds) const {
+    const unsigned found = __ballot_sync(kAll, holds(lane_));
+    return found == 0 ? kWarpSize : __ffs(static_cast<int>(found)) - 1;
+  }
+
+  // What one lane computes, for all.
+  template <class Value>
+  WAVENET_DEVICE int from(int lane, Value value) const {
+    return __shfl_sync(kAll, lane == lane_ ? value(lane_) : 0, lane);
+  }
+
+ private:
+  static constexpr unsigned kAll = 0xffffffffu;
+  int lane_;
+};
+
+struct DeviceBlock {
+  template <class Work>
+  WAVENET_DEVICE void phase(Work work) const {
+    work(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+
+  template <class Work>
+  WAVENET_DEVICE void warps(Work work) const {
+    work(DeviceWarp());
+    __syncthreads();
+  }
+
+  // The copy is there for all once the thread has waited for it and passed a barrier.
+  WAVENET_DEVICE static void start_copy(float* to_shared, const float* from) {
+#if __CUDA_ARCH__ >= 800
+    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
+#else
+    *to_shared = *from;
+#endif
+  }
+  WAVENET_DEVICE static void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+  }
+};
+
+template <int kCount>
+WAVENET_DEVICE Pack<kCount> read_weights(const float* from) {
+  static_assert(kCount == 4, "weights are read in fours");
+  const float4 four = __ldg(reinterpret_cast<const float4*>(from));
+  return {{four.x, four.y, four.z, four.w}};
+}
+
+WAVENET_DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+WAVENET_DEVICE float divided(float a, float b) { return __fdiv_rn(a, b); }
+WAVENET_DEVICE int32_t bits_of(float x) { return __float_as_int(x); }
+WAVENET_DEVICE float float_of(int32_t bits) { return __int_as_float(bits); }
+WAVENET_DEVICE void lower(int64_t* to, int64_t value) {
+  atomicMin(reinterpret_cast<long long*>(to), static_cast<long long>(value));
+}
+
+#else
+
+// Takes lanes, or threads, first to last or, if told, last to first: in a race the results differ.
+class HostWarp {
+ public:
+  HostWarp(int index, bool backward) : index_(index), backward_(backward) {}
+
+  int index() const { return index_; }
+
+  template <class Work>
+  void each(Work work) const {
+    for (int i = 0; i < kWarpSize; ++i) work(backward_ ? kWarpSize - 1 - i : i);
+  }
+
+  template <class Value>
+  double sum(Value value) const {
+    double lanes[kWarpSize];
+    for (int lane = 0; lane < kWarpSize; ++lane) lanes[lane] = value(lane);
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+      for (int lane = 0; lane < distance; ++lane) lanes[lane] += lanes[lane + distance];
+    }
+    return lanes[0];
+  }
+
+  template <class T, class Value>
+  T most(Value value) const {
+    T found = value(0);
+    for (int lane = 1; lane < kWarpSize; ++lane) {
+      const T other = value(lane);
+      found = other > found ? other : found;
+    }
+    return found;
+  }
+
+  template <class Holds>
+  int first(Holds holds) const {
+    int lane = 0;
+    while (lane < kWarpSize && !holds(lane)) ++lane;
+    return lane;
+  }
+
+  template <class Value>
+  int from(int lane, Value value) const {
+    return value(lane);
+  }
+
+ private:
+  int index_;
+  bool backward_;
+};
+
+struct HostBlock {
+  bool backward;
+
+  template <class Work>
+  void phase(Work work) const {
+    for (int i = 0; i < kThreads; ++i) work(backward ? kThreads - 1 - i : i);
+  }
+
+  template <class Work>
+  void warps(Work work) const {
+    for (int i = 0; i < kWarps; ++i) work(HostWarp(backward ? kWarps - 1 - i : i, backward));
+  }
+
+  static void start_copy(float* to_shared, const float* from) { *to_shared = *from; }
+  static void wait_for_copies() {}
+};
+
+template <int kCount>
+inline Pack<kCount> read_weights(const float* from) {
+  Pack<kCount> weights;
+  std::memcpy(&weights, from, sizeof(weights));
+  return weights;
+}
+
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float divided(float a, float b) { return a / b; }
+inline int32_t bits_of(float x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float float_of(int32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+inline void lower(int64_t* to, int64_t value) {
+  if (value < *to) *to = value;
+}
+
+#endif
+
+}  // namespace wavenet::cuda

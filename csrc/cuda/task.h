@@ -1,0 +1,39 @@
+// What one launch of the sample loop is given: plain data, pointers into the device's memory.
+#pragma once
+
+#include <cstdint>
+
+#include "core/gate_bias.h"
+#include "core/network.h"
+#include "core/sampling.h"
+
+namespace wavenet::cuda {
+
+// Takes every stream through `steps` samples. Either `given` or `uniforms` is set: samples fed as they are,
+// with `logits` out, or samples drawn into `drawn`.
+struct Task {
+  Network network;
+  GateBias gate;
+  Sampling sampling;
+  int64_t batch, steps;
+  float* queues;          // (batch, queue_steps, residual): one ring per layer
+  int64_t* position;      // (batch): samples of the stream so far
+  int64_t* last_sample;   // (batch): the latest of them, not fed yet
+  const int64_t* given;   // (batch, steps)
+  float* logits;          // (batch, steps, classes)
+  const float* uniforms;  // (batch, steps), in [0, 1)
+  int64_t* drawn;         // (batch, steps)
+  // Filled with kNone before: the lowest index at which a position, a last sample and a sample given or a
+  // uniform number are out of range; where one is, no stream moves.
+  int64_t* refused;  // (kRefusals)
+  // Filled with kNone before: the position at which a stream's logits were not finite, where it stops.
+  int64_t* failed;  // (batch)
+};
+
+constexpr int kRefusals = 3;
+// Every byte of it is the same, so that a device can fill memory with it.
+constexpr int64_t kNone = 0x7f7f7f7f7f7f7f7f;
+// Position and step counts stay below this, so that no sum of them overflows.
+constexpr int64_t kMostPosition = int64_t{1} << 60;
+
+}  // namespace wavenet::cuda

@@ -1,0 +1,247 @@
+// Matrices times the values of a block's streams on tensor cores: weights in 16 bits, sums in float32.
+//
+// A warp multiplies 16 outputs by 8 streams, 16 inputs at a time. Which of these numbers each lane holds is
+// given by the instruction (PTX ISA, "Matrix Fragments for mma.m16n8k16"); wavenet/packing_cuda.py stores
+// the weights in that order, so that a lane reads its eight at once.
+#pragma once
+
+#include "core/network.h"
+#include "cuda/platform.h"
+#include "cuda/product.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#else
+#include <cmath>
+#endif
+
+namespace wavenet::cuda {
+
+constexpr int kTileOutputs = 16;
+constexpr int kTileInputs = 16;
+constexpr int kTileStreams = 8;
+
+// A lane's eight weights, and its four inputs, two to a word.
+struct TileWeights {
+  uint32_t word[4];
+};
+struct TileInputs {
+  uint32_t word[2];
+};
+
+#if defined(__CUDACC__)
+
+// Lanes whose numbers one thread holds: on the host it holds those of the whole warp.
+constexpr int kLanesHeld = 1;
+
+template <class Work>
+WAVENET_DEVICE void for_lanes(int thread, Work work) {
+  work(thread % kWarpSize, 0);
+}
+
+WAVENET_DEVICE TileWeights read_tile(const int32_t* from) {
+  const uint4 four = __ldg(reinterpret_cast<const uint4*>(from));
+  return {{four.x, four.y, four.z, four.w}};
+}
+
+struct Fp16 {
+  WAVENET_DEVICE static uint32_t pack(float low, float high) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&both);
+  }
+
+  WAVENET_DEVICE static void multiply(const TileWeights (&w)[1], const TileInputs (&x)[1],
+                                      float (&sum)[1][4]) {
+    float (&c)[4] = sum[0];
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(w[0].word[0]), "r"(w[0].word[1]), "r"(w[0].word[2]), "r"(w[0].word[3]), "r"(x[0].word[0]),
+          "r"(x[0].word[1]));
+#else
+    // Of the same numbers the first half, then the second.
+    for (int half = 0; half < 2; ++half) {
+      asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+          : "r"(w[0].word[2 * half]), "r"(w[0].word[2 * half + 1]), "r"(x[0].word[half]));
+    }
+#endif
+  }
+};
+
+// Not on compute capability 7.5; a launch there is refused.
+struct Bf16 {
+  WAVENET_DEVICE static uint32_t pack(float low, float high) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&both);
+  }
+
+  WAVENET_DEVICE static void multiply(const TileWeights (&w)[1], const TileInputs (&x)[1],
+                                      float (&sum)[1][4]) {
+#if __CUDA_ARCH__ >= 800
+    float (&c)[4] = sum[0];
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(w[0].word[0]), "r"(w[0].word[1]), "r"(w[0].word[2]), "r"(w[0].word[3]), "r"(x[0].word[0]),
+          "r"(x[0].word[1]));
+#else
+    __trap();
+#endif
+  }
+};
+
+#else
+
+constexpr int kLanesHeld = kWarpSize;
+
+// The first thread of a warp stands in for all of it.
+template <class Work>
+inline void for_lanes(int thread, Work work) {
+  if (thread % kWarpSize != 0) return;
+  for (int lane = 0; lane < kWarpSize; ++lane) work(lane, lane);
+}
+
+inline TileWeights read_tile(const int32_t* from) {
+  TileWeights weights;
+  std::memcpy(&weights, from, sizeof(weights));
+  return weights;
+}
+
+// What the instruction computes, from its definition: `Format` tells what 16 bits mean.
+template <class Format>
+struct HostTile {
+  static uint32_t pack(float low, float high) {
+    return Format::bits(low) | static_cast<uint32_t>(Format::bits(high)) << 16;
+  }
+
+  static float value(uint32_t word, int half) {
+    return Format::value(static_cast<uint16_t>(half == 0 ? word & 0xffff : word >> 16));
+  }
+
+  static void multiply(const TileWeights (&w)[kWarpSize], const TileInputs (&x)[kWarpSize],
+                       float (&sum)[kWarpSize][4]) {
+    float a[kTileOutputs][kTileInputs], b[kTileInputs][kTileStreams];
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      const int group = lane / 4, pair = lane % 4 * 2;
+      for (int i = 0; i < 8; ++i) {
+        const int row = group + (i / 2 % 2) * 8, column = pair + i % 2 + i / 4 * 8;
+        a[row][column] = value(w[lane].word[i / 2], i % 2);
+      }
+      for (int i = 0; i < 4; ++i) b[pair + i % 2 + i / 2 * 8][group] = value(x[lane].word[i / 2], i % 2);
+    }
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < kTileInputs; ++k) sum[lane][i] = fused(a[row][k], b[k][column], sum[lane][i]);
+      }
+    }
+  }
+};
+
+struct Fp16Format {
+  static uint16_t bits(float x) {
+    const auto sign = static_cast<uint16_t>(static_cast<uint32_t>(bits_of(x)) >> 16 & 0x8000);
+    const float size = std::fabs(x);
+    if (std::isnan(x)) return 0x7e00;
+    if (size >= 65520.0f) return sign | 0x7c00;
+    // A mantissa that is rounded up to the next power of two carries into the exponent.
+    if (size < 6.103515625e-05f) return sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(size, 24)));
+    const int exponent = std::ilogb(size);
+    const auto mantissa = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent)));
+    return static_cast<uint16_t>(sign | (((exponent + 15) << 10) + mantissa - 1024));
+  }
+  static float value(uint16_t bits) {
+    const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    float size = std::ldexp(static_cast<float>(mantissa + (exponent == 0 ? 0 : 1024)),
+                            (exponent == 0 ? 1 : exponent) - 25);
+    if (exponent == 31) size = mantissa == 0 ? HUGE_VALF : NAN;
+    return (bits & 0x8000) != 0 ? -size : size;
+  }
+};
+
+struct Bf16Format {
+  static uint16_t bits(float x) {
+    const auto word = static_cast<uint32_t>(bits_of(x));
+    if (std::isnan(x)) return 0x7fc0;
+    return static_cast<uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16);
+  }
+  static float value(uint16_t bits) { return float_of(static_cast<int32_t>(uint32_t{bits} << 16)); }
+};
+
+using Fp16 = HostTile<Fp16Format>;
+using Bf16 = HostTile<Bf16Format>;
+
+#endif
+
+// A block's warps take 16 outputs each in turn, for all streams: weights that were read serve them all.
+template <class Format, int kOfStreams>
+struct TileShare {
+  static constexpr int kStreams = kOfStreams;
+  static constexpr int kTiles = kStreams / kTileStreams;
+  int thread;
+
+  WAVENET_DEVICE explicit TileShare(int of_thread) : thread(of_thread) {}
+
+  // For every output and stream: finish(output, stream, begin(output, stream) + W x). Channels behind the
+  // counts, up to a whole tile, must hold finite numbers: their weights are zero.
+  template <class Begin, class Finish>
+  WAVENET_DEVICE void multiply(const Matrix& matrix, const Inputs& x, int stride, Begin begin,
+                               Finish finish) const {
+    const int tiles = static_cast<int>(matrix.inputs) / kTileInputs;
+    const int first_tiles = (x.first_count + kTileInputs - 1) / kTileInputs;
+    const int blocks = static_cast<int>(matrix.outputs) / kTileOutputs;
+    for (int block = thread / kWarpSize; block < blocks; block += kWarps) {
+      float sums[kTiles][kLanesHeld][4];
+      for_sums(block,
+               [&](int tile, int held, int i, int output, int s) { sums[tile][held][i] = begin(output, s); });
+      const int32_t* weights = matrix.words + static_cast<int64_t>(block) * tiles * kWarpSize * 4;
+      accumulate(weights, x.first, stride, first_tiles, sums);
+      accumulate(weights + first_tiles * kWarpSize * 4, x.second, stride, tiles - first_tiles, sums);
+      for_sums(block,
+               [&](int tile, int held, int i, int output, int s) { finish(output, s, sums[tile][held][i]); });
+    }
+  }
+
+ private:
+  WAVENET_DEVICE void accumulate(const int32_t* weights, const float* x, int stride, int tiles,
+                                 float (&sums)[kTiles][kLanesHeld][4]) const {
+    for (int inputs = 0; inputs < tiles; ++inputs) {
+      TileWeights w[kLanesHeld];
+      for_lanes(thread,
+                [&](int lane, int held) { w[held] = read_tile(weights + (inputs * kWarpSize + lane) * 4); });
+      WAVENET_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        TileInputs values[kLanesHeld];
+        for_lanes(thread, [&](int lane, int held) {
+          const float* from =
+              x + (inputs * kTileInputs + lane % 4 * 2) * stride + tile * kTileStreams + lane / 4;
+          values[held].word[0] = Format::pack(from[0], from[stride]);
+          values[held].word[1] = Format::pack(from[8 * stride], from[9 * stride]);
+        });
+        if (stands_for_warp()) Format::multiply(w, values, sums[tile]);
+      }
+    }
+  }
+
+  WAVENET_DEVICE bool stands_for_warp() const { return kLanesHeld == 1 || thread % kWarpSize == 0; }
+
+  // For each of the four sums that a lane holds of every tile of streams: its output and its stream.
+  template <class Work>
+  WAVENET_DEVICE void for_sums(int block, Work work) const {
+    for_lanes(thread, [&](int lane, int held) {
+      WAVENET_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        WAVENET_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          work(tile, held, i, block * kTileOutputs + lane / 4 + i / 2 * 8,
+               tile * kTileStreams + lane % 4 * 2 + i % 2);
+        }
+      }
+    });
+  }
+};
+
+}  // namespace wavenet::cuda
