@@ -98,12 +98,15 @@ def build_parser() -> Parser:
         "--seed", type=int, metavar="N", help="same seed, same audio (default: a new one, shown)"
     )
     parser.add_argument("--device", default="cpu", help="where to generate (default: cpu)")
-    parser.add_argument("--backend", default="auto", help="auto, cpu, cuda, numba or reference (default: auto)")
+    parser.add_argument(
+        "--backend", default="auto", help="auto, cpu, cuda, numba or reference (default: auto)"
+    )
     parser.add_argument(
         "--precision",
         default="fp32",
         metavar="P",
-        help="of the weights: fp32; faster and a little less accurate bf16 or int8, on a GPU fp16 (default: fp32)",
+        help="of the weights: fp32, or faster and a little less accurate bf16, int8, on a GPU fp16 "
+        "(default: fp32)",
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads to spread takes over (default: all cores)"
