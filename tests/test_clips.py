@@ -1,5 +1,6 @@
 """The timeline of clips, against a naive one."""
 
+import dataclasses
 import math
 import os
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from wavenet.clips import Clip, Clips
 from wavenet.errors import AudioError
+from wavenet.recordings import weights
 
 
 def clips_of(folder, arrays, receptive_field, dtype="u1", offset=64, silence=128, classes=256):
@@ -112,6 +114,33 @@ def test_a_share_of_the_segments_begins_with_a_clip(tmp_path):
     assert np.abs(counts - expected).max() < 5 * math.sqrt(expected)
 
 
+def test_weights_count_relative_to_length(tmp_path, monkeypatch):
+    # Each sample has a value of its own; no segment reaches past a clip's gap.
+    arrays = [np.arange(0, 100), np.arange(100, 140), np.arange(140, 200)]
+    for share in (0.0, 1.0):
+        monkeypatch.setattr("wavenet.clips.START_SHARE", share)
+        clips = clips_of(tmp_path, arrays, 9)
+        clips.clips[:] = [
+            dataclasses.replace(clip, name=name) for clip, name in zip(clips.clips, "abc", strict=True)
+        ]
+        clips.names[:] = "abc"
+        clips.weigh({"a": 1.0, "b": 4.0, "c": 0.5}.__getitem__)
+        counts = np.zeros(200)
+        rows, steps = 500, 40
+        for step in range(steps):
+            targets = clips.batch(step, rows, 10, 1)[1].numpy()
+            counts += np.bincount(targets[targets >= 0], minlength=200)
+        if share:
+            assert (counts[[20, 130, 180]] == 0).all()
+            expected = rows * steps * np.array([1.0, 4.0, 0.5]) / 5.5
+            assert np.abs(counts[[0, 100, 140]] - expected).max() < 5 * np.sqrt(expected.max())
+            continue
+        weight = np.repeat([1.0, 4.0, 0.5], [100, 40, 60])
+        # The first and last samples of a clip are also reached by nine gap places.
+        expected = rows * steps * 10 * weight / (109 * 1 + 49 * 4 + 69 * 0.5)
+        assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())
+
+
 def test_the_draw_depends_on_step_and_seed_alone(tmp_path):
     arrays = [np.random.default_rng(0).integers(0, 256, size=5000)]
     first, second = (clips_of(tmp_path, arrays, 16) for _ in range(2))
@@ -168,3 +197,30 @@ def test_a_cache_file_that_goes_away_is_named(tmp_path):
     (tmp_path / "0.bin").unlink()
     with pytest.raises(AudioError, match=r"0\.bin has gone"):
         clips.batch(0, 1, 10, 0)
+
+
+# -- weights ---------------------------------------------------------------------------------------------
+
+NAMES = ["studio/a.wav", "studio/soft/b.wav", "studio 2/c.wav", "live/d.wav", "e.wav"]
+
+
+def test_weights_by_folder():
+    weight_of = weights(NAMES, ["studio=2", "studio/soft/=0.5", "studio 2=1e1"])
+    assert [weight_of(name) for name in NAMES] == [2, 0.5, 10, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("studio", "must be FOLDER=W"),
+        ("=2", "must be FOLDER=W"),
+        ("studio=much", "must be FOLDER=W"),
+        ("studio=0", "W from 0.001 to 1000"),
+        ("studio=nan", "must be FOLDER=W"),
+        ("stud=2", "no folder of that name to train on; those there are: live, studio, studio 2"),
+    ],
+)
+def test_weights_that_cannot_be_meant(asked, message):
+    with pytest.raises(AudioError, match=message) as caught:
+        weights(NAMES, [asked])
+    assert str(caught.value).startswith(f"--weight {asked}: ")

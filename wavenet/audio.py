@@ -6,7 +6,6 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -16,6 +15,7 @@ from wavenet.completeness import ends_early
 from wavenet.errors import AudioError
 from wavenet.files import atomic_output, cause, printable
 from wavenet.levels import Levels, Signal, gain, measure
+from wavenet.quiet import quiet
 
 RATES = (100, 1_000_000)
 MAX_CHANNELS = 256
@@ -71,24 +71,6 @@ def _soxr() -> Any:
     except (ImportError, OSError) as error:
         raise AudioError(f"recordings cannot be resampled without soxr ({error}): pip install soxr") from None
     return soxr
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the C library's standard error: its MP3 decoder writes there about every damaged frame."""
-    try:
-        saved = os.dup(2)
-    except OSError:
-        yield
-        return
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def _open_regular(path: str | os.PathLike[str]) -> int:
@@ -167,7 +149,7 @@ class Decoder:
         # On Windows a descriptor belongs to one C runtime and libsndfile may have another.
         source = os.fspath(self.path) if os.name == "nt" else descriptor
         try:
-            with _quiet():
+            with quiet():
                 sound = Forward(source, closefd=False)
         except soundfile.LibsndfileError as error:
             why = error.error_string.strip().rstrip(".").lower()
@@ -193,7 +175,7 @@ class Decoder:
             # Never past the last frame, where a FLAC decoder takes a tag for damage.
             wanted = min(_BLOCK_FRAMES, self.claimed - self.frames) if self.claimed else _BLOCK_FRAMES
             try:
-                with _quiet():
+                with quiet():
                     block = sound.read(out=buffer[:wanted]) if wanted else buffer[:0]
             except (soundfile.LibsndfileError, RuntimeError) as error:
                 # If the decoder had read the file to its end, the rest is missing rather than wrong.

@@ -9,9 +9,9 @@ import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ _FINGERPRINT_BYTES = 1 << 14
 _MEMORY_SAMPLES = 1 << 22
 _CHUNK = 1 << 20
 _STALE_SECONDS = 24 * 3600
+
+Check = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,14 @@ def key_of(path: Path, settings: Settings) -> str:
     return digest.hexdigest()[:40]
 
 
-def obtain(source: Path, name: str, cache_dir: Path, settings: Settings) -> Entry | str:
+def obtain(
+    source: Path, name: str, cache_dir: Path, settings: Settings, check: Check = lambda: None
+) -> Entry | str:
     """Return the cached form of a recording, made anew unless a whole and fitting one exists.
 
     A recording whose bytes are unusable has an entry as well, without clips; one that cannot be read at this
-    time has none, and the reason is returned instead.
+    time has none, and the reason is returned instead. `check` is called every few milliseconds; what it
+    raises ends the work and leaves nothing behind.
 
     Raises
     ------
@@ -155,7 +160,7 @@ def obtain(source: Path, name: str, cache_dir: Path, settings: Settings) -> Entr
     if entry is not None:
         return entry
     try:
-        _build(source, path, key, settings)
+        _build(source, path, key, settings, check)
     except Unusable as error:
         return error.reason
     entry = load(path, name, key, settings)
@@ -198,12 +203,13 @@ def _offset(facts_bytes: int) -> int:
     return -(-(_HEADER.size + facts_bytes) // 64) * 64
 
 
-def _build(source: Path, path: Path, key: str, settings: Settings) -> None:
+def _build(source: Path, path: Path, key: str, settings: Settings, check: Check) -> None:
     signal = _Spill(path.parent)
     try:
         decoder = Decoder(source, settings.sample_rate)
         try:
             for block in decoder.blocks():
+                check()
                 signal.append(block)
             levels, factor = settle(signal, decoder, settings.normalization)
             extremes = np.array([levels.low, levels.high]) * factor
@@ -228,7 +234,7 @@ def _build(source: Path, path: Path, key: str, settings: Settings) -> None:
             "peak": decoder.peak,
             "gain": factor,
         }
-        _write(path, facts, _quantised(signal, kept, factor, settings), settings)
+        _write(path, facts, _quantised(signal, kept, factor, settings, check), settings)
     except OSError as error:
         raise AudioError(
             f"cannot write to the cache {printable(path.parent)}: {cause(error)}; "
@@ -239,10 +245,11 @@ def _build(source: Path, path: Path, key: str, settings: Settings) -> None:
 
 
 def _quantised(
-    signal: Signal, kept: list[tuple[int, int]], factor: float, settings: Settings
+    signal: Signal, kept: list[tuple[int, int]], factor: float, settings: Settings, check: Check
 ) -> Iterator[bytes]:
     for first, last in kept:
         for start in range(first, last, _CHUNK):
+            check()
             block = signal[start : min(start + _CHUNK, last)] * np.float32(factor)
             yield mulaw.encode(block, settings.quantization_channels).astype(settings.dtype).tobytes()
 
@@ -280,6 +287,11 @@ class Index:
         Number of other files by extension.
     created : int
         Nanoseconds since 1970.
+    folders : list of [str, str]
+        Where there are several: each one's path and part ("", "train" or "validation"), and every relative
+        path above begins with the number of its folder here.
+    excluded : dict from str to int
+        Number of recordings that each exclude pattern matched.
     """
 
     audio_dir: str
@@ -288,6 +300,8 @@ class Index:
     skipped: dict[str, str]
     ignored: dict[str, int]
     created: int
+    folders: list[list[str]] = field(default_factory=list)
+    excluded: dict[str, int] = field(default_factory=dict)
 
 
 def save_index(cache_dir: Path, index: Index) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from wavenet.augmentation import Augmentation
 from wavenet.errors import AudioError
 from wavenet.files import printable
 from wavenet.report import entropy
@@ -66,6 +68,8 @@ class Clips:
         Real samples, without the gaps.
     names : list of str
         The recordings that the clips were cut from, in the order of the timeline.
+    augmentation : Augmentation or None
+        What is done to the segments of `batch`; None, as at first, leaves them as they are.
     """
 
     def __init__(
@@ -84,6 +88,8 @@ class Clips:
         numbers = {name: number for number, name in enumerate(self.names)}
         self._recordings = np.array([numbers[clip.name] for clip in self.clips], dtype=np.int64)
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.augmentation: Augmentation | None = None
+        self._weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -93,7 +99,7 @@ class Clips:
 
         A share `START_SHARE` of the segments begins where some clip begins. For the others the timeline is
         taken as a ring and places are drawn uniformly among those whose segment holds a real sample, so that
-        every real sample is equally likely to be a target.
+        every real sample is equally likely to be a target. `weigh` makes some more likely than others.
 
         Parameters
         ----------
@@ -113,22 +119,55 @@ class Clips:
         """
         if not self.clips:
             raise AudioError("no audio to draw segments from: add recordings")
+        raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(2 * batch)
+        pairs = zip(raw[::2].tolist(), raw[1::2].tolist(), strict=True)
+        rows = [self._read(start, segment, ring=True) for start in self._drawn(pairs, segment)]
+        if self.augmentation is not None:
+            rows = self.augmentation.apply(rows, step, seed)
+        return self._tensors(rows)
+
+    def weigh(self, weight_of: Callable[[str], float]) -> None:
+        """Draw segments from some recordings more or less often than their length alone would have it.
+
+        `weight_of` is asked for each of `names`; only the ratios of its answers, all above 0, count.
+        """
+        weights = {name: weight_of(name) for name in self.names}
+        self._weights = np.array([weights[clip.name] for clip in self.clips], dtype=np.float64)
+
+    def _drawn(self, pairs: Iterable[tuple[int, int]], segment: int) -> Iterator[int]:
+        """Yield where segments begin, each decided by two words of 64 random bits."""
         # Of a gap longer than the segment only the part counts from which a segment reaches the clip.
         gap = min(self.receptive_field, segment - 1)
-        ends = np.cumsum(self._ends - self._starts + gap)
+        sizes = self._ends - self._starts + gap
+        if self._weights is not None:
+            yield from self._drawn_by_weight(pairs, sizes, self._weights)
+            return
+        ends = np.cumsum(sizes)
         total = int(ends[-1])
-        raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(2 * batch)
-        rows = []
-        for word, chance in zip(raw[::2].tolist(), raw[1::2].tolist(), strict=True):
+        for word, chance in pairs:
             if chance < START_SHARE * 2**64:
-                start = int(self._starts[(word * len(self.clips)) >> 64])
-                rows.append(self._read(start, segment, ring=True))
+                yield int(self._starts[(word * len(self.clips)) >> 64])
                 continue
             place = (word * total) >> 64
             clip = int(np.searchsorted(ends, place, side="right"))
-            start = int(self._ends[clip]) - (int(ends[clip]) - place)
-            rows.append(self._read(start, segment, ring=True))
-        return self._tensors(rows)
+            yield int(self._ends[clip]) - (int(ends[clip]) - place)
+
+    def _drawn_by_weight(
+        self, pairs: Iterable[tuple[int, int]], sizes: np.ndarray, weights: np.ndarray
+    ) -> Iterator[int]:
+        beginnings, ends = np.cumsum(weights), np.cumsum(sizes * weights)
+        last = len(self.clips) - 1
+        for word, chance in pairs:
+            share = word / 2**64
+            if chance < START_SHARE * 2**64:
+                clip = int(np.searchsorted(beginnings, share * beginnings[-1], side="right"))
+                yield int(self._starts[min(clip, last)])
+                continue
+            place = share * ends[-1]
+            clip = min(int(np.searchsorted(ends, place, side="right")), last)
+            # Rounding may reach past either end of the clip's places.
+            before_end = math.ceil((ends[clip] - place) / weights[clip])
+            yield int(self._ends[clip]) - min(max(before_end, 1), int(sizes[clip]))
 
     def windows(
         self, segment: int, max_samples: int | None = None, batch: int = 1

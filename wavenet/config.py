@@ -202,6 +202,10 @@ class TrainingConfig(_JsonConfig):
         Parts of a recording this far below its loudest part are removed; None keeps them.
     validation_fraction : float
         Share of the files held out.
+    augment_gain : float
+        Training segments are made softer by up to this many dB, at random.
+    augment_polarity : bool
+        Whether training segments are turned upside down at random.
     """
 
     steps: int = 8_000
@@ -228,8 +232,18 @@ class TrainingConfig(_JsonConfig):
     dropout: float = 0.0
     label_smoothing: float = 0.0
     patience: int = 0
+    augment_gain: float = 0.0
+    augment_polarity: bool = False
 
-    LATER: ClassVar[tuple[str, ...]] = ("schedule", "accumulate", "dropout", "label_smoothing", "patience")
+    LATER: ClassVar[tuple[str, ...]] = (
+        "schedule",
+        "accumulate",
+        "dropout",
+        "label_smoothing",
+        "patience",
+        "augment_gain",
+        "augment_polarity",
+    )
 
     def __post_init__(self) -> None:
         self._require_int("steps", 1, 10**9)
@@ -250,6 +264,7 @@ class TrainingConfig(_JsonConfig):
             self._require(math.isfinite(value) and 0 <= value <= 1, name, "between 0 and 1")
         for name in ("dropout", "label_smoothing"):
             self._require(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1")
+        self._require(0 <= self.augment_gain <= 60, "augment_gain", "from 0 to 60 dB")
         self._require(0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1")
         if self.silence_db is not None:
             self._require_number("silence_db", 0, 200)

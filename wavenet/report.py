@@ -21,7 +21,7 @@ class DataReport:
     Attributes
     ----------
     audio_dir : str
-        The folder, or the one that the cache was made from.
+        The folder or folders, or those that the cache was made from.
     sample_rate, quantization_channels, normalization, silence_db
         How it was quantised.
     found, used : int
@@ -29,11 +29,12 @@ class DataReport:
     ignored : dict from str to int
         Other files by extension.
     skipped : dict from str to list of str
-        Relative paths by the reason for which they are not used.
+        Relative paths by the reason for which they are not used; with several folders, after the folder.
     clipped : dict from str to int
         Recordings with samples beyond full scale that were clipped, and how many samples.
     split : str
-        "files" if whole files were held out for validation, "ends" if the end of each file was.
+        "files" if whole files were held out for validation, "ends" if the end of each file was, "folders" if
+        validation has a folder of its own.
     train_files, validation_files : int
         Recordings in each part.
     train_seconds, validation_seconds : float
@@ -48,6 +49,8 @@ class DataReport:
         Lowest and highest peak of a recording, in dB of full scale, before normalisation.
     train_unigram_bits, validation_unigram_bits : float
         Entropy of the single samples (unigram), in bits per sample.
+    excluded : dict from str to int
+        How many recordings each exclude pattern matched; they are not among those found.
     """
 
     audio_dir: str
@@ -73,6 +76,7 @@ class DataReport:
     peak_db: tuple[float, float] = (0.0, 0.0)
     train_unigram_bits: float = 0.0
     validation_unigram_bits: float = 0.0
+    excluded: dict[str, int] = field(default_factory=dict)
 
     @property
     def uniform_bits(self) -> float:
@@ -85,6 +89,7 @@ class DataReport:
         values["uniform_bits"] = self.uniform_bits
         values["audio_dir"] = printable(self.audio_dir)
         values["skipped"] = {why: [printable(name) for name in names] for why, names in self.skipped.items()}
+        values["excluded"] = {printable(glob): count for glob, count in self.excluded.items()}
         values["clipped"] = {printable(name): value for name, value in self.clipped.items()}
         return values
 
@@ -102,6 +107,8 @@ class DataReport:
             f"unigram {self.train_unigram_bits:.2f} training, {self.validation_unigram_bits:.2f} validation"
         )
         lines.append(("bits/sample", f"uniform {self.uniform_bits:.2f}; {entropy}"))
+        for glob in (glob for glob, count in self.excluded.items() if not count):
+            lines.append(("warning", f"--exclude {printable(glob)!r} matches no recording"))
         if self.clipped:
             shown = (f"{printable(name)} ({count} samples)" for name, count in self.clipped.items())
             named = _first(shown, _NAMES_SHOWN)
@@ -114,8 +121,11 @@ class DataReport:
 
     def _files(self) -> str:
         text = f"{self.found} found, {self.used} used"
-        if self.split == "files":
+        if self.split != "ends":
             text += f" ({self.train_files} training, {self.validation_files} validation)"
+        globs = [f"{count} by {printable(glob)!r}" for glob, count in self.excluded.items() if count]
+        if globs:
+            text += f"; excluded {', '.join(globs)}"
         if self.ignored:
             kinds = ", ".join(printable(kind) or "no extension" for kind in list(self.ignored)[:4])
             text += f"; {sum(self.ignored.values())} other files ignored ({kinds})"
@@ -124,11 +134,11 @@ class DataReport:
     def _audio(self) -> str:
         text = f"{_duration(self.train_seconds)} training, {_duration(self.validation_seconds)} validation"
         clips = self.train_clips + self.validation_clips
-        how = (
-            "whole files held out"
-            if self.split == "files"
-            else "the end of each file held out: too few files"
-        )
+        how = {
+            "files": "whole files held out",
+            "ends": "the end of each file held out: too few files",
+            "folders": "from a folder of its own",
+        }[self.split]
         return f"{text} ({how}); {clips} clips"
 
     def _level(self) -> str:

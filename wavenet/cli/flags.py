@@ -57,10 +57,16 @@ TRAINING_FLAGS = {
     "sample_seconds": "length of a generated sample",
     "keep": "checkpoints kept besides the best",
     "validation_fraction": "share of the files held out for validation",
+    "augment_gain": "training segments are made softer by up to so many dB, at random (0: not at all)",
 }
+
+OTHER_TRAINING_FLAGS = ("schedule", "precision", "augment_polarity")
 
 DEFAULTS: dict[str, Any] = {
     "audio_dir": None,
+    "val_dir": None,
+    "exclude": [],
+    "weight": [],
     "out_dir": Path("checkpoints"),
     "cache_dir": None,
     "init_from": None,
@@ -72,7 +78,9 @@ DEFAULTS: dict[str, Any] = {
 """What holds where neither the command line nor a file says otherwise."""
 
 ABSENT = argparse.SUPPRESS
-PATHS = ("audio_dir", "out_dir", "cache_dir", "init_from")
+PATHS = ("audio_dir", "val_dir", "out_dir", "cache_dir", "init_from")
+LISTS = ("audio_dir", "exclude", "weight")
+"""What may be given several times; in a file a single text will do as well."""
 
 
 def build_parser() -> Parser:
@@ -92,6 +100,12 @@ def build_parser() -> Parser:
     training = parser.add_argument_group("training")
     _add_fields(training, TrainingConfig, TRAINING_FLAGS)
     training.add_argument(
+        "--augment-polarity",
+        action=argparse.BooleanOptionalAction,
+        default=ABSENT,
+        help="turn training segments upside down at random (default: not)",
+    )
+    training.add_argument(
         "--schedule",
         choices=SCHEDULES,
         default=ABSENT,
@@ -106,7 +120,32 @@ def build_parser() -> Parser:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data", argument_default=ABSENT)
     group.add_argument(
-        "--audio-dir", type=Path, metavar="DIR", help="folder of recordings, searched in depth"
+        "--audio-dir",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+        help="folders of recordings, searched in depth",
+    )
+    group.add_argument(
+        "--val-dir",
+        type=Path,
+        metavar="DIR",
+        help="recordings for validation (default: a share of those in --audio-dir)",
+    )
+    group.add_argument(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        metavar="GLOB",
+        help="leave out recordings by their path in the folder, as 'drafts/*' or '*.mp3' (default: none)",
+    )
+    group.add_argument(
+        "--weight",
+        nargs="+",
+        action="extend",
+        metavar="FOLDER=W",
+        help="train W times as often on each second of a folder as on one of the others (default: 1)",
     )
     group.add_argument(
         "--cache-dir",
@@ -225,14 +264,19 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError(f'{where}: must hold a JSON object, such as {{"batch": 8}}')
     kinds: dict[str, Any] = {name: str | None for name in DEFAULTS}
     kinds.update(typing.get_type_hints(WaveNetConfig), **typing.get_type_hints(TrainingConfig))
+    kinds.update(dict.fromkeys(LISTS, str | list | None))
     kinds.update(preset=str, out_dir=str, device=str, threads=int | None, tensorboard=bool)
     del kinds["LATER"]
     refuse_unknown(values, list(kinds), where)
     for name, value in values.items():
-        if not accepts(kinds[name], value):
+        texts = not isinstance(value, list) or all(isinstance(each, str) for each in value)
+        if not accepts(kinds[name], value) or not texts:
             raise ConfigError(f"{where}: {name} = {json.dumps(value)} is of the wrong type")
-        if name in PATHS and value is not None:
-            values[name] = Path(value)
+        if name in LISTS:
+            several: list[Any] = [value] if isinstance(value, str) else value or []
+            values[name] = ([Path(each) for each in several] if name in PATHS else several) or DEFAULTS[name]
+        elif name in PATHS and value is not None:
+            values[name] = Path(str(value))
     return values
 
 

@@ -16,7 +16,14 @@ from typing import Any
 
 from wavenet.cli import interrupted
 from wavenet.cli.common import INTERRUPTED, default_cache, device_named, run
-from wavenet.cli.flags import NETWORK_FLAGS, TRAINING_FLAGS, build_parser, complete, seconds
+from wavenet.cli.flags import (
+    NETWORK_FLAGS,
+    OTHER_TRAINING_FLAGS,
+    TRAINING_FLAGS,
+    build_parser,
+    complete,
+    seconds,
+)
 from wavenet.cli.interrupts import interrupts
 from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, preset
 from wavenet.errors import CheckpointError, ConfigError
@@ -40,7 +47,7 @@ def work(options: argparse.Namespace) -> int:
     if hasattr(options, "plot_to"):
         raise ConfigError(f"--plot-to {options.plot_to}: says where, --plot RUN says what; give both")
     network = _given(options, [*NETWORK_FLAGS, "normalization"])
-    settings = _given(options, [*TRAINING_FLAGS, "schedule", "precision", "silence_db"])
+    settings = _given(options, [*TRAINING_FLAGS, *OTHER_TRAINING_FLAGS, "silence_db"])
     # Wrong values are told before torch is loaded.
     config = preset(getattr(options, "preset", "small"), **network)
     training = dataclasses.replace(TrainingConfig(), **settings)
@@ -54,19 +61,17 @@ def work(options: argparse.Namespace) -> int:
 
     from wavenet import checkpoint
     from wavenet.boards import writer_class
-    from wavenet.dataset import DataConfig, prepare
     from wavenet.evaluation import resolve_precision
     from wavenet.memory import check_memory
     from wavenet.progress import Console
-    from wavenet.training import SAMPLES, Trainer
+    from wavenet.training import Trainer
 
     interrupts.check()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console = Console()
     device = device_named(options.device)
-    source = {"audio_dir": options.audio_dir and str(options.audio_dir.resolve())}
-    source["cache_dir"] = str((options.cache_dir or default_cache()).resolve())
+    source = _source(options)
     if options.tensorboard:
         # Told before the recordings are read.
         writer_class()
@@ -93,17 +98,7 @@ def work(options: argparse.Namespace) -> int:
     if device.type == "cpu":
         check_memory(config, training)
 
-    data = prepare(
-        Path(source["audio_dir"]) if source["audio_dir"] else None,
-        Path(source["cache_dir"]),
-        config,
-        DataConfig(silence_db=training.silence_db, validation_fraction=training.validation_fraction),
-        lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
-        # What a run generates is no recording, nor is anything beside it.
-        exclude=[options.out_dir, options.out_dir / SAMPLES, Path(source["cache_dir"])],
-    )
-    console.clear()
-    console.line(str(data.report))
+    data = _prepared(options, source, config, training, console)
     trainer = Trainer(config, training, data, options.out_dir, device, source, console)
     console.line(
         f"network  {config.layers} layers, {trainer.model.parameter_count:,} parameters, receptive field "
@@ -118,6 +113,53 @@ def work(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(trainer, console)
     return _train(trainer, console, options, limit)
+
+
+def _prepared(
+    options: argparse.Namespace,
+    source: dict[str, Any],
+    config: WaveNetConfig,
+    training: TrainingConfig,
+    console: Any,
+) -> Any:
+    """Return the prepared recordings, told of, with what is to be done to those trained on."""
+    from wavenet.augmentation import Augmentation
+    from wavenet.dataset import DataConfig, prepare
+    from wavenet.recordings import weights
+    from wavenet.training import SAMPLES
+
+    data = prepare(
+        source["audio_dir"],
+        Path(source["cache_dir"]),
+        config,
+        DataConfig(silence_db=training.silence_db, validation_fraction=training.validation_fraction),
+        lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
+        # What a run generates is no recording, nor is anything beside it.
+        exclude=[options.out_dir, options.out_dir / SAMPLES, Path(source["cache_dir"])],
+        val_dir=source.get("val_dir"),
+        patterns=source.get("exclude", ()),
+    )
+    console.clear()
+    console.line(str(data.report))
+    if training.augment_gain or training.augment_polarity:
+        data.train.augmentation = Augmentation(
+            config.quantization_channels, training.augment_gain, training.augment_polarity
+        )
+    if source.get("weight"):
+        data.train.weigh(weights(data.train.names, source["weight"]))
+    return data
+
+
+def _source(options: argparse.Namespace) -> dict[str, Any]:
+    """Return where the recordings are, as it is kept with a run: real paths, a list only of several."""
+    audio = [str(each.resolve()) for each in options.audio_dir or ()]
+    return {
+        "audio_dir": audio if len(audio) > 1 else next(iter(audio), None),
+        "cache_dir": str((options.cache_dir or default_cache()).resolve()),
+        "val_dir": options.val_dir and str(options.val_dir.resolve()),
+        "exclude": options.exclude,
+        "weight": options.weight,
+    }
 
 
 def _plot(options: argparse.Namespace) -> int:
@@ -192,11 +234,21 @@ def _resumed(
                 f"{getattr(training, name)}, and another split would let validation audio into training; "
                 "leave it out when resuming"
             )
+    if source["val_dir"] not in (None, before.get("val_dir")):
+        raise ConfigError(
+            f"--val-dir {options.val_dir}: the run in {options.out_dir} has {before.get('val_dir')}, and "
+            "another one would let validation audio into training; leave it out when resuming"
+        )
     if options.audio_dir is not None:
         kept["audio_dir"] = source["audio_dir"]
+    for name in ("exclude", "weight"):
+        if getattr(options, name):
+            kept[name] = source[name]
     if options.cache_dir is not None:
-        # Prepared audio alone will do, should the recordings be gone.
-        kept.update(source)
+        kept["cache_dir"] = source["cache_dir"]
+        if options.audio_dir is None:
+            # Prepared audio alone will do, should the recordings be gone.
+            kept.update(audio_dir=None, val_dir=None)
     _set_threads(options.threads, moment.progress.get("threads"))
     return config, dataclasses.replace(training, **settings), kept
 
