@@ -104,6 +104,7 @@ def test_the_baseline_computes_the_same_network():
     assert torch.allclose(torch.stack(found, 2)[:, :, last], expected[:, :, last], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_is_measured(tmp_path, capsys, monkeypatch):
     import training
 

@@ -88,7 +88,7 @@ def test_every_step_in_a_clone(tree):
     assert "+ echo the second" in lines and "the second" in lines and "never" not in lines
     found = [line for line in lines if line.split(" ")[0] in (*CHECKS, "sanitized", "compiled")]
     assert [line.split(" ")[0] for line in found] == [
-        "ruff", "ruff", "pyright", "pip", "sanitized", "pip",
+        "ruff", "ruff", "pyright", "pip", "pytest", "sanitized", "pip",
         "compiled", "pip", "pytest",  # with a CUDA compiler
         "pip", "pytest",
     ]  # fmt: skip

@@ -12,6 +12,9 @@ from training_tools import equal, metrics, weights
 from wavenet.cli.flags import DEFAULTS, build_parser, complete, read_settings, seconds
 from wavenet.errors import ConfigError
 
+# Together more than ten seconds: left to those who ask for it, as continuous integration does.
+pytestmark = pytest.mark.slow
+
 SHORT = shlex.split(
     "--steps 6 --batch 1 --segment 0.05 --validate-every 3 --validation-seconds 0.5 --checkpoint-every 3 "
     "--sample-every 0 --device cpu --threads 1"

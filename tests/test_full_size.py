@@ -64,6 +64,7 @@ def test_5000_steps_against_float64(engine):
     assert len(set(drawn.tolist())) > 100
 
 
+@pytest.mark.slow
 def test_20000_samples_are_those_of_the_reference(engine):
     """Equal but where the draw falls between two cumulative distributions; there both begin anew."""
     if engine.backend.name == "numba" and backends.report()["cpu"] is None:

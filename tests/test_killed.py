@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 from cli_tools import NETWORK_FLAGS, environment, make_audio
 
+# Together more than ten seconds: left to those who ask for it, as continuous integration does.
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 
 FLAGS = [
