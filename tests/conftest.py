@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Workers beside each other share the cores; before torch is loaded, here or in a process that a test starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from training_tools import CONFIG
