@@ -50,13 +50,14 @@ class Augmentation:
         return mulaw.encode(amplitudes.astype(np.float64) * factor, self.quantization_channels)
 
     def apply(
-        self, rows: list[tuple[np.ndarray, np.ndarray]], step: int, seed: int
+        self, rows: list[tuple[np.ndarray, np.ndarray]], step: int, seed: int, first: int = 0
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return segments changed, each given as its classes and which of them are real samples.
 
-        The silence between clips stays the class from which every stream begins.
+        The silence between clips stays the class from which every stream begins. `first` is the number of the
+        first row in the step.
         """
-        factors = self.factors(step, len(rows), seed).tolist()
+        factors = self.factors(step, first + len(rows), seed)[first:].tolist()
         return [
             (np.where(real, self.table(factor)[values], values), real)
             for (values, real), factor in zip(rows, factors, strict=True)

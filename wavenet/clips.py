@@ -94,7 +94,9 @@ class Clips:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def batch(self, step: int, batch: int, segment: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(
+        self, step: int, batch: int, segment: int, seed: int, first: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return segments at random places, the same ones whenever `step` and `seed` are the same.
 
         A share `START_SHARE` of the segments begins where some clip begins. For the others the timeline is
@@ -109,6 +111,8 @@ class Clips:
             Number of segments.
         segment : int
             Targets per segment, in samples.
+        first : int
+            Segments of the draw to pass over: those of a larger batch that others take.
 
         Returns
         -------
@@ -119,11 +123,12 @@ class Clips:
         """
         if not self.clips:
             raise AudioError("no audio to draw segments from: add recordings")
-        raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(2 * batch)
+        raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(2 * (first + batch))
+        raw = raw[2 * first :]
         pairs = zip(raw[::2].tolist(), raw[1::2].tolist(), strict=True)
         rows = [self._read(start, segment, ring=True) for start in self._drawn(pairs, segment)]
         if self.augmentation is not None:
-            rows = self.augmentation.apply(rows, step, seed)
+            rows = self.augmentation.apply(rows, step, seed, first)
         return self._tensors(rows)
 
     def weigh(self, weight_of: Callable[[str], float]) -> None:

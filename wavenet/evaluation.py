@@ -160,6 +160,7 @@ def bits_per_sample(
     windows: Iterable[tuple[torch.Tensor, torch.Tensor]],
     device: torch.device | None = None,
     precision: str = "fp32",
+    sums: Callable[[float, float], tuple[float, ...]] = lambda nats, count: (nats, count),
 ) -> float:
     """Return the mean negative log2-likelihood per sample; NaN if there is nothing to score.
 
@@ -170,12 +171,15 @@ def bits_per_sample(
         Inputs and targets, as `wavenet.dataset.Clips.windows` yields them.
     device, precision
         As in `Parallel`.
+    sums : callable
+        Given the nats and the samples of these windows, returns those of all processes.
     """
     scorer = Parallel(model, device, precision)
     nats, count = 0.0, 0
     for inputs, targets in windows:
         nats += float(scorer.nats(inputs, targets).sum(dtype=np.float64))
         count += int((targets != IGNORED).sum())
+    nats, count = sums(nats, count)
     return nats / count / math.log(2) if count else math.nan
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from wavenet.clips import IGNORED
 from wavenet.config import TrainingConfig
+from wavenet.distributed import ALONE, World
 from wavenet.evaluation import autocast, cross_entropy
 from wavenet.model import WaveNet
 
@@ -29,8 +30,12 @@ def add_gradients(
     inputs: torch.Tensor,
     targets: torch.Tensor,
     device: torch.device,
+    world: World = ALONE,
 ) -> float:
     """Leave the gradient of a step's mean loss in the parameters, one batch after the other.
+
+    With several processes it is the mean over the targets of all, as of one process that takes the batches of
+    the first, then those of the second, and so on.
 
     Parameters
     ----------
@@ -42,20 +47,23 @@ def add_gradients(
         As `Clips.batch` returns them, on the CPU.
     device : torch.device
         Where the model is.
+    world : World
+        The processes that share the step.
 
     Returns
     -------
     float
         The mean loss in nats, without label smoothing, so that it compares with validation.
     """
-    total, nats = int((targets != IGNORED).sum()), 0.0
+    total, nats = world.count(int((targets != IGNORED).sum())), 0.0
+    first = world.rank * training.accumulate
     batches = zip(inputs.split(training.batch), targets.split(training.batch), strict=True)
     for number, (given, wanted) in enumerate(batches):
         count = int((wanted != IGNORED).sum())
         if count == 0:
             continue
         if training.dropout:
-            set_dropout(model, training.dropout, training.seed, step, number)
+            set_dropout(model, training.dropout, training.seed, step, first + number)
         with autocast(device, training.precision):
             logits = model(given.to(device, non_blocking=True))
         wanted = wanted.to(device, non_blocking=True)
@@ -65,7 +73,7 @@ def add_gradients(
         # By its share of the targets, so that the sum is the mean over them all.
         (objective * (count / total)).backward()
         nats += float(loss.detach()) * (count / total)
-    return nats
+    return world.add_up(model.parameters(), nats) if total else nats
 
 
 def smoothed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:

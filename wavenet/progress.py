@@ -12,14 +12,14 @@ from wavenet.files import one_line
 
 
 class Console:
-    """Writes to standard error, or another text stream; nowhere if standard error is closed.
+    """Writes to standard error, or another text stream; nowhere if that is closed, or it is to be silent.
 
     Control characters are escaped. On a terminal the status line is rewritten in place; elsewhere it is
     written as a line now and then, so that log files stay readable.
     """
 
-    def __init__(self, stream: TextIO | None = None):
-        self.stream = sys.stderr if stream is None else stream
+    def __init__(self, stream: TextIO | None = None, silent: bool = False):
+        self.stream = None if silent else sys.stderr if stream is None else stream
         self.terminal = self.stream is not None and self.stream.isatty()
         self.interval = 0.2 if self.terminal else 30.0
         self._shown = ""

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from wavenet import checkpoint, resuming
+from wavenet.account import due, final, status, window
 from wavenet.audio import write_wav
 from wavenet.backends import report
 from wavenet.boards import Board
 from wavenet.config import TrainingConfig, WaveNetConfig
 from wavenet.dataset import Prepared
+from wavenet.distributed import ALONE, World
 from wavenet.errors import CheckpointError, WaveNetError
 from wavenet.evaluation import bits_per_sample
 from wavenet.files import cause
@@ -25,7 +27,7 @@ from wavenet.generation import Generator
 from wavenet.metrics import Metrics
 from wavenet.model import WaveNet
 from wavenet.objectives import add_gradients, parameter_groups
-from wavenet.progress import Console, Meter, duration
+from wavenet.progress import Console, Meter
 from wavenet.schedules import ema_decay, learning_rate
 from wavenet.watching import COUNTERS as WATCHED
 from wavenet.watching import Watch
@@ -61,6 +63,8 @@ class Trainer:
         JSON values that say where the data came from; kept in every checkpoint.
     console : Console
         Where the account goes.
+    world : World
+        The processes that train together, each with a batch of its own; the first one writes.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Trainer:
         device: torch.device,
         source: dict[str, Any],
         console: Console,
+        world: World = ALONE,
     ):
         self.config = config
         self.training = training
@@ -81,6 +86,7 @@ class Trainer:
         self.source = source
         self.console = console
         self.log = console.line
+        self.world = world
         self.board: Board | None = None
         self.metrics = Metrics(run, self.log)
         torch.manual_seed(training.seed)
@@ -103,6 +109,11 @@ class Trainer:
         return Watch(self.training, self.counters, self.log)
 
     @property
+    def samples_per_step(self) -> int:
+        """Targets of a step, in all processes together."""
+        return self.training.batch * self.training.accumulate * self.world.size * self.segment
+
+    @property
     def ended(self) -> bool:
         """Whether no step is left to be taken."""
         return self.counters["step"] >= self.training.steps or self.watch.patience_is_over
@@ -121,13 +132,15 @@ class Trainer:
         """
         counters, training = self.counters, self.training
         rows = training.batch * training.accumulate
-        inputs, targets = self.data.train.batch(counters["step"], rows, self.segment, training.seed)
+        inputs, targets = self.data.train.batch(
+            counters["step"], rows, self.segment, training.seed, self.world.rank * rows
+        )
         rate = learning_rate(training, counters["step"])
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = add_gradients(self.model, training, counters["step"], inputs, targets, self.device)
+        loss = add_gradients(self.model, training, counters["step"], inputs, targets, self.device, self.world)
         bits = loss / math.log(2)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm))
         if math.isfinite(bits) and math.isfinite(norm):
@@ -163,7 +176,8 @@ class Trainer:
         Parameters
         ----------
         stop : callable
-            Asked after every step, and while a sample is generated or the finished network is scored.
+            Asked after every step, and while a sample is generated or the finished network is scored; one
+            process in which it says so stops them all.
         tensorboard : bool
             Whether to write the account for TensorBoard too.
 
@@ -172,41 +186,50 @@ class Trainer:
         CheckpointError
             If another process trains into the same directory, or the last checkpoint cannot be written.
         WaveNetError
-            If steps are no longer finite.
+            If steps are no longer finite, or another process of the run has ended.
         """
-        with checkpoint.lock(self.run), contextlib.ExitStack() as stack:
-            if tensorboard:
+        self._meet()
+        with contextlib.ExitStack() as stack:
+            if self.world.leads:
+                stack.enter_context(checkpoint.lock(self.run))
+            if tensorboard and self.world.leads:
                 self.board = Board(self.run / BOARD, self.counters["step"], self.log)
                 stack.callback(self.board.close)
             return self._train(stop)
 
+    def _meet(self) -> None:
+        """Make sure that all processes are at the same point of the same run."""
+        settings, step = (self.config, self.training), self.counters["step"]
+        self.world.agree({"settings": settings, "recordings": self.fingerprint, "step": step})
+        self.world.equalise([*self.model.parameters(), *self.averaged.parameters()])
+
     def _train(self, stop: Callable[[], bool]) -> bool:
         training, counters = self.training, self.counters
-        self._tidy()
+        self.world.once(self._tidy)
         meter = Meter()
-        saved = counters["step"] if checkpoint.numbered(self.run) else -1
-        while not self.ended and not stop():
+        saved = counters["step"] if self.world.once(lambda: checkpoint.numbered(self.run)) else -1
+        while not self.ended and not self.world.any(stop()):
             _, norm = self.step()
             done = counters["step"]
-            meter.count(training.batch * training.accumulate * self.segment)
+            meter.count(self.samples_per_step)
             if done % LOG_EVERY == 0:
-                self._log_window(norm, meter)
-            if _due(done, training.validate_every, training.steps) and self.data.validation.samples:
+                self._record(window(counters, training, norm, meter.rate))
+            if due(done, training.validate_every, training.steps) and self.data.validation.samples:
                 with meter.paused():
                     self.validate()
-            if _due(done, training.sample_every, training.steps):
+            if due(done, training.sample_every, training.steps):
                 with meter.paused():
-                    self.write_sample(stop)
-            if _due(done, training.checkpoint_every, training.steps):
+                    self.world.once(lambda: self.write_sample(stop))
+            if due(done, training.checkpoint_every, training.steps):
                 with meter.paused():
-                    saved = done if self._try_save() else saved
-            self.console.status(self._progress(meter))
+                    saved = done if self.world.once(self._try_save) else saved
+            self.console.status(status(counters, training, meter.rate, self.samples_per_step))
         if saved != counters["step"]:
-            self._save_last()
+            self.world.once(self._save_last)
         if self.ended:
             self.watch.ended()
             # A run that was killed while it was scored is scored when it is resumed.
-            scored = self.metrics.holds(counters["step"], "final_validation_bits")
+            scored = self.world.once(lambda: self.metrics.holds(counters["step"], "final_validation_bits"))
             if self.data.validation.samples and not scored:
                 self._final_score(stop)
         return self.ended
@@ -221,21 +244,6 @@ class Trainer:
         values = {**self.source, **self.config.to_json(), **self.training.to_json()}
         values.update(device=str(self.device), threads=torch.get_num_threads())
         self.metrics.beside(EFFECTIVE_FILE, values)
-
-    def _log_window(self, norm: float, meter: Meter) -> None:
-        counters = self.counters
-        steps = counters["window_steps"]
-        record = {
-            "step": counters["step"],
-            "train_bits": counters["window_bits"] / steps if steps else None,
-            "gradient_norm": norm if math.isfinite(norm) else None,
-            "lr": learning_rate(self.training, counters["step"] - 1),
-            "skipped": counters["skipped"],
-            "samples_per_second": round(meter.rate),
-        }
-        counters["train_bits"] = record["train_bits"]
-        counters["window_bits"], counters["window_steps"] = 0.0, 0
-        self._record(record)
 
     def validate(self) -> float:
         """Score the averaged weights on the validation part, keep them if they are the best so far."""
@@ -255,35 +263,37 @@ class Trainer:
             f"step {counters['step']}: validation {bits:.3f} bits per sample "
             f"(knowing nothing {report.uniform_bits:.2f}, unigram {report.validation_unigram_bits:.2f})"
         )
-        if self.watch.validation(bits, report.validation_unigram_bits):
-            progress = {"step": counters["step"], "validation_bits": bits}
-            try:
-                checkpoint.save_best(self.run, self.config, self.averaged.state_dict(), progress)
-                self.watch.new_best(bits)
-            except OSError as error:
-                self.log(f"warning: the best network could not be saved: {cause(error)}")
+        if self.watch.validation(bits, report.validation_unigram_bits) and self.world.once(
+            lambda: self._try_save_best(bits)
+        ):
+            self.watch.new_best(bits)
         return bits
+
+    def _try_save_best(self, bits: float) -> bool:
+        progress = {"step": self.counters["step"], "validation_bits": bits}
+        try:
+            checkpoint.save_best(self.run, self.config, self.averaged.state_dict(), progress)
+        except OSError as error:
+            self.log(f"warning: the best network could not be saved: {cause(error)}")
+            return False
+        return True
 
     def _score(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> float:
         """Return the averaged weights' bits per sample over about so much of the validation part."""
         limit = round(seconds * self.config.sample_rate)
         windows = self.data.validation.windows(self.segment, max_samples=limit)
+        windows = itertools.islice(windows, self.world.rank, None, self.world.size)
         windows = itertools.takewhile(lambda window: not stop(), windows)
-        return bits_per_sample(self.averaged, windows, self.device, self.training.precision)
+        return bits_per_sample(self.averaged, windows, self.device, self.training.precision, self.world.sums)
 
     def _final_score(self, stop: Callable[[], bool]) -> None:
         """Score the finished network on more than the few seconds that steer a run."""
         self.console.status("scoring the finished network")
         bits = self._score(max(FINAL_SECONDS, self.training.validation_seconds), stop)
-        if stop() or not math.isfinite(bits):
+        if self.world.any(stop()) or not math.isfinite(bits):
             return
-        unigram = self.data.report.validation_unigram_bits
-        side = "below" if bits <= unigram else "above"
         self._record({"step": self.counters["step"], "final_validation_bits": bits})
-        self.log(
-            f"final: validation {bits:.3f} bits per sample, {abs(unigram - bits):.2f} {side} the unigram "
-            f"entropy of {unigram:.2f}"
-        )
+        self.log(final(bits, self.data.report.validation_unigram_bits))
 
     def write_sample(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Generate a little audio from the averaged weights into `samples/`, unless asked to stop."""
@@ -324,6 +334,7 @@ class Trainer:
             "source": self.source,
             "data": self.fingerprint,
             "threads": torch.get_num_threads(),
+            "processes": self.world.size,
         }
         self.metrics.sync()
         state = resuming.state_of(self.model, self.optimizer)
@@ -366,6 +377,9 @@ class Trainer:
         except CheckpointError as error:
             raise CheckpointError(f"{error}; remove {path} to go on from the one before") from None
         self.counters = counters
+        before = moment.progress.get("processes", 1)
+        if before != self.world.size:
+            self.log(f"{self.world.size} process(es), not {before}: a step takes --batch segments in each")
         if moment.progress.get("data") != self.fingerprint:
             self.log(
                 "warning: the audio has changed since this run began: losses will differ, "
@@ -376,24 +390,8 @@ class Trainer:
     # -- the account ---------------------------------------------------------------------------------
 
     def _record(self, record: dict[str, Any]) -> None:
+        if not self.world.leads:
+            return
         self.metrics.add(record)
         if self.board is not None:
             self.board.add(record)
-
-    def _progress(self, meter: Meter) -> str:
-        counters, training = self.counters, self.training
-        parts = [f"step {counters['step']}/{training.steps}"]
-        if counters["train_bits"] is not None:
-            parts.append(f"train {counters['train_bits']:.3f} bits")
-        if counters["validation_bits"] is not None:
-            parts.append(f"validation {counters['validation_bits']:.3f}")
-        if counters["skipped"]:
-            parts.append(f"{counters['skipped']} non-finite steps skipped")
-        parts.append(f"{meter.rate:,.0f} samples/s")
-        left = (training.steps - counters["step"]) * training.batch * training.accumulate * self.segment
-        parts.append(f"{duration(left / max(meter.rate, 1e-9))} left")
-        return "  ".join(parts)
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return every > 0 and (step % every == 0 or step == last)

@@ -15,6 +15,7 @@ from wavenet import __version__
 from wavenet.cli import INTERRUPTED as INTERRUPTED
 from wavenet.cli import interrupted
 from wavenet.cli.interrupts import interrupts
+from wavenet.distributed import told_by
 from wavenet.errors import ConfigError, WaveNetError
 from wavenet.files import cause, one_line, printable
 from wavenet.progress import Console
@@ -117,7 +118,7 @@ def run(
                 import traceback
 
                 Console().line(traceback.format_exc().rstrip())
-    Console().line(f"{parser.prog}: error: {message}")
+    Console().line(f"{parser.prog}: error: {told_by()}{message}")
     return USER_ERROR
 
 

@@ -6,11 +6,10 @@ import argparse
 import dataclasses
 import math
 import os
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from wavenet.cli.flags import (
 )
 from wavenet.cli.interrupts import interrupts
 from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, preset
+from wavenet.distributed import World
 from wavenet.errors import CheckpointError, ConfigError
 
 DATA_FLAGS = ("validation_fraction", "silence_db")
@@ -54,6 +54,7 @@ def work(options: argparse.Namespace) -> int:
     limit = None if options.max_time is None else started + seconds(options.max_time)
     if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
         raise ConfigError(f"--threads {options.threads}: must be from 1 to {MAX_THREADS}")
+    world = World.from_environment()
     if options.init_from is not None and options.resume:
         raise ConfigError("--init-from begins a run and --resume goes on with one: leave one of them out")
 
@@ -69,19 +70,24 @@ def work(options: argparse.Namespace) -> int:
     interrupts.check()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    console = Console()
-    device = device_named(options.device)
+    console = Console(silent=not world.leads)
+    device = world.device(device_named(options.device))
     source = _source(options)
     if options.tensorboard:
         # Told before the recordings are read.
         writer_class()
+    world.join(device)
     found = first = None
     if options.init_from is not None:
-        config, first = _initial(options, network)
+        config, first = _initial(options, network, console)
         source["init_from"] = str(options.init_from.resolve())
     if options.resume:
-        found = checkpoint.load_latest(options.out_dir, lambda text: console.line(f"warning: {text}"))
+        found = world.in_turn(
+            lambda: checkpoint.load_latest(options.out_dir, lambda text: console.line(f"warning: {text}"))
+        )
         config, training, source = _resumed(options, found, network, settings, source)
+        if found[1].progress.get("processes", 1) == world.size:
+            _set_threads(options.threads, found[1].progress.get("threads"))
     elif not options.dry_run and checkpoint.numbered(options.out_dir):
         latest = checkpoint.numbered(options.out_dir)[0]
         raise CheckpointError(
@@ -92,27 +98,28 @@ def work(options: argparse.Namespace) -> int:
         raise ConfigError(
             "name the folder of recordings with --audio-dir DIR (or prepared audio: --cache-dir)"
         )
-    if not options.dry_run:
+    if not options.dry_run and world.leads:
         _check_place(options.out_dir)
     training = dataclasses.replace(training, precision=resolve_precision(training.precision, device))
     if device.type == "cpu":
         check_memory(config, training)
 
-    data = _prepared(options, source, config, training, console)
-    trainer = Trainer(config, training, data, options.out_dir, device, source, console)
+    data = world.in_turn(lambda: _prepared(options, source, config, training, console))
+    trainer = Trainer(config, training, data, options.out_dir, device, source, console, world)
     console.line(
         f"network  {config.layers} layers, {trainer.model.parameter_count:,} parameters, receptive field "
         f"{config.receptive_field:,} samples ({1000 * config.receptive_field / config.sample_rate:.0f} ms), "
-        f"{training.precision} on {device}"
+        f"{training.precision} on {device}" + (f", {world.size} processes" if world.size > 1 else "")
     )
     if first is not None:
         trainer.start_from(first)
     if found is not None:
         trainer.restore(*found)
         console.line(f"resuming from {found[0]}")
-    if options.dry_run:
-        return _dry_run(trainer, console)
-    return _train(trainer, console, options, limit)
+    code = _dry_run(trainer, console) if options.dry_run else _train(trainer, console, options, limit)
+    # One that ends is taken for a failure by what started it, if its code is not 0, and ends the others.
+    world.leave()
+    return code
 
 
 def _prepared(
@@ -175,11 +182,10 @@ def _asked(options: argparse.Namespace, network: dict[str, Any]) -> dict[str, An
     return {**PRESETS[options.preset], **network} if hasattr(options, "preset") else network
 
 
-def _initial(options: argparse.Namespace, network: dict[str, Any]) -> tuple[WaveNetConfig, Any]:
+def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any) -> tuple[WaveNetConfig, Any]:
     """Return the configuration and the weights that a run is to start from, and tell of them."""
     from wavenet import checkpoint
     from wavenet.model import WaveNet
-    from wavenet.progress import Console
 
     if not options.init_from.is_dir():
         raise CheckpointError(f"--init-from {options.init_from}: is no folder; name a run or a checkpoint")
@@ -194,7 +200,7 @@ def _initial(options: argparse.Namespace, network: dict[str, Any]) -> tuple[Wave
             f"--init-from {options.init_from}: its network has {'; '.join(others)}: "
             "leave the network's flags out, or train one from the beginning"
         )
-    Console().line(
+    console.line(
         f"start    from {path}: {config.layers} layers, {model.parameter_count:,} parameters, "
         f"{config.sample_rate} Hz, {config.quantization_channels} classes, normalization "
         f"{config.normalization}; the optimiser starts anew"
@@ -249,7 +255,6 @@ def _resumed(
         if options.audio_dir is None:
             # Prepared audio alone will do, should the recordings be gone.
             kept.update(audio_dir=None, val_dir=None)
-    _set_threads(options.threads, moment.progress.get("threads"))
     return config, dataclasses.replace(training, **settings), kept
 
 
@@ -295,68 +300,14 @@ def _dry_run(trainer: Any, console: Any) -> int:
     return 0
 
 
-class _Stopper:
-    """Notes the first interrupt, so that a step can be finished and saved; the second one is at once."""
-
-    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-
-    def __init__(self, console: Any) -> None:
-        self.console = console
-        self.asked = self.told = False
-
-    def __enter__(self) -> Callable[[], bool]:
-        known = [getattr(signal, name) for name in self.SIGNALS if hasattr(signal, name)]
-        # A run under nohup ignores the closing of its terminal.
-        heeded = [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]
-        self.before = {each: signal.signal(each, self._ask) for each in heeded}
-        return self._stop
-
-    def __exit__(self, *_: object) -> None:
-        for each, handler in self.before.items():
-            signal.signal(each, handler)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def _stop(self) -> bool:
-        # Not said where the signal arrives: that may be in the middle of another line.
-        if self.asked and not self.told:
-            self.told = True
-            self.console.line("stopping: saving what there is; once more stops at once")
-        return self.asked
-
-
-class _Limit:
-    """Says when the time that a run was given is up.
-
-    Parameters
-    ----------
-    options : argparse.Namespace
-    end : float or None
-        On the clock of `time.monotonic`; None for never.
-    console : Console
-    """
-
-    def __init__(self, options: argparse.Namespace, end: float | None, console: Any) -> None:
-        self.text = options.max_time
-        self.end = end
-        self.console = console
-        self.passed = False
-
-    def __call__(self) -> bool:
-        if self.end is not None and not self.passed and time.monotonic() >= self.end:
-            self.passed = True
-            self.console.line(f"--max-time {self.text} is over: saving what there is")
-        return self.passed
-
-
 def _train(trainer: Any, console: Any, options: argparse.Namespace, end: float | None) -> int:
     import shlex
 
-    limit = _Limit(options, end, console)
-    with _Stopper(console) as asked:
+    from wavenet.cli.stopping import Limit, Stopper
+
+    # Clocks differ a little: the first process's counts.
+    limit = Limit(options.max_time, end if trainer.world.leads else None, console)
+    with Stopper(console) as asked:
         finished = trainer.train(lambda: asked() or limit(), options.tensorboard)
     step = trainer.counters["step"]
     run_dir = shlex.quote(str(options.out_dir))
@@ -371,8 +322,16 @@ def _train(trainer: Any, console: Any, options: argparse.Namespace, end: float |
     again = "" if options.device == "auto" else f" --device {shlex.quote(options.device)}"
     again += "" if options.threads is None else f" --threads {options.threads}"
     again += " --tensorboard" if options.tensorboard else ""
-    console.line(f"  wavenet-train --resume --out-dir {run_dir}{again}")
-    return 0 if limit.passed else INTERRUPTED
+    console.line(f"  {_command(trainer.world)} --resume --out-dir {run_dir}{again}")
+    return 0 if trainer.world.any(limit.passed) else INTERRUPTED
+
+
+def _command(world: World) -> str:
+    """Return how a run like this one is started."""
+    if world.size == 1:
+        return "wavenet-train"
+    count = f"--nproc-per-node {world.local_size}"
+    return f"torchrun {count}{' ...' if world.size > world.local_size else ''} -m wavenet.cli.train"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
