@@ -41,6 +41,14 @@ def _number(name: str, default: int, low: int, high: int | None = None) -> int:
     return number
 
 
+def _require(name: str, size: int) -> None:
+    if not os.environ.get(name):
+        raise ConfigError(
+            f"WORLD_SIZE={size} in the environment, but no {name}: start with torchrun, "
+            "or unset WORLD_SIZE for a single process"
+        )
+
+
 @dataclass
 class World:
     """The processes that work together, and which of them this one is.
@@ -70,12 +78,7 @@ class World:
         size = _number("WORLD_SIZE", 1, 1)
         if size == 1:
             return cls()
-        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-            if not os.environ.get(name):
-                raise ConfigError(
-                    f"WORLD_SIZE={size} in the environment, but no {name}: start with torchrun, "
-                    "or unset WORLD_SIZE for a single process"
-                )
+        _require("RANK", size)
         rank = _number("RANK", 0, 0, size - 1)
         local_size = _number("LOCAL_WORLD_SIZE", 1, 1, size)
         return cls(rank, size, _number("LOCAL_RANK", 0, 0, local_size - 1), local_size)
@@ -120,6 +123,8 @@ class World:
         """
         if self.size == 1:
             return
+        _require("MASTER_ADDR", self.size)
+        _require("MASTER_PORT", self.size)
         import torch.distributed as dist
 
         with self._contact():

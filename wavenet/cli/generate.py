@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wavenet.cli import interrupted
 
 # Everything else is loaded inside `main`, where an interrupt is one line.
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from wavenet.cli.common import Parser
+    from wavenet.distributed import World
+    from wavenet.generation import Generator
+    from wavenet.progress import Console
+    from wavenet.state import GeneratorState
 
 PROGRAM = "wavenet-generate"
 DEFAULT_RUN = "checkpoints"
@@ -26,6 +30,12 @@ LOOK_AHEAD = 10.0
 
 MAX_BATCH = 1000
 """Every take is an open file."""
+
+MAX_FOLDER = 1_000_000
+"""The most takes in a folder, which are made in groups."""
+
+GROUP = 256
+"""Takes of a folder made together."""
 
 OTHER_FILES = 64
 """Files open besides the takes, generously."""
@@ -49,7 +59,17 @@ def build_parser() -> Parser:
         description="Generate audio from a trained network, sample by sample.",
         epilog="example: wavenet-generate --seconds 0 - | ffplay -nodisp -i -",
     )
-    parser.add_argument("output", metavar="OUT", help="WAV file to write, or - to stream to standard output")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument(
+        "output", metavar="OUT", nargs="?", help="WAV file to write, or - to stream to standard output"
+    )
+    place.add_argument(
+        "--out-dir",
+        type=Path,
+        metavar="DIR",
+        help="instead of OUT: folder for many takes, 0000.wav, 0001.wav, ... (made if missing); each process "
+        "of a torchrun makes its share",
+    )
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -124,17 +144,25 @@ def build_parser() -> Parser:
     return parser
 
 
-def check(options: Namespace) -> list[Path]:
-    """Check what can be checked before anything is loaded; return the files to write (none for a stream)."""
+def check(options: Namespace, world: World) -> list[Path]:
+    """Check what can be checked before anything is loaded; return the files to write (none for a stream).
+
+    Of a folder of takes they are those of this process.
+    """
     import math
 
     from wavenet.errors import ConfigError
 
     seconds, output = options.seconds, options.output
+    if world.size > 1 and (options.out_dir is None or options.seed is None):
+        missing = "--out-dir DIR" if options.out_dir is None else "--seed N"
+        raise ConfigError(f"{world.size} processes share the takes of one seed in one folder: add {missing}")
     if not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
         raise ConfigError(f"--seconds {seconds:g}: must be between 0 and {MAX_SECONDS:g}")
-    if not 1 <= options.batch <= MAX_BATCH:
-        raise ConfigError(f"--batch {options.batch}: must be from 1 to {MAX_BATCH}")
+    most = MAX_FOLDER if options.out_dir else MAX_BATCH
+    if not 1 <= options.batch <= most:
+        hint = "; --out-dir takes more" if options.batch > most == MAX_BATCH else ""
+        raise ConfigError(f"--batch {options.batch}: must be from 1 to {most}{hint}")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise ConfigError(f"--seed {options.seed}: must be from 0 to 2^63 - 1")
     if output == "-":
@@ -149,17 +177,21 @@ def check(options: Namespace) -> list[Path]:
         return []
     if seconds == 0:
         raise ConfigError("--seconds 0 streams for ever and needs - as its output; give a file a length")
-    paths = _files(options)
-    _allow_open_files(options.batch)
+    paths = _files(options, world)
+    if not options.force:
+        _refuse(paths)
+    _allow_open_files(min(options.batch, GROUP) if options.out_dir else options.batch)
     return paths
 
 
-def _files(options: Namespace) -> list[Path]:
+def _files(options: Namespace, world: World) -> list[Path]:
     from pathlib import Path
 
     from wavenet.errors import AudioError, ConfigError
     from wavenet.files import printable
 
+    if options.out_dir is not None:
+        return _numbered(options, world)
     path = Path(options.output)
     suffix = path.suffix.lower()
     if options.format == "wav" and suffix not in ("", ".wav", ".wave"):
@@ -173,13 +205,30 @@ def _files(options: Namespace) -> list[Path]:
     paths = [path]
     if options.batch > 1:
         paths = [path.with_name(f"{path.stem}-{take}{path.suffix}") for take in range(options.batch)]
-    if not options.force:
-        for each in paths:
-            if each.is_file():
-                raise AudioError(
-                    f"{printable(each)}: exists; add --force to overwrite it, or choose another name"
-                )
     return paths
+
+
+def _numbered(options: Namespace, world: World) -> list[Path]:
+    """Return this process's files in a folder of takes, named by the numbers of their streams."""
+    from wavenet.errors import AudioError
+    from wavenet.files import printable
+
+    if options.out_dir.exists() and not options.out_dir.is_dir():
+        raise AudioError(f"--out-dir {printable(options.out_dir)}: is no folder; choose another name")
+    digits = max(4, len(str(options.batch - 1)))
+    return [options.out_dir / f"{take:0{digits}}.{options.format}" for take in world.share(options.batch)]
+
+
+def _refuse(paths: list[Path]) -> None:
+    """Raise `AudioError` if one of the files exists."""
+    from wavenet.errors import AudioError
+    from wavenet.files import printable
+
+    for each in paths:
+        if each.is_file():
+            raise AudioError(
+                f"{printable(each)}: exists; add --force to overwrite it, or choose another name"
+            )
 
 
 def _allow_open_files(batch: int) -> None:
@@ -205,13 +254,17 @@ def _allow_open_files(batch: int) -> None:
 
 def work(options: Namespace) -> int:
     """Carry out parsed options; return the exit code."""
-    paths = check(options)
+    from wavenet.distributed import World
+
+    world = World.from_environment()
+    paths = check(options, world)
 
     import secrets
     from pathlib import Path
 
     from wavenet import backends, checkpoint
     from wavenet.cli import outputs
+    from wavenet.cli.common import device_named
     from wavenet.cli.interrupts import interrupts
     from wavenet.files import printable
     from wavenet.generation import Generator
@@ -220,10 +273,11 @@ def work(options: Namespace) -> int:
 
     interrupts.check()
     Sampling(options.temperature, options.top_k, options.top_p)
-    console = Console()
+    console = Console(silent=not world.leads)
     directory = checkpoint.find(options.checkpoint or Path(DEFAULT_RUN))
+    device = options.device if world.size == 1 else str(world.device(device_named(options.device)))
     generator = Generator.from_pretrained(
-        directory, options.backend, options.device, options.threads, options.precision
+        directory, options.backend, device, options.threads, options.precision
     )
     if options.backend == "auto" and generator.backend.name == "reference":
         console.line(f"warning: the fast engine is not there, generating slowly: {backends.report()['cpu']}")
@@ -232,25 +286,35 @@ def work(options: Namespace) -> int:
         f"checkpoint {printable(directory)}  {generator.config.sample_rate} Hz  "
         f"backend {generator.backend.name}  {generator.backend.precision}  seed {seed}"
     )
-    state = _state(generator, options, seed, console)
+    beginning = _beginning(generator, options, seed, console)
     steps = None if options.seconds == 0 else max(1, round(options.seconds * generator.config.sample_rate))
     interrupts.check()
-    return outputs.write(generator, state, steps, paths, options, console)
+    if options.out_dir is None:
+        return outputs.write(generator, beginning(0, options.batch), steps, paths, options, console)
+    options.out_dir.mkdir(parents=True, exist_ok=True)
+    if world.size > 1:
+        console.line(f"{world.size} processes; told of here are the first one's {len(paths)} takes")
+    first, code = world.share(options.batch).start, 0
+    for done in range(0, len(paths), GROUP):
+        group = paths[done : done + GROUP]
+        state = beginning(first + done, len(group))
+        interrupts.check()
+        if code := outputs.write(generator, state, steps, group, options, console):
+            break
+    return code
 
 
-def _state(generator: Any, options: Namespace, seed: int, console: Any) -> Any:
-    """Return the streams to go on from: silence, or the recording given."""
+def _beginning(
+    generator: Generator, options: Namespace, seed: int, console: Console
+) -> Callable[[int, int], GeneratorState]:
+    """Return what gives the streams to go on from, by the number of the first and how many there are.
+
+    They stand in silence, or after the recording given.
+    """
     if options.prime is None:
-        state = generator.start(options.batch, seed)
-        if options.keep_silence:
-            return state
-        limit = round(LOOK_AHEAD * generator.config.sample_rate)
-        began = generator.skip_silence(state, limit, options.temperature, options.top_k, options.top_p)
-        skipped = (began.position - state.position).tolist()
-        if max(skipped):
-            longest = max(skipped) / generator.config.sample_rate
-            console.line(f"skipped {'up to ' if options.batch > 1 else ''}{longest:.1f} s of silence")
-        return began
+        return lambda first, batch: _sounding(
+            generator, options, generator.start(batch, seed, first), console
+        )
 
     from wavenet.audio import load_audio
     from wavenet.files import printable
@@ -259,7 +323,23 @@ def _state(generator: Any, options: Namespace, seed: int, console: Any) -> Any:
     audio = load_audio(options.prime, config.sample_rate, config.normalization)
     used = min(len(audio), config.receptive_field) / config.sample_rate
     console.line(f"primed with the last {used:.2f} s of {printable(options.prime)}")
-    return generator.prime(generator.encode(audio), seed).fan_out(options.batch)
+    primed = generator.prime(generator.encode(audio), seed)
+    return lambda first, batch: primed.fan_out(batch, first)
+
+
+def _sounding(
+    generator: Generator, options: Namespace, state: GeneratorState, console: Console
+) -> GeneratorState:
+    """Return streams without the silence before their first sound, unless it is to be kept."""
+    if options.keep_silence:
+        return state
+    limit = round(LOOK_AHEAD * generator.config.sample_rate)
+    began = generator.skip_silence(state, limit, options.temperature, options.top_k, options.top_p)
+    skipped = (began.position - state.position).tolist()
+    if max(skipped):
+        longest = max(skipped) / generator.config.sample_rate
+        console.line(f"skipped {'up to ' if state.batch > 1 else ''}{longest:.1f} s of silence")
+    return began
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -58,7 +58,7 @@ def write(
 
     An interrupt ends them early, but whole.
     """
-    rate = generator.config.sample_rate
+    rate, batch = generator.config.sample_rate, max(1, len(paths))
     takes = [Take(path) for path in paths]
     # A pipe may block for ever, and then another interrupt must end that.
     files = bool(paths) and all(path.is_file() or not path.exists() for path in paths)
@@ -78,7 +78,7 @@ def write(
                 if not paths:
                     writers[0].stream.flush()
                 done += chunk.shape[1]
-                console.status(_progress(done, steps, rate, options.batch, time.perf_counter() - start))
+                console.status(_progress(done, steps, rate, batch, time.perf_counter() - start))
         except KeyboardInterrupt:
             if not done:
                 raise
@@ -92,8 +92,8 @@ def write(
     elapsed = time.perf_counter() - start
     console.line(
         f"{'interrupted: ' if code else ''}{_names([take.name for take in takes])}  {done / rate:.2f} s"
-        + (f" x {options.batch}" if options.batch > 1 else "")
-        + f" in {elapsed:.2f} s  {_speed(done, rate, options.batch, elapsed)}"
+        + (f" x {batch}" if batch > 1 else "")
+        + f" in {elapsed:.2f} s  {_speed(done, rate, batch, elapsed)}"
     )
     if kept := [take.path for take in takes if take.name != take.path]:
         console.line(f"left as before: {_names(kept)}")
