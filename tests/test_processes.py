@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 # A line of JSON starts processes, each with its arguments, its folder and its environment. Their numbers come
 # back as one line, and once all have ended their exit codes as another.
 NURSERY = """
-import json, os, sys
+import datetime, json, os, sys
 import torch._dynamo, torch.distributed  # the first is loaded by the first optimiser, slowly
 import wavenet.cli.generate, wavenet.cli.train, wavenet.dataset, wavenet.memory, wavenet.training
 import wavenet.cli.outputs
@@ -36,6 +36,9 @@ for line in sys.stdin:
             try:
                 os.chdir(folder)
                 os.environ.update(values)
+                if "LIMIT" in values:
+                    seconds = datetime.timedelta(seconds=int(values["LIMIT"]))
+                    wavenet.distributed.LIMIT = seconds
                 errors = os.open("errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(errors, 2)
                 code = getattr(wavenet.cli, program).main(arguments)
@@ -58,7 +61,7 @@ class Nursery:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def start(self, name: str, *arguments: list, program: str = "train") -> list[int]:
+    def start(self, name: str, *arguments: list, program: str = "train", **told: object) -> list[int]:
         """Start a process for each list of arguments; return their numbers."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -68,7 +71,7 @@ class Nursery:
             folder = self.home / name / f"rank{rank}"
             folder.mkdir(parents=True, exist_ok=True)
             values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(arguments)}
-            values.update(LOCAL_WORLD_SIZE=len(arguments), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            values.update(LOCAL_WORLD_SIZE=len(arguments), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **told)
             values = {key: str(value) for key, value in values.items()}
             order.append((program, [str(argument) for argument in each], str(folder), values))
         self.process.stdin.write(json.dumps(order) + "\n")
@@ -210,6 +213,21 @@ def test_the_death_of_one_ends_the_other_with_a_message(nursery, killed):
         f"wavenet-train: error: process {1 - killed}: the connection to the other processes"
     )
     assert "Traceback" not in nursery.errors(name, 1 - killed)
+
+
+def test_one_that_no_longer_answers_is_not_waited_for(nursery):
+    children = nursery.start("frozen", *[flags(nursery.home, *LONG)] * 2, LIMIT=8)
+    wait_for(nursery.home / "frozen" / "rank0" / "run" / "metrics.jsonl")
+    os.kill(children[1], signal.SIGSTOP)
+    try:
+        errors, deadline = "", time.monotonic() + 60
+        while "error: process 0: the connection" not in errors:
+            assert time.monotonic() < deadline, errors
+            time.sleep(0.1)
+            errors = nursery.errors("frozen")
+    finally:
+        os.kill(children[1], signal.SIGKILL)
+    assert nursery.ended() == [1, -signal.SIGKILL]
 
 
 def test_all_end_by_themselves_at_the_same_step(nursery):

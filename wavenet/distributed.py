@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -128,10 +127,8 @@ class World:
         import torch.distributed as dist
 
         with self._contact():
-            if device.type == "cuda":
-                dist.init_process_group("cpu:gloo,cuda:nccl", timeout=LIMIT, device_id=device)
-            else:
-                dist.init_process_group("gloo", timeout=LIMIT)
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=LIMIT)
             self._waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def leave(self) -> None:
@@ -140,7 +137,7 @@ class World:
             return
         import torch.distributed as dist
 
-        self._wait(0)
+        self._wait(0, LIMIT)
         dist.destroy_process_group()
 
     @contextlib.contextmanager
@@ -164,16 +161,19 @@ class World:
             dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
         return tensor.tolist()
 
-    def _wait(self, value: int) -> int:
-        """Return the largest value that a process brings, once all have brought theirs, however late."""
+    def _wait(self, value: int, patience: datetime.timedelta = PATIENCE) -> int:
+        """Return the largest value that a process brings, once all have brought theirs."""
         import torch
         import torch.distributed as dist
 
         tensor, nap = torch.tensor([value]), 1e-4
+        end = time.monotonic() + patience.total_seconds()
         with self._contact():
             work: Any = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._waiting, async_op=True)
             # Asked rather than waited for, so that signals are heeded.
             while not work.is_completed():
+                if time.monotonic() > end:
+                    raise RuntimeError("waited in vain")
                 time.sleep(nap)
                 nap = min(2 * nap, _LONGEST_NAP)
             work.wait()
@@ -196,7 +196,10 @@ class World:
     def once(self, work: Callable[[], object]) -> bool:
         """Let the first process work while the others wait; return whether what it returned is true."""
         found = bool(work()) if self.leads else False
-        return found if self.size == 1 else bool(self._wait(int(found)))
+        if self.size == 1:
+            return found
+        # The one that worked comes last.
+        return bool(self._wait(int(found), LIMIT if self.leads else PATIENCE))
 
     def in_turn(self, work: Callable[[], _Result]) -> _Result:
         """Work in the first process, then in the first of every other machine, then in all others.
@@ -216,6 +219,8 @@ class World:
         """Raise `WaveNetError` naming the first value that is not the same in all processes, as it prints."""
         if self.size == 1:
             return
+        import hashlib  # A cryptographic library, which commands answer --help without.
+
         digests = [hashlib.sha256(repr(value).encode()).digest() for value in values.values()]
         numbers = [int.from_bytes(digest[:7], "big") for digest in digests]
         both = self._reduced([[number, -number] for number in numbers], "MAX", "int64")
