@@ -270,6 +270,21 @@ def test_a_low_limit_of_open_files_is_raised_or_told(home):
     assert len(list(home.glob("many-*.s16"))) == 200
 
 
+def test_a_folder_of_takes(home):
+    settings = ["--seconds", 0.05, "--seed", 4, "--batch", 3]
+    assert run("generate", *settings, "--out-dir", "new/takes", cwd=home).returncode == 0
+    assert run("generate", *settings, "in-a-folder.wav", cwd=home).returncode == 0
+    found = sorted((home / "new" / "takes").iterdir())
+    assert [path.name for path in found] == ["0000.wav", "0001.wav", "0002.wav"]
+    expected = [(home / f"in-a-folder-{number}.wav").read_bytes() for number in range(3)]
+    assert [path.read_bytes() for path in found] == expected
+    assert_one_line_error(run("generate", "--out-dir", "new/takes", cwd=home), "0000.wav: exists", "--force")
+    # Of several processes each would draw a seed of its own.
+    several = environment(WORLD_SIZE="2", RANK="1")
+    result = run("generate", "--out-dir", "new/takes", "--batch", 2, cwd=home, env=several)
+    assert_one_line_error(result, "process 1: ", "add --seed N")
+
+
 def test_usage_errors_exit_with_2(home):
     result = run("generate", "x.wav", "a\x1b[31mb", cwd=home)
     assert result.returncode == 2 and "\x1b" not in result.stderr and "a\\x1b[31mb" in result.stderr
