@@ -17,9 +17,11 @@ ORDER = [
     "memory",
     "mulaw",
     "files",
+    "midi",
     "progress",
     "quiet",
     "levels",
+    "mel",
     "completeness",
     "audio",
     "report",
@@ -109,7 +111,7 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_importing_the_package_and_parsing_arguments_loads_nothing_slow():
-    slow = {"torch", "numpy", "numba", "librosa", "soundfile", "soxr", "safetensors"}
+    slow = {"torch", "numpy", "numba", "librosa", "soundfile", "soxr", "safetensors", "mido"}
     code = (
         "import wavenet, wavenet.cli.train, wavenet.cli.generate, wavenet.cli.evaluate\n"
         "wavenet.cli.train.build_parser().parse_args([])\n"
@@ -120,8 +122,11 @@ def test_importing_the_package_and_parsing_arguments_loads_nothing_slow():
 
 
 def test_the_engine_needs_no_audio_library():
-    loaded = loaded_after("import wavenet.generation, wavenet.training, wavenet.dataset, wavenet.audio")
-    assert not {"librosa", "soundfile", "soxr", "scipy"} & loaded
+    loaded = loaded_after(
+        "import wavenet.generation, wavenet.training, wavenet.dataset, wavenet.audio, wavenet.midi\n"
+        "import wavenet.mel"
+    )
+    assert not {"librosa", "soundfile", "soxr", "scipy", "mido"} & loaded
 
 
 @pytest.mark.parametrize(("library", "rate"), [("soundfile", 8000), ("soxr", 4000)])
