@@ -17,7 +17,7 @@ def folder_of(path, count=12, seconds=0.5, rate=8000):
 
 def real_samples(clips):
     """All real samples in order, read through the windows."""
-    return np.concatenate([t[t >= 0].numpy() for _, t in clips.windows(500)] or [np.zeros(0, int)])
+    return np.concatenate([t[t >= 0].numpy() for _, t, _ in clips.windows(500)] or [np.zeros(0, int)])
 
 
 def contents(prepared):

@@ -22,7 +22,7 @@ def linear(classes, count=256):
 
 def parts(clips, augmentation, step=3, rows=40, segment=100, seed=7):
     clips.augmentation = augmentation
-    inputs, targets = clips.batch(step, rows, segment, seed)
+    inputs, targets, _ = clips.batch(step, rows, segment, seed)
     return inputs.numpy(), targets.numpy()
 
 
@@ -91,9 +91,9 @@ def test_segments_are_the_same_whenever_they_are_drawn(clips):
 
 
 def test_windows_are_left_alone(clips):
-    plain = [(inputs.clone(), targets.clone()) for inputs, targets in clips.windows(100)]
+    plain = [(inputs.clone(), targets.clone()) for inputs, targets, _ in clips.windows(100)]
     clips.augmentation = Augmentation(256, 20.0, True)
-    for (inputs, targets), (one, other) in zip(plain, clips.windows(100), strict=True):
+    for (inputs, targets), (one, other, _) in zip(plain, clips.windows(100), strict=True):
         assert torch.equal(inputs, one) and torch.equal(targets, other)
 
 

@@ -44,7 +44,7 @@ def test_batches_are_cut_from_the_naive_ring(tmp_path_factory, lengths, receptiv
     arrays = [rng.integers(0, 256, size=length) for length in lengths]
     clips = clips_of(tmp_path_factory.mktemp("clips"), arrays, receptive_field)
     values, real = naive_timeline(arrays, receptive_field)
-    inputs, targets = clips.batch(step, 3, segment, seed)
+    inputs, targets, _ = clips.batch(step, 3, segment, seed)
     assert inputs.dtype == targets.dtype == torch.int64
     assert inputs.shape == (3, receptive_field - 1 + segment) and targets.shape == (3, segment)
     places = np.arange(len(values))[:, None] + np.arange(-receptive_field, segment)
@@ -66,7 +66,7 @@ def test_windows_score_every_sample_once_with_its_whole_context(
     clips = clips_of(tmp_path_factory.mktemp("clips"), arrays, receptive_field)
     assert clips.samples == sum(lengths) and len(clips) == sum(length > 0 for length in lengths)
     scored, contexts = [], []
-    for inputs, targets in clips.windows(segment, batch=batch):
+    for inputs, targets, _ in clips.windows(segment, batch=batch):
         assert 1 <= len(inputs) <= batch and (targets >= 0).any(dim=1).all()
         for row_inputs, row_targets in zip(inputs.tolist(), targets.tolist(), strict=True):
             for place, target in enumerate(row_targets):
@@ -159,7 +159,7 @@ def test_limited_windows_are_evenly_spread(tmp_path):
     for limit, count in ((1, 1), (999, 9), (1000, 10), (10**9, 100)):
         windows = list(clips.windows(100, max_samples=limit))
         assert len(windows) == count
-    firsts = [int(t[0, 0]) for _, t in clips.windows(100, max_samples=1000)]
+    firsts = [int(t[0, 0]) for _, t, _ in clips.windows(100, max_samples=1000)]
     assert firsts == [(start * 1000 + 500) % 251 for start in range(10)]
 
 

@@ -320,7 +320,7 @@ def test_linear_prediction_reaches_the_entropy_of_an_autoregressive_process():
 def test_linear_prediction_leaves_out_what_is_not_scored_and_bears_short_context(clips):
     found = evaluate(clips, {"linear": LinearPrediction(CLASSES)}, 30)
     assert found.total == 184 and 0 < found.bits("linear") < 10
-    inputs, targets = next(iter(clips.windows(500)))
+    inputs, targets, _ = next(iter(clips.windows(500)))
     costs = LinearPrediction(CLASSES).nats(inputs, targets)
     assert ((costs == 0) == (targets.numpy() < 0)).all()
 

@@ -12,6 +12,7 @@ import torch
 from training_tools import CONFIG, TRAINING, equal, trainer
 
 from wavenet import checkpoint
+from wavenet.clips import Segments
 from wavenet.model import WaveNet
 from wavenet.objectives import parameter_groups, set_dropout, smoothed_cross_entropy
 
@@ -39,7 +40,7 @@ def test_batches_count_by_their_targets(data, tmp_path, monkeypatch):
     inputs = torch.randint(0, 64, (2, CONFIG.receptive_field - 1 + 20))
     targets = torch.randint(0, 64, (2, 20))
     targets[1, 1:] = -1
-    monkeypatch.setattr(data.train, "batch", lambda *arguments: (inputs, targets))
+    monkeypatch.setattr(data.train, "batch", lambda *arguments: Segments(inputs, targets))
     model = WaveNet(CONFIG)
     subject = trainer(data, tmp_path, dataclasses.replace(TRAINING, batch=1, accumulate=2))
     model.load_state_dict(subject.model.state_dict())

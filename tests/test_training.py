@@ -15,6 +15,7 @@ import torch
 from training_tools import CONFIG, TRAINING, equal, metrics, poison, said, trainer, weights
 
 from wavenet import checkpoint
+from wavenet.clips import Segments
 from wavenet.errors import CheckpointError, ConfigError, WaveNetError
 from wavenet.evaluation import bits_per_sample, cross_entropy
 from wavenet.model import WaveNet
@@ -37,12 +38,15 @@ def test_bits_per_sample_weighs_windows_by_their_targets():
     class Fixed(torch.nn.Module):
         """Half the probability on class 0, the rest on classes 1 and 2 alike."""
 
-        def forward(self, inputs):
+        def told(self, frames):
+            assert frames is None
+
+        def forward(self, inputs, gate_bias=None):
             return torch.log(torch.tensor([0.5, 0.25, 0.25]))[None, :, None].expand(1, 3, inputs.shape[1])
 
     windows = [
-        (torch.zeros(1, 4, dtype=torch.int64), torch.tensor([[0, 0, -1, -1]])),
-        (torch.zeros(1, 4, dtype=torch.int64), torch.tensor([[1, 2, 1, 0]])),
+        Segments(torch.zeros(1, 4, dtype=torch.int64), torch.tensor([[0, 0, -1, -1]])),
+        Segments(torch.zeros(1, 4, dtype=torch.int64), torch.tensor([[1, 2, 1, 0]])),
     ]
     assert bits_per_sample(Fixed(), windows) == pytest.approx((1 * 3 + 2 * 3) / 6)
     assert math.isnan(bits_per_sample(Fixed(), []))
@@ -53,7 +57,7 @@ def test_one_step_is_adamw_on_the_clipped_gradient(data, tmp_path):
     subject = trainer(data, tmp_path)
     model = WaveNet(CONFIG)
     model.load_state_dict(subject.model.state_dict())
-    inputs, targets = data.train.batch(0, TRAINING.batch, 400, TRAINING.seed)
+    inputs, targets, _ = data.train.batch(0, TRAINING.batch, 400, TRAINING.seed)
     loss = torch.nn.functional.cross_entropy(model(inputs), targets, ignore_index=-1)
     loss.backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))

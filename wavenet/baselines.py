@@ -9,6 +9,7 @@ import torch
 
 from wavenet import mulaw
 from wavenet.clips import IGNORED
+from wavenet.conditioning import Frames
 
 ORDER = 32
 """Past samples in a prediction."""
@@ -80,7 +81,7 @@ class LinearPrediction:
         self.edges = class_edges(quantization_channels)
         self.widths = np.diff(np.clip(self.edges, -1, 1))
 
-    def nats(self, inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+    def nats(self, inputs: torch.Tensor, targets: torch.Tensor, frames: Frames | None = None) -> np.ndarray:
         """Return the cost of each target; see `wavenet.evaluation.Scorer`."""
         costs = np.zeros(targets.shape)
         for row, (given, wanted) in enumerate(zip(inputs.numpy(), targets.numpy(), strict=True)):

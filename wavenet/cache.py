@@ -24,7 +24,7 @@ from wavenet.files import atomic_output, cause, printable
 from wavenet.levels import Signal, sounding
 
 # Raise this whenever the same recording and settings would give other samples or another layout.
-VERSION = 3
+VERSION = 4
 _MAGIC = b"wavenetQ"
 # magic, version, CRC-32 of the description, CRC-32 of the samples, description bytes, number of samples
 _HEADER = struct.Struct("<8sIIIIQ")
@@ -65,6 +65,8 @@ class Entry:
         The cache file; samples start `offset` bytes into it.
     clips : tuple of int
         Lengths of the stretches of sound, which lie one after another.
+    starts : tuple of int
+        Where each of them begins in the recording, in samples at the rate of the cache.
     facts : dict
         What is known of the source; holds "skipped" with the reason if there are no samples.
     """
@@ -74,6 +76,7 @@ class Entry:
     offset: int
     clips: tuple[int, ...]
     facts: dict[str, Any]
+    starts: tuple[int, ...] = ()
 
 
 class _Spill:
@@ -193,9 +196,11 @@ def load(path: Path, name: str, key: str, settings: Settings) -> Entry | None:
     except (OSError, ValueError):
         return None
     clips = tuple(facts.get("clips", ()))
-    if crc != samples_crc or facts.get("key") != key or sum(clips) != samples:
+    starts = tuple(facts.get("starts", ()))
+    whole = sum(clips) == samples and len(starts) == len(clips)
+    if crc != samples_crc or facts.get("key") != key or not whole:
         return None
-    return Entry(name, path, offset, clips, facts)
+    return Entry(name, path, offset, clips, facts, starts)
 
 
 def _offset(facts_bytes: int) -> int:
@@ -220,12 +225,13 @@ def _build(source: Path, path: Path, key: str, settings: Settings, check: Check)
         except Unusable as error:
             if error.passing:
                 raise
-            _write(path, {"key": key, "skipped": error.reason, "clips": []}, iter(()), settings)
+            _write(path, {"key": key, "skipped": error.reason, "clips": [], "starts": []}, iter(()), settings)
             return
         kept = sounding(levels, len(signal), settings.sample_rate, settings.silence_db)
         facts = {
             "key": key,
             "clips": [stop - start for start, stop in kept],
+            "starts": [start for start, _ in kept],
             "samples": len(signal),
             "rate": decoder.source_rate,
             "channels": decoder.channels,

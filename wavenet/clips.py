@@ -7,12 +7,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from wavenet.augmentation import Augmentation
+from wavenet.conditioning import Frames
+from wavenet.conditions import Conditions
 from wavenet.errors import AudioError
 from wavenet.files import printable
 from wavenet.report import entropy
@@ -34,7 +36,7 @@ network would otherwise hardly learn to leave it.
 class Clip:
     """A stretch of sound in a cache file: `length` classes of type `dtype`, from byte `offset` on.
 
-    `name` is the relative path of the recording that it was cut from.
+    `name` is the relative path of the recording that it was cut from, from sample `start` on.
     """
 
     path: Path
@@ -42,6 +44,25 @@ class Clip:
     length: int
     dtype: np.dtype[Any]
     name: str = ""
+    start: int = 0
+
+
+class Segments(NamedTuple):
+    """Stretches of audio to be learnt or scored.
+
+    Attributes
+    ----------
+    inputs : int64 tensor (batch, receptive_field - 1 + segment)
+        Classes; target i is predicted from the `receptive_field` of them from i on.
+    targets : int64 tensor (batch, segment)
+        Classes, or -1 where nothing is to be predicted.
+    frames : Frames or None
+        What the network is told besides; position 0 is that of the first target.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    frames: Frames | None = None
 
 
 class Clips:
@@ -70,6 +91,8 @@ class Clips:
         The recordings that the clips were cut from, in the order of the timeline.
     augmentation : Augmentation or None
         What is done to the segments of `batch`; None, as at first, leaves them as they are.
+    conditions : Conditions or None
+        What comes with every segment; None, as at first, for nothing.
     """
 
     def __init__(
@@ -89,14 +112,13 @@ class Clips:
         self._recordings = np.array([numbers[clip.name] for clip in self.clips], dtype=np.int64)
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
         self.augmentation: Augmentation | None = None
+        self.conditions: Conditions | None = None
         self._weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def batch(
-        self, step: int, batch: int, segment: int, seed: int, first: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, step: int, batch: int, segment: int, seed: int, first: int = 0) -> Segments:
         """Return segments at random places, the same ones whenever `step` and `seed` are the same.
 
         A share `START_SHARE` of the segments begins where some clip begins. For the others the timeline is
@@ -113,23 +135,17 @@ class Clips:
             Targets per segment, in samples.
         first : int
             Segments of the draw to pass over: those of a larger batch that others take.
-
-        Returns
-        -------
-        inputs : int64 tensor (batch, receptive_field - 1 + segment)
-            Classes; target i is predicted from the `receptive_field` of them from i on.
-        targets : int64 tensor (batch, segment)
-            Classes, or -1 where nothing is to be predicted.
         """
         if not self.clips:
             raise AudioError("no audio to draw segments from: add recordings")
         raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(2 * (first + batch))
         raw = raw[2 * first :]
         pairs = zip(raw[::2].tolist(), raw[1::2].tolist(), strict=True)
-        rows = [self._read(start, segment, ring=True) for start in self._drawn(pairs, segment)]
+        starts = list(self._drawn(pairs, segment))
+        rows = [self._read(start, segment, ring=True) for start in starts]
         if self.augmentation is not None:
             rows = self.augmentation.apply(rows, step, seed, first)
-        return self._tensors(rows)
+        return self._segments(rows, starts, segment, (seed, step, first))
 
     def weigh(self, weight_of: Callable[[str], float]) -> None:
         """Draw segments from some recordings more or less often than their length alone would have it.
@@ -174,9 +190,7 @@ class Clips:
             before_end = math.ceil((ends[clip] - place) / weights[clip])
             yield int(self._ends[clip]) - min(max(before_end, 1), int(sizes[clip]))
 
-    def windows(
-        self, segment: int, max_samples: int | None = None, batch: int = 1
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def windows(self, segment: int, max_samples: int | None = None, batch: int = 1) -> Iterator[Segments]:
         """Yield the timeline in order, each real sample once as a target, always with its whole context.
 
         Parameters
@@ -187,11 +201,6 @@ class Clips:
             Only so many windows as hold about this many targets (at least one), evenly spread.
         batch : int
             Windows per yield; the last may have fewer.
-
-        Yields
-        ------
-        inputs, targets
-            As from `batch`.
         """
         places = self.places(segment, max_samples)
         for first in range(0, len(places), batch):
@@ -211,9 +220,10 @@ class Clips:
             places = places[((2 * np.arange(wanted) + 1) * len(places)) // (2 * wanted)]
         return places * segment + self.receptive_field
 
-    def read(self, places: np.ndarray, segment: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the windows that begin at some `places`, as inputs and targets of `batch`."""
-        return self._tensors([self._read(int(start), segment) for start in places])
+    def read(self, places: np.ndarray, segment: int) -> Segments:
+        """Return the windows that begin at some `places`."""
+        starts = [int(start) for start in places]
+        return self._segments([self._read(start, segment) for start in starts], starts, segment)
 
     def recordings(self, places: np.ndarray, segment: int) -> np.ndarray:
         """Return which of `names` each target of `read` is of, int64 (windows, segment).
@@ -238,17 +248,56 @@ class Clips:
         """Entropy of single samples in bits: the score of a model that knows only the histogram."""
         return entropy(self.histogram().tolist())
 
-    def _tensors(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def spans(self, first: int, stop: int, ring: bool) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the clips that touch [first, stop) of the timeline.
+
+        Each as its number, where it begins and ends, and which sample of its recording it begins with. As a
+        ring the timeline goes on past both of its ends.
+        """
+        laps = range(first // self._total, (stop - 1) // self._total + 1) if ring else range(1)
+        for lap in laps:
+            offset = lap * self._total
+            index = int(np.searchsorted(self._ends, first - offset, side="right"))
+            while index < len(self.clips) and self._starts[index] + offset < stop:
+                begin, end = int(self._starts[index]) + offset, int(self._ends[index]) + offset
+                yield index, begin, end, self.clips[index].start
+                index += 1
+
+    def owners(self, places: np.ndarray, ring: bool) -> np.ndarray:
+        """Return the number of the clip that each place belongs to, itself or as the gap before it."""
+        places = places % self._total if ring else places
+        return np.minimum(np.searchsorted(self._ends, places, side="right"), len(self.clips) - 1)
+
+    def _segments(
+        self,
+        rows: list[tuple[np.ndarray, np.ndarray]],
+        starts: list[int],
+        segment: int,
+        key: tuple[int, int, int] | None = None,
+    ) -> Segments:
+        """Cut rows, as `_read` returns them, into inputs and targets, and add what comes with them."""
         values, real = (np.stack(part) for part in zip(*rows, strict=True))
+        frames, before = None, self.receptive_field
+        if self.conditions is not None:
+            before, _ = self.conditions.reach(segment)
+            frames = self.conditions.frames(self, starts, values, real, segment, key)
+        cut = slice(before - self.receptive_field, before + segment)
+        values, real = values[:, cut], real[:, cut]
         targets = np.where(real, values, IGNORED)[:, self.receptive_field :]
-        return torch.from_numpy(values[:, :-1].copy()), torch.from_numpy(targets)
+        return Segments(torch.from_numpy(values[:, :-1].copy()), torch.from_numpy(targets), frames)
 
     def _read(self, start: int, segment: int, ring: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Return the classes at [start - receptive_field, start + segment) and which of them are real."""
-        length = self.receptive_field + segment
+        """Return the classes about a segment that begins at `start`, and which of them are real.
+
+        They reach from `receptive_field` before it to its end, or further as its conditions need.
+        """
+        before, after = self.receptive_field, segment
+        if self.conditions is not None:
+            before, after = self.conditions.reach(segment)
+        length = before + after
         values = np.full(length, self.silence, dtype=np.int64)
         real = np.zeros(length, dtype=bool)
-        position, done = start - self.receptive_field, 0
+        position, done = start - before, 0
         while done < length:
             if ring:
                 position %= self._total

@@ -1,11 +1,18 @@
-"""Conditioning as one mechanism: a bias on every layer's gate, known per frame."""
+"""Conditioning as one mechanism: a bias on every layer's gate, known per frame.
+
+Whatever a network is told stands in one tensor of frames (batch, channels, frames): a weight for each
+class, then the features. `Conditioner` makes the bias of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
+from wavenet.config import WaveNetConfig
 from wavenet.errors import ConfigError
 
 
@@ -43,18 +50,141 @@ class GateBias:
         if self.hop < 1:
             raise ConfigError(f"gate bias: hop = {self.hop} samples per frame: must be at least 1")
 
-    def at(self, position: int, steps: int, layer: int) -> torch.Tensor:
+    def at(self, position: int, steps: int, layer: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return one layer's bias for `steps` positions, (batch, steps, 2 * dilation_channels)."""
-        offset = torch.arange(position - self.start, position - self.start + steps)
-        frame = torch.div(offset, self.hop, rounding_mode="floor")
-        last = self.values.shape[1] - 1
-        values = self.values[:, :, layer]
-        here = values[:, frame.clamp(0, last)]
-        if not self.linear:
-            return here
-        weight = ((offset - frame * self.hop).to(torch.float32) / self.hop).to(values.device)[:, None]
-        return (1 - weight) * here + weight * values[:, (frame + 1).clamp(0, last)]
+        values = self.values[:, :, layer].to(dtype)
+        last = values.shape[1] - 1
+        if last == 0:
+            return values.expand(-1, steps, -1)
+        first, skipped = divmod(position - self.start, self.hop)
+        frames = -(-(skipped + steps) // self.hop)
+        index = torch.arange(first, first + frames + 1, device=values.device)
+        some = values[:, index.clamp(0, last)]
+        if steps < self.hop:
+            offset = torch.arange(skipped, skipped + steps, device=values.device)
+            here, beyond = some[:, offset // self.hop], some[:, offset // self.hop + 1]
+            weight = self._weight(offset % self.hop, dtype)
+            return (1 - weight) * here + weight * beyond if self.linear else here
+        # Repeated by a view, whose gradient is a plain sum over each frame's samples.
+        here, beyond = (each.unsqueeze(2) for each in (some[:, :-1], some[:, 1:]))
+        here = here.expand(-1, -1, self.hop, -1)
+        if self.linear:
+            weight = self._weight(torch.arange(self.hop, device=values.device), dtype)
+            here = (1 - weight) * here + weight * beyond
+        return here.reshape(len(values), frames * self.hop, -1)[:, skipped : skipped + steps]
+
+    def _weight(self, within: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return (within.to(torch.float32) / self.hop).to(dtype)[:, None]
 
     def stream(self, index: int) -> GateBias:
         """Return the bias of one stream, batch 1."""
         return replace(self, values=self.values[index : index + 1])
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What a network is told, per frame.
+
+    Attributes
+    ----------
+    values : float32 tensor (batch, channels, frames)
+        A weight for each class, then the features.
+    first : int
+        Number of the first frame; frame f begins at position f * hop of the stream.
+    """
+
+    values: torch.Tensor
+    first: int = 0
+
+    def rows(self, some: slice, device: torch.device | None = None) -> Frames:
+        """Return some of the batch, on a device."""
+        return replace(self, values=self.values[some].to(device))
+
+
+class Conditioner(nn.Module):
+    """Makes the gate bias of frames: convolutions over neighbouring frames, then a projection per layer.
+
+    Class weights pass one matrix only, so that mixtures of classes are mixtures of their biases and no
+    weight at all, as label dropout has it in training, adds nothing.
+
+    Parameters
+    ----------
+    config : WaveNetConfig
+        With a `conditioning`.
+    """
+
+    def __init__(self, config: WaveNetConfig):
+        super().__init__()
+        told = config.conditioning
+        assert told is not None
+        self.told = told
+        self.shape = (config.layers, 2 * config.dilation_channels)
+        width = told.conditioning_channels
+        if told.class_names:
+            self.classes = nn.Linear(len(told.class_names), width, bias=False)
+        if told.features != "none":
+            self.frames = nn.ModuleList(
+                nn.Conv1d(channels, width, TAPS, dilation=dilation)
+                for channels, dilation in zip((told.feature_channels, width, width), DILATIONS, strict=True)
+            )
+        # Each layer has a bias of its own already.
+        self.projection = nn.Linear(width, self.shape[0] * self.shape[1], bias=False)
+        # Training begins with the network that is told nothing.
+        nn.init.zeros_(self.projection.weight)
+
+    @property
+    def reach(self) -> int:
+        """Frames before and after one that its bias depends on."""
+        return reach(self.told.features)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return the gate bias of all frames but the first and last `reach`.
+
+        Parameters
+        ----------
+        frames : float32 tensor (batch, channels, frames)
+
+        Returns
+        -------
+        float32 tensor (batch, frames - 2 * reach, layers, 2 * dilation_channels)
+        """
+        count, reach = len(self.told.class_names), self.reach
+        hidden: torch.Tensor | None = None
+        if self.told.features != "none":
+            found = frames[:, count:]
+            for number, convolution in enumerate(self.frames):
+                found = convolution(found if number == 0 else torch.relu(found))
+            hidden = found.transpose(1, 2)
+        if count:
+            weights = frames[:, :count, reach : frames.shape[2] - reach].transpose(1, 2)
+            mixed = self.classes(weights)
+            hidden = mixed if hidden is None else hidden + mixed
+        assert hidden is not None
+        batch, length, _ = hidden.shape
+        return self.projection(hidden).float().reshape(batch, length, *self.shape)
+
+    def gate_bias(self, frames: Frames) -> GateBias:
+        """Return the gate bias of frames, which must reach `reach` beyond what is wanted on either side."""
+        first = (frames.first + self.reach) * self.told.hop
+        return GateBias(self(frames.values), self.told.hop, first, self.told.linear)
+
+
+TAPS = 3
+DILATIONS = (1, 2, 4)
+
+
+def reach(features: str) -> int:
+    """Return how many frames before and after one its bias depends on."""
+    return 0 if features == "none" else sum(DILATIONS) * (TAPS - 1) // 2
+
+
+def mixture(names: Sequence[str], weights: dict[str, float]) -> torch.Tensor:
+    """Return class weights in the order of `names`, float32 (classes,).
+
+    Raises `ConfigError` for an unknown name, listing the known ones.
+    """
+    for name in weights:
+        if name not in names:
+            known = ", ".join(names) if names else "none: it was trained without classes"
+            raise ConfigError(f"class {name!r}: unknown; this network knows {known}")
+    return torch.tensor([weights.get(name, 0.0) for name in names], dtype=torch.float32)

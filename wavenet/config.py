@@ -2,88 +2,87 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-import types
-import typing
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from wavenet.errors import ConfigError
+from wavenet.jsonconfig import JsonConfig
 
 NORMALIZATIONS = ("none", "peak", "loudness")
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("cosine", "exponential", "constant")
+FEATURES = ("none", "mel", "score")
+INTERPOLATIONS = ("repeat", "linear")
+SCORE_CHANNELS = 256
+"""A score's values per frame: velocities of the 128 pitches that sound, and which of them begin."""
 
-_Config = TypeVar("_Config", bound="_JsonConfig")
-
-
-def accepts(annotation: Any, value: Any) -> bool:
-    """Whether a JSON value is of the annotated type; an int is a float, a bool is neither."""
-    if isinstance(annotation, types.UnionType):
-        return any(accepts(option, value) for option in typing.get_args(annotation))
-    if annotation is type(None):
-        return value is None
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, annotation)
-
-
-def refuse_unknown(values: dict[str, Any], names: Sequence[str], where: str) -> None:
-    """Raise `ConfigError` naming the first key that is not among `names`, and what it may have meant."""
-    for key in values:
-        if key not in names:
-            close = difflib.get_close_matches(str(key), names, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(names)}"
-            raise ConfigError(f"{where}: unknown key {key!r}{hint}")
-
-
-class _JsonConfig:
-    """Strict conversion to and from JSON objects for the dataclasses below."""
-
-    LATER: ClassVar[tuple[str, ...]] = ()
-    """Fields that older checkpoints have not got: where one is missing, the default is what was done."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object (a dict of plain values)."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
-
-    @classmethod
-    def from_json(cls: type[_Config], values: Any) -> _Config:
-        """Build the configuration from a JSON object.
-
-        Raises `ConfigError` naming the key if one is unknown, missing, or of the wrong type.
-        """
-        if not isinstance(values, dict):
-            raise ConfigError(f"{cls.__name__}: expected a JSON object, found {type(values).__name__}")
-        annotations = typing.get_type_hints(cls)
-        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        refuse_unknown(values, names, cls.__name__)
-        for name in names:
-            if name not in values and name in cls.LATER:
-                continue
-            if name not in values:
-                raise ConfigError(f"{cls.__name__}: key {name!r} is missing")
-            if not accepts(annotations[name], values[name]):
-                raise ConfigError(f"{cls.__name__}: {name} = {values[name]!r} is of the wrong type")
-        return cls(**values)
-
-    def _require(self, ok: bool, name: str, expected: str) -> None:
-        if not ok:
-            raise ConfigError(f"{name} = {getattr(self, name)!r}: must be {expected}")
-
-    def _require_int(self, name: str, low: int, high: int) -> None:
-        value = getattr(self, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        self._require(whole and low <= value <= high, name, f"a whole number from {low} to {high}")
+MAX_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
-class WaveNetConfig(_JsonConfig):
+class ConditioningConfig(JsonConfig):
+    """What a network is told besides the samples (van den Oord et al. 2016, section 2.5).
+
+    Attributes
+    ----------
+    class_names : tuple of str
+        Whose sound: the classes to choose among and to mix; none for a network without.
+    features : str
+        What is told per frame: "none", "mel" (log-mel spectrum) or "score" (notes, from MIDI).
+    hop : int
+        Samples per frame.
+    conditioning_channels : int
+        Width of the network that reads the frames.
+    interpolation : str
+        What holds between frames: "repeat" (the last one) or "linear" (their mixture).
+    n_mels, n_fft : int
+        Bands of the mel spectrum, and samples of its windows.
+    fmin, fmax : float
+        Edges of the lowest and the highest band, in Hz.
+    """
+
+    class_names: tuple[str, ...] = ()
+    features: str = "none"
+    hop: int = 160
+    conditioning_channels: int = 128
+    interpolation: str = "repeat"
+    n_mels: int = 80
+    n_fft: int = 1024
+    fmin: float = 30.0
+    fmax: float = 8000.0
+
+    def __post_init__(self) -> None:
+        names = self.class_names
+        self._require(len(set(names)) == len(names), "class_names", "all different")
+        self._require(len(names) <= MAX_CLASSES, "class_names", f"at most {MAX_CLASSES}")
+        self._require(self.features in FEATURES, "features", f"one of {FEATURES}")
+        self._require(bool(names) or self.features != "none", "features", "given where there are no classes")
+        self._require_int("hop", 1, 1_000_000)
+        self._require_int("conditioning_channels", 1, 65536)
+        self._require(self.interpolation in INTERPOLATIONS, "interpolation", f"one of {INTERPOLATIONS}")
+        self._require_int("n_mels", 1, 4096)
+        self._require_int("n_fft", 16, 1 << 20)
+        self._require(0 <= self.fmin < self.fmax < math.inf, "fmin", f"0 or more, below fmax = {self.fmax}")
+
+    @property
+    def linear(self) -> bool:
+        """Whether what holds between frames is their mixture."""
+        return self.interpolation == "linear"
+
+    @property
+    def feature_channels(self) -> int:
+        """Values per frame that come of features."""
+        return {"none": 0, "mel": self.n_mels, "score": SCORE_CHANNELS}[self.features]
+
+    @property
+    def channels(self) -> int:
+        """Values per frame: a weight for each class, then the features."""
+        return len(self.class_names) + self.feature_channels
+
+
+@dataclass(frozen=True)
+class WaveNetConfig(JsonConfig):
     """The network and the audio format it speaks (van den Oord et al. 2016, sections 2.1 to 2.4).
 
     Attributes
@@ -101,7 +100,11 @@ class WaveNetConfig(_JsonConfig):
         1x1 convolutions of the head.
     normalization : str
         Level applied to recordings before quantisation: "none", "peak" or "loudness".
+    conditioning : ConditioningConfig or None
+        What the network is told besides the samples.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("conditioning",)
 
     sample_rate: int = 16000
     quantization_channels: int = 256
@@ -113,6 +116,7 @@ class WaveNetConfig(_JsonConfig):
     skip_channels: int = 128
     head_channels: int = 128
     normalization: str = "none"
+    conditioning: ConditioningConfig | None = None
 
     def __post_init__(self) -> None:
         self._require_int("sample_rate", 100, 1_000_000)
@@ -131,6 +135,11 @@ class WaveNetConfig(_JsonConfig):
                 f"2^{self.layers // self.stacks - 1}; use more stacks"
             )
         self._require(self.normalization in NORMALIZATIONS, "normalization", f"one of {NORMALIZATIONS}")
+        told = self.conditioning
+        if told is not None and told.features == "mel" and told.fmax > self.sample_rate / 2:
+            raise ConfigError(
+                f"fmax = {told.fmax:g} Hz: must be at most half the sample rate, {self.sample_rate / 2:g} Hz"
+            )
 
     @property
     def dilations(self) -> tuple[int, ...]:
@@ -155,7 +164,7 @@ class WaveNetConfig(_JsonConfig):
 
 
 @dataclass(frozen=True)
-class TrainingConfig(_JsonConfig):
+class TrainingConfig(JsonConfig):
     """How a network is trained; everything that decides the sequence of losses.
 
     Attributes
@@ -206,6 +215,8 @@ class TrainingConfig(_JsonConfig):
         Training segments are made softer by up to this many dB, at random.
     augment_polarity : bool
         Whether training segments are turned upside down at random.
+    class_dropout : float
+        Share of the training segments that are told no class.
     """
 
     steps: int = 8_000
@@ -234,6 +245,7 @@ class TrainingConfig(_JsonConfig):
     patience: int = 0
     augment_gain: float = 0.0
     augment_polarity: bool = False
+    class_dropout: float = 0.0
 
     LATER: ClassVar[tuple[str, ...]] = (
         "schedule",
@@ -243,6 +255,7 @@ class TrainingConfig(_JsonConfig):
         "patience",
         "augment_gain",
         "augment_polarity",
+        "class_dropout",
     )
 
     def __post_init__(self) -> None:
@@ -262,7 +275,7 @@ class TrainingConfig(_JsonConfig):
         for name in ("final_lr_fraction", "weight_decay", "ema_decay"):
             value = getattr(self, name)
             self._require(math.isfinite(value) and 0 <= value <= 1, name, "between 0 and 1")
-        for name in ("dropout", "label_smoothing"):
+        for name in ("dropout", "label_smoothing", "class_dropout"):
             self._require(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1")
         self._require(0 <= self.augment_gain <= 60, "augment_gain", "from 0 to 60 dB")
         self._require(0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1")
@@ -280,6 +293,13 @@ class TrainingConfig(_JsonConfig):
         self._require(
             not math.isnan(value) and low < value <= high, name, f"more than {low} and at most {high}"
         )
+
+
+def flat(config: WaveNetConfig) -> dict[str, Any]:
+    """Return a network's settings by the names of their flags; which classes there are the data say."""
+    values = config.to_json()
+    told = values.pop("conditioning") or {}
+    return {**values, **{name: value for name, value in told.items() if name != "class_names"}}
 
 
 PRESETS: dict[str, dict[str, int]] = {

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from wavenet.cache import Entry, Index, Settings
 from wavenet.clips import Clip, Clips
+from wavenet.conditioning import Frames
 from wavenet.config import WaveNetConfig
 from wavenet.errors import AudioError
 from wavenet.files import printable
@@ -50,12 +51,30 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data ready for training: two parts, both as one with no file divided, and a report about them."""
+    """The data ready for training.
+
+    Attributes
+    ----------
+    train, validation : Clips
+        The two parts.
+    report : DataReport
+        About them.
+    whole : Clips
+        Both as one, with no file divided.
+    seconds : dict from str to float
+        How long each recording is, with its silence.
+    """
 
     train: Clips
     validation: Clips
     report: DataReport
     whole: Clips
+    seconds: dict[str, float]
+
+    def beginning(self, steps: int) -> Frames | None:
+        """Return what the first samples of the validation part (or else of training's) come with."""
+        clips = self.validation if self.validation.samples else self.train
+        return clips.read(clips.places(steps)[:1], steps).frames
 
 
 def held_out(name: str, validation_fraction: float) -> bool:
@@ -136,7 +155,9 @@ def prepare(
             "too little to train on; add recordings"
         )
     report = _report(index, usable, names, skipped, train, validation, split, data)
-    return Prepared(train, validation, report, whole)
+    rate = config.sample_rate
+    seconds = {names.shown(entry.name): entry.facts["samples"] / rate for entry in usable}
+    return Prepared(train, validation, report, whole, seconds)
 
 
 def _all_skipped(audio_dir: str, skipped: dict[str, str]) -> str:
@@ -176,11 +197,12 @@ def _split(
             wanted = max(round(samples * data.validation_fraction), config.receptive_field + 1)
             border = samples - min(wanted, samples // 2)
         position = 0
-        for length in entry.clips:
+        for length, first in zip(entry.clips, entry.starts, strict=True):
             before = min(max(border - position, 0), length)
             for part, start, stop in zip(parts, (0, before, 0), (before, length, length), strict=True):
                 offset = entry.offset + (position + start) * settings.dtype.itemsize
-                part.append(Clip(entry.path, offset, stop - start, settings.dtype, names.shown(entry.name)))
+                name = names.shown(entry.name)
+                part.append(Clip(entry.path, offset, stop - start, settings.dtype, name, first + start))
             position += length
     made = [
         Clips(part, config.receptive_field, config.quantization_channels, config.silence) for part in parts

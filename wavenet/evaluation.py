@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from wavenet import checkpoint
-from wavenet.clips import IGNORED, Clips
+from wavenet.clips import IGNORED, Clips, Segments
+from wavenet.conditioning import Frames
 from wavenet.config import TrainingConfig, WaveNetConfig
 from wavenet.errors import BackendError, CheckpointError, ConfigError
 from wavenet.files import printable
@@ -67,13 +68,14 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str = 
 class Scorer(Protocol):
     """Whatever gives every class a probability, knowing the samples before it."""
 
-    def nats(self, inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+    def nats(self, inputs: torch.Tensor, targets: torch.Tensor, frames: Frames | None = None) -> np.ndarray:
         """Return -ln of the probability of each target, float (batch, time), 0 where it is `IGNORED`.
 
         Parameters
         ----------
         inputs : int64 tensor (batch, receptive_field - 1 + time)
         targets : int64 tensor (batch, time)
+        frames : Frames, optional
             As `Clips.windows` yields them.
         """
         ...
@@ -106,13 +108,15 @@ class Parallel:
         self.rows = rows
 
     @torch.no_grad()
-    def nats(self, inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+    def nats(self, inputs: torch.Tensor, targets: torch.Tensor, frames: Frames | None = None) -> np.ndarray:
         """Return the cost of each target; see `Scorer`."""
         rows, found = self.rows or len(inputs), []
-        for given, wanted in zip(inputs.split(rows), targets.split(rows), strict=True):
+        for first in range(0, len(inputs), rows):
+            some = slice(first, first + rows)
             with autocast(self.device, self.precision):
-                logits = self.model(given.to(self.device))
-            found.append(cross_entropy(logits, wanted.to(self.device), "none").cpu())
+                gate_bias = self.model.told(frames and frames.rows(some, self.device))
+                logits = self.model(inputs[some].to(self.device), gate_bias)
+            found.append(cross_entropy(logits, targets[some].to(self.device), "none").cpu())
         return torch.cat(found).numpy()
 
 
@@ -131,18 +135,19 @@ class Loop:
     def __init__(self, generator: Generator):
         self.generator = generator
 
-    def nats(self, inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+    def nats(self, inputs: torch.Tensor, targets: torch.Tensor, frames: Frames | None = None) -> np.ndarray:
         """Return the cost of each target; see `Scorer`."""
         config = self.generator.config
         context = config.receptive_field
         # Past the end of a recording nothing is scored, and any class will do.
         last = targets[:, -1:].where(targets[:, -1:] != IGNORED, config.silence)
         fed = torch.cat([inputs[:, context:], last], dim=1)
-        state = self.generator.prime(inputs[:, :context])
+        gate_bias = self.generator.gate_bias(frames, context)
+        state = self.generator.prime(inputs[:, :context], gate_bias=gate_bias)
         steps = max(1, _LOOP_LOGITS // (len(inputs) * config.quantization_channels))
         found = []
         for samples, wanted in zip(fed.split(steps, dim=1), targets.split(steps, dim=1), strict=True):
-            logits = self.generator.advance(state, samples).cpu()
+            logits = self.generator.advance(state, samples, gate_bias).cpu()
             found.append(cross_entropy(logits, wanted, "none"))
         return torch.cat(found, dim=1).numpy()
 
@@ -157,7 +162,7 @@ def rows_per_pass(config: WaveNetConfig, segment: int) -> int:
 
 def bits_per_sample(
     model: WaveNet,
-    windows: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    windows: Iterable[Segments],
     device: torch.device | None = None,
     precision: str = "fp32",
     sums: Callable[[float, float], tuple[float, ...]] = lambda nats, count: (nats, count),
@@ -167,8 +172,8 @@ def bits_per_sample(
     Parameters
     ----------
     model : WaveNet
-    windows : pairs of int64 tensors (batch, receptive_field - 1 + time) and (batch, time)
-        Inputs and targets, as `wavenet.dataset.Clips.windows` yields them.
+    windows : Segments
+        As `wavenet.dataset.Clips.windows` yields them.
     device, precision
         As in `Parallel`.
     sums : callable
@@ -176,8 +181,9 @@ def bits_per_sample(
     """
     scorer = Parallel(model, device, precision)
     nats, count = 0.0, 0
-    for inputs, targets in windows:
-        nats += float(scorer.nats(inputs, targets).sum(dtype=np.float64))
+    for segments in windows:
+        targets = segments.targets
+        nats += float(scorer.nats(*segments).sum(dtype=np.float64))
         count += int((targets != IGNORED).sum())
     nats, count = sums(nats, count)
     return nats / count / math.log(2) if count else math.nan
@@ -220,14 +226,15 @@ def evaluate(
     sums = {name: Sums(np.zeros(len(samples)), np.zeros(len(places))) for name in scorers}
     for first in range(0, len(places), BATCH):
         some = slice(first, min(first + BATCH, len(places)))
-        inputs, targets = clips.read(places[some], segment)
+        segments = clips.read(places[some], segment)
+        targets = segments.targets
         real = targets.numpy() != IGNORED
         owners = clips.recordings(places[some], segment)[real]
         samples += np.bincount(owners, minlength=len(samples))
         window_samples[some] = real.sum(axis=1)
         histogram += np.bincount(targets.numpy()[real], minlength=len(histogram))
         for name, scorer in scorers.items():
-            bits = scorer.nats(inputs, targets).astype(np.float64) / math.log(2)
+            bits = scorer.nats(*segments).astype(np.float64) / math.log(2)
             added = np.bincount(owners, bits[real], len(samples))
             if not np.isfinite(added).all():
                 wrong = clips.names[int(np.flatnonzero(~np.isfinite(added))[0])]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import math
 import os
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,42 +13,26 @@ import numpy as np
 import torch
 
 from wavenet import backends, checkpoint, mulaw
-from wavenet.conditioning import GateBias
+from wavenet.conditioning import Frames, GateBias
 from wavenet.errors import ConfigError
+from wavenet.listening import first_sounds
 from wavenet.model import WaveNet
 from wavenet.state import GeneratorState, Sampling, stream_numbers, uniforms
+from wavenet.steering import Source, Steering, single_thread
+
+Bias = GateBias | Steering
+"""What generation can be told: a gate bias, or what makes one as it is needed (`Generator.steering`)."""
 
 __all__ = ["Generator", "GeneratorState", "Sampling"]
 
 CHUNK = 2048
 """Samples drawn, of all streams together, between two looks at the outside world (an interrupt, a reader)."""
 
-LISTEN_SECONDS = 0.25
-LISTEN_CHUNKS = 8
-SILENCE_DB = -45.0
-"""A chunk of LISTEN_SECONDS / LISTEN_CHUNKS is silent if its level is this far below full scale."""
-
 MIN_CHUNK = 64
 """Samples per stream below which the looks would cost more than the samples."""
 
 DEVICE_CHUNK = 256
 """The same on a GPU, where every look is a launch."""
-
-
-def _sounds(loud: list[bool]) -> bool:
-    return loud[0] and 2 * sum(loud) >= len(loud)
-
-
-@contextlib.contextmanager
-def _single_thread() -> Iterator[None]:
-    # A matrix product split over another number of threads may round differently, and a stream must
-    # not depend on that.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Generator:
@@ -117,8 +99,33 @@ class Generator:
         """Return the amplitudes of classes, float32 in [-1, 1], of the same shape, on the CPU."""
         return mulaw.decode(samples.cpu(), self.config.quantization_channels)
 
+    def steering(self, source: Source, start: int = 0) -> Steering:
+        """Return what makes the gate bias of a stream out of classes, features or a score.
+
+        Parameters
+        ----------
+        source : Source
+            `Classes`, `Notes`, `MelOf` or `Given` of `wavenet.steering`, or two of them `Together`.
+        start : int
+            Position of the stream at which they begin: after a primer, its length.
+
+        Raises
+        ------
+        ConfigError
+            If the network was trained without conditions.
+        """
+        if self.model.conditioner is None:
+            raise ConfigError("this network was trained without conditions: it can be told nothing")
+        return Steering(self.model.conditioner, source, start)
+
+    @torch.inference_mode()
+    def gate_bias(self, frames: Frames | None, position: int = 0) -> GateBias | None:
+        """Return the gate bias of some frames, of which number 0 begins at a position of the stream."""
+        found = self.model.told(frames)
+        return None if found is None else dataclasses.replace(found, start=found.start + position)
+
     def start(
-        self, batch: int = 1, seed: int = 0, first_stream: int = 0, gate_bias: GateBias | None = None
+        self, batch: int = 1, seed: int = 0, first_stream: int = 0, gate_bias: Bias | None = None
     ) -> GeneratorState:
         """Return streams that begin after endless silence.
 
@@ -130,8 +137,9 @@ class Generator:
             0 or more.
         first_stream : int
             Number of the first stream; the others follow.
-        gate_bias : GateBias, optional
-            Its first frame conditions the silence as well; batch 1 or `batch`.
+        gate_bias : GateBias or Steering, optional
+            Conditions the silence before the streams as well; batch 1 or `batch`. A network trained with
+            features needs one, here and everywhere below.
         """
         if gate_bias is not None:
             return self.prime(torch.empty(batch, 0, dtype=torch.int64), seed, first_stream, gate_bias)
@@ -143,7 +151,7 @@ class Generator:
         samples: torch.Tensor,
         seed: int = 0,
         first_stream: int = 0,
-        gate_bias: GateBias | None = None,
+        gate_bias: Bias | None = None,
     ) -> GeneratorState:
         """Return streams that go on from given samples.
 
@@ -165,14 +173,14 @@ class Generator:
             raise ConfigError(f"seed = {seed}: must be from 0 to 2^63 - 1")
         samples = self._classes(samples).cpu()
         batch, length = samples.shape
-        gate_bias = self._fit(gate_bias, batch, torch.device("cpu"))
         context = self.config.receptive_field
+        bias_of = self._fit(gate_bias, batch, torch.device("cpu"), length - context, length)
         silence = torch.full((batch, max(0, context - length)), self.config.silence)
         recent = torch.cat([silence, samples[:, max(0, length - context) :]], dim=1)
         queues = torch.empty(batch, self.config.queue_steps, self.config.residual_channels)
-        with _single_thread():
+        with single_thread():
             for row in range(batch):
-                bias = None if gate_bias is None else gate_bias.stream(row)
+                bias = None if bias_of is None else bias_of.stream(row)
                 inputs = self.model.layer_inputs(recent[row : row + 1, :-1], bias, position=length)
                 # The input fed in the step at position p stands in slot p mod depth.
                 rings = [torch.roll(each[0], length % each.shape[1], 0) for each in inputs]
@@ -187,7 +195,7 @@ class Generator:
         return state.to(self.backend.device)
 
     def advance(
-        self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
+        self, state: GeneratorState, samples: torch.Tensor, gate_bias: Bias | None = None
     ) -> torch.Tensor:
         """Feed given samples and return what the network expected in their place.
 
@@ -196,7 +204,7 @@ class Generator:
         state : GeneratorState
             Changed in place.
         samples : integer tensor (batch, time)
-        gate_bias : GateBias, optional
+        gate_bias : GateBias or Steering, optional
 
         Returns
         -------
@@ -208,7 +216,7 @@ class Generator:
         if len(samples) != state.batch:
             raise ConfigError(f"samples of batch {len(samples)} given to a state of {state.batch} stream(s)")
         return self.backend.advance(
-            state, samples, self._fit(gate_bias, state.batch, self.backend.device)
+            state, samples, self._fit_to(gate_bias, state, samples.shape[1])
         ).transpose(1, 2)
 
     def generate(
@@ -218,7 +226,7 @@ class Generator:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        gate_bias: GateBias | None = None,
+        gate_bias: Bias | None = None,
     ) -> torch.Tensor:
         """Draw `steps` new samples of every stream.
 
@@ -230,7 +238,7 @@ class Generator:
             Where to go on; changed in place. By default a new single stream with seed 0.
         temperature, top_k, top_p
             See `Sampling`.
-        gate_bias : GateBias, optional
+        gate_bias : GateBias or Steering, optional
 
         Returns
         -------
@@ -242,7 +250,13 @@ class Generator:
         return torch.cat(chunks, dim=1) if chunks else state.last_sample.new_empty(state.batch, 0)
 
     def skip_silence(
-        self, state: GeneratorState, limit: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+        self,
+        state: GeneratorState,
+        limit: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        gate_bias: Bias | None = None,
     ) -> GeneratorState:
         """Return the streams as they stand just before their first sound.
 
@@ -255,28 +269,16 @@ class Generator:
             Left as it is.
         limit : int
             Most samples to look ahead; a stream without a sound in them is returned at its beginning.
-        temperature, top_k, top_p
+        temperature, top_k, top_p, gate_bias
             As in `generate`; the sound is what they will draw.
         """
         self._check_state(state)
-        chunk = max(1, round(LISTEN_SECONDS * self.config.sample_rate / LISTEN_CHUNKS))
-        streams = []
-        for row in range(state.batch):
-            beginning = state.select([row])
-            ahead, before = beginning.clone(), beginning
-            heard: deque[tuple[GeneratorState, bool]] = deque(maxlen=LISTEN_CHUNKS)
-            for samples in self.stream(ahead, limit, chunk, temperature, top_k, top_p):
-                heard.append((before, self._level(samples) > SILENCE_DB))
-                if len(heard) == LISTEN_CHUNKS and _sounds([loud for _, loud in heard]):
-                    beginning = heard[0][0]
-                    break
-                before = ahead.clone()
-            streams.append(beginning)
-        return GeneratorState.join(streams)
-
-    def _level(self, samples: torch.Tensor) -> float:
-        """Return the level of classes about their mean in dB, so that a constant offset is no sound."""
-        return 10 * math.log10(float(self.decode(samples).double().var(correction=0)) + 1e-20)
+        return first_sounds(
+            lambda ahead, chunk: self.stream(ahead, limit, chunk, temperature, top_k, top_p, gate_bias),
+            self.decode,
+            state,
+            self.config.sample_rate,
+        )
 
     def stream(
         self,
@@ -286,7 +288,7 @@ class Generator:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        gate_bias: GateBias | None = None,
+        gate_bias: Bias | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yield new samples in chunks, int64 (batch, up to `chunk`), endlessly if `steps` is None.
 
@@ -302,9 +304,9 @@ class Generator:
             )
         self._check_state(state)
         sampling = Sampling(temperature, top_k, top_p)
-        return self._stream(
-            state, steps, chunk, sampling, self._fit(gate_bias, state.batch, self.backend.device)
-        )
+        if not isinstance(gate_bias, Steering):
+            gate_bias = self._fit(gate_bias, state.batch, self.backend.device)
+        return self._stream(state, steps, chunk, sampling, gate_bias)
 
     def _stream(
         self,
@@ -312,12 +314,15 @@ class Generator:
         steps: int | None,
         chunk: int,
         sampling: Sampling,
-        gate_bias: GateBias | None,
+        gate_bias: Bias | None,
     ) -> Iterator[torch.Tensor]:
         left = math.inf if steps is None else steps
         while left > 0:
             draws = uniforms(state, int(min(chunk, left)))
-            samples = self.backend.generate(state, draws.to(state.queues.device), sampling, gate_bias)
+            # What does not change from chunk to chunk has been fitted already.
+            moving = isinstance(gate_bias, Steering)
+            bias = self._fit_to(gate_bias, state, draws.shape[1]) if moving else gate_bias
+            samples = self.backend.generate(state, draws.to(state.queues.device), sampling, bias)
             left -= samples.shape[1]
             yield samples
 
@@ -336,10 +341,24 @@ class Generator:
             )
         return samples
 
-    def _fit(self, gate_bias: GateBias | None, batch: int, device: torch.device) -> GateBias | None:
+    def _fit_to(self, gate_bias: Bias | None, state: GeneratorState, steps: int) -> GateBias | None:
+        """Return the bias for the next steps of some streams."""
+        first = stop = 0
+        if isinstance(gate_bias, Steering) and state.batch:
+            first, stop = int(state.position.min()), int(state.position.max()) + max(steps, 1)
+        return self._fit(gate_bias, state.batch, self.backend.device, first, stop)
+
+    def _fit(
+        self, gate_bias: Bias | None, batch: int, device: torch.device, first: int = 0, stop: int = 1
+    ) -> GateBias | None:
         """Return the bias with one row per stream on a device, having checked its shape."""
         if gate_bias is None:
+            told = self.config.conditioning
+            if told is not None and told.features != "none":
+                raise ConfigError(f"this network was trained with {told.features} features: tell it some")
             return None
+        if isinstance(gate_bias, Steering):
+            gate_bias = gate_bias.between(first, stop)
         rows, frames, *shape = gate_bias.values.shape
         expected = [self.config.layers, 2 * self.config.dilation_channels]
         if shape != expected or rows not in (1, batch):

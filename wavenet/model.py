@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from wavenet.conditioning import GateBias
+from wavenet.conditioning import Conditioner, Frames, GateBias
 from wavenet.config import WaveNetConfig
 from wavenet.errors import ConfigError
 from wavenet.weights import (
@@ -84,6 +84,8 @@ class WaveNet(nn.Module):
         self.skip = nn.Linear(config.layers * config.dilation_channels, config.skip_channels)
         self.head1 = nn.Linear(config.skip_channels, config.head_channels)
         self.head2 = nn.Linear(config.head_channels, config.quantization_channels)
+        # Last, so that the same seed begins an unconditioned network in the same way.
+        self.conditioner = None if config.conditioning is None else Conditioner(config)
 
     @property
     def residual_layers(self) -> list[ResidualLayer]:
@@ -128,7 +130,7 @@ class WaveNet(nn.Module):
         gates = []
         for index, layer in enumerate(self.residual_layers):
             assert hidden is not None
-            bias = self._bias(gate_bias, index, position + steps, hidden.shape[1] - layer.context)
+            bias = self._bias(gate_bias, index, position + steps, hidden, layer)
             activation, hidden = layer(hidden, bias)
             gates.append(activation[:, -steps:])
         skip = self.skip(torch.cat(gates, dim=-1))
@@ -156,13 +158,24 @@ class WaveNet(nn.Module):
         for index, layer in enumerate(self.residual_layers):
             inputs.append(hidden[:, -layer.context :])
             if layer.residual is not None:
-                bias = self._bias(gate_bias, index, position, hidden.shape[1] - layer.context)
+                bias = self._bias(gate_bias, index, position, hidden, layer)
                 _, hidden = layer(hidden, bias)
         return inputs
 
-    def _bias(self, gate_bias: GateBias | None, layer: int, end: int, steps: int) -> torch.Tensor | None:
-        """Return a layer's bias for the `steps` positions before `end`."""
-        return None if gate_bias is None else gate_bias.at(end - steps, steps, layer)
+    def told(self, frames: Frames | None) -> GateBias | None:
+        """Return the gate bias of what the network is told."""
+        return None if frames is None or self.conditioner is None else self.conditioner.gate_bias(frames)
+
+    def _bias(
+        self, gate_bias: GateBias | None, index: int, end: int, hidden: torch.Tensor, layer: ResidualLayer
+    ) -> torch.Tensor | None:
+        """Return a layer's bias for the positions before `end` that it computes from its input."""
+        if gate_bias is None:
+            return None
+        steps = hidden.shape[1] - layer.context
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        return gate_bias.at(end - steps, steps, index, dtype)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into a directory, replacing what was there."""

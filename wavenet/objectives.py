@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from wavenet.clips import IGNORED
+from wavenet.clips import IGNORED, Segments
 from wavenet.config import TrainingConfig
 from wavenet.distributed import ALONE, World
 from wavenet.evaluation import autocast, cross_entropy
@@ -27,8 +27,7 @@ def add_gradients(
     model: WaveNet,
     training: TrainingConfig,
     step: int,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
+    segments: Segments,
     device: torch.device,
     world: World = ALONE,
 ) -> float:
@@ -43,8 +42,8 @@ def add_gradients(
     training : TrainingConfig
     step : int
         Decides, with the seed, which values are dropped.
-    inputs, targets : int64 tensors (accumulate * batch, time)
-        As `Clips.batch` returns them, on the CPU.
+    segments : Segments
+        accumulate * batch of them, on the CPU.
     device : torch.device
         Where the model is.
     world : World
@@ -55,17 +54,20 @@ def add_gradients(
     float
         The mean loss in nats, without label smoothing, so that it compares with validation.
     """
+    inputs, targets, frames = segments
     total, nats = world.count(int((targets != IGNORED).sum())), 0.0
     first = world.rank * training.accumulate
-    batches = zip(inputs.split(training.batch), targets.split(training.batch), strict=True)
-    for number, (given, wanted) in enumerate(batches):
+    for number in range(len(inputs) // training.batch):
+        some = slice(number * training.batch, (number + 1) * training.batch)
+        given, wanted = inputs[some], targets[some]
         count = int((wanted != IGNORED).sum())
         if count == 0:
             continue
         if training.dropout:
             set_dropout(model, training.dropout, training.seed, step, first + number)
         with autocast(device, training.precision):
-            logits = model(given.to(device, non_blocking=True))
+            gate_bias = model.told(frames and frames.rows(some, device))
+            logits = model(given.to(device, non_blocking=True), gate_bias)
         wanted = wanted.to(device, non_blocking=True)
         objective = loss = cross_entropy(logits, wanted)
         if training.label_smoothing:

@@ -17,7 +17,7 @@ from wavenet.account import due, final, status, window
 from wavenet.audio import write_wav
 from wavenet.backends import report
 from wavenet.boards import Board
-from wavenet.config import TrainingConfig, WaveNetConfig
+from wavenet.config import TrainingConfig, WaveNetConfig, flat
 from wavenet.dataset import Prepared
 from wavenet.distributed import ALONE, World
 from wavenet.errors import CheckpointError, WaveNetError
@@ -120,6 +120,8 @@ class Trainer:
 
     def start_from(self, network: Mapping[str, torch.Tensor]) -> None:
         """Begin with a trained network of the same configuration instead of a random one."""
+        # Conditions may be new to it.
+        network = {**self.model.state_dict(), **network}
         self.model.load_state_dict(network)
         self.averaged.load_state_dict(network)
 
@@ -132,7 +134,7 @@ class Trainer:
         """
         counters, training = self.counters, self.training
         rows = training.batch * training.accumulate
-        inputs, targets = self.data.train.batch(
+        segments = self.data.train.batch(
             counters["step"], rows, self.segment, training.seed, self.world.rank * rows
         )
         rate = learning_rate(training, counters["step"])
@@ -140,7 +142,7 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = add_gradients(self.model, training, counters["step"], inputs, targets, self.device, self.world)
+        loss = add_gradients(self.model, training, counters["step"], segments, self.device, self.world)
         bits = loss / math.log(2)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm))
         if math.isfinite(bits) and math.isfinite(norm):
@@ -241,7 +243,7 @@ class Trainer:
         self.metrics.trim(step)
         for leftover in (self.run / SAMPLES).glob(".wavenet-*.tmp"):
             leftover.unlink(missing_ok=True)
-        values = {**self.source, **self.config.to_json(), **self.training.to_json()}
+        values = {**self.source, **flat(self.config), **self.training.to_json()}
         values.update(device=str(self.device), threads=torch.get_num_threads())
         self.metrics.beside(EFFECTIVE_FILE, values)
 
@@ -302,8 +304,9 @@ class Trainer:
             generator = Generator(self.averaged)
             self._tell_of_slowness(generator)
             steps = round(self.training.sample_seconds * self.config.sample_rate)
-            state = generator.start(seed=self.training.seed)
-            chunks = list(itertools.takewhile(lambda chunk: not stop(), generator.stream(state, steps)))
+            bias = generator.gate_bias(self.data.beginning(steps))
+            chunks = generator.stream(generator.start(1, self.training.seed, 0, bias), steps, gate_bias=bias)
+            chunks = list(itertools.takewhile(lambda chunk: not stop(), chunks))
             if stop():
                 return
             audio = generator.decode(torch.cat(chunks, dim=1)[0])

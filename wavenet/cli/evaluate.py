@@ -55,6 +55,9 @@ def build_parser() -> Parser:
         help="prepared audio; without --audio-dir it is all that is needed (default: ~/.cache/wavenet)",
     )
     parser.add_argument(
+        "--midi-dir", type=Path, metavar="DIR", help="scores of the recordings (default: those of training)"
+    )
+    parser.add_argument(
         "--part",
         choices=("validation", "train", "all"),
         help="what to score, divided as for training (default: validation; all if the checkpoint does not "
@@ -242,9 +245,12 @@ def _scorers(model: Any, options: Namespace, console: Any) -> tuple[dict[str, An
 
 def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str, Any]:
     """Return the part to score and the prepared data, divided and cleaned as for training."""
+    from pathlib import Path
+
     from wavenet.cli.common import default_cache
     from wavenet.dataset import DataConfig, prepare
     from wavenet.files import printable
+    from wavenet.pairing import attach
     from wavenet.report import reasons_told
     from wavenet.resuming import fingerprint
 
@@ -267,6 +273,9 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
         lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
     )
     console.clear()
+    trained = {} if past is None else past[1].get("source") or {}
+    scores = options.midi_dir or (Path(trained["midi_dir"]) if trained.get("midi_dir") else None)
+    attach(model.config, data, scores)
     report = data.report
     console.line(f"data  {printable(report.audio_dir)}: {report.used} of {report.found} recordings used")
     for text in reasons_told(report.skipped):

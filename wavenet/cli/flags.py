@@ -12,17 +12,19 @@ from typing import Any
 
 from wavenet.cli.common import Parser
 from wavenet.config import (
+    FEATURES,
+    INTERPOLATIONS,
     NORMALIZATIONS,
     PRECISIONS,
     PRESETS,
     SCHEDULES,
+    ConditioningConfig,
     TrainingConfig,
     WaveNetConfig,
-    accepts,
-    refuse_unknown,
 )
 from wavenet.errors import ConfigError
 from wavenet.files import cause
+from wavenet.jsonconfig import accepts, refuse_unknown
 
 NETWORK_FLAGS = {
     "sample_rate": "Hz the recordings are resampled to",
@@ -58,7 +60,22 @@ TRAINING_FLAGS = {
     "keep": "checkpoints kept besides the best",
     "validation_fraction": "share of the files held out for validation",
     "augment_gain": "training segments are made softer by up to so many dB, at random (0: not at all)",
+    "class_dropout": "share of the segments that are told no class",
 }
+CONDITIONING_FLAGS = {
+    "hop": "samples per frame",
+    "conditioning_channels": "width of the network that reads the frames",
+    "n_mels": "bands of the mel spectrum",
+    "n_fft": "samples of its windows",
+    "fmin": "lower edge of the lowest band in Hz",
+    "fmax": "upper edge of the highest band in Hz",
+}
+"""Besides `features` and `interpolation`, which have choices."""
+
+TOLD = ("features", "interpolation", *CONDITIONING_FLAGS)
+
+UNKNOWN = "?"
+"""Stands for the names of classes until the recordings have been looked at."""
 
 OTHER_TRAINING_FLAGS = ("schedule", "precision", "augment_polarity")
 
@@ -70,6 +87,8 @@ DEFAULTS: dict[str, Any] = {
     "out_dir": Path("checkpoints"),
     "cache_dir": None,
     "init_from": None,
+    "classes": None,
+    "midi_dir": None,
     "device": "auto",
     "threads": None,
     "max_time": None,
@@ -78,7 +97,7 @@ DEFAULTS: dict[str, Any] = {
 """What holds where neither the command line nor a file says otherwise."""
 
 ABSENT = argparse.SUPPRESS
-PATHS = ("audio_dir", "val_dir", "out_dir", "cache_dir", "init_from")
+PATHS = ("audio_dir", "val_dir", "out_dir", "cache_dir", "init_from", "midi_dir")
 LISTS = ("audio_dir", "exclude", "weight")
 """What may be given several times; in a file a single text will do as well."""
 
@@ -97,6 +116,7 @@ def build_parser() -> Parser:
         "--preset", choices=tuple(PRESETS), default=ABSENT, help="size of the network (default: small)"
     )
     _add_fields(network, WaveNetConfig, NETWORK_FLAGS)
+    _add_conditions(parser)
     training = parser.add_argument_group("training")
     _add_fields(training, TrainingConfig, TRAINING_FLAGS)
     training.add_argument(
@@ -176,6 +196,33 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_conditions(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("conditions: what the network is told besides", argument_default=ABSENT)
+    group.add_argument(
+        "--classes",
+        choices=("folders",),
+        help="whose sound: each subfolder of --audio-dir is a class (default: no classes)",
+    )
+    group.add_argument(
+        "--midi-dir",
+        type=Path,
+        metavar="DIR",
+        help="which notes: MIDI files under the names of their recordings (default: no scores)",
+    )
+    group.add_argument(
+        "--features",
+        choices=FEATURES,
+        help="which frames: mel spectra of the recordings, or the scores of --midi-dir (default: none)",
+    )
+    group.add_argument(
+        "--interpolation",
+        choices=INTERPOLATIONS,
+        help="what holds between frames: the last one, or a mixture (default: repeat)",
+    )
+    fields = {**CONDITIONING_FLAGS, "hop": "samples per frame; by default 10 ms"}
+    _add_fields(group, ConditioningConfig, fields)
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run", argument_default=ABSENT)
     group.add_argument("--out-dir", type=Path, metavar="DIR", help="the run (default: checkpoints)")
@@ -235,6 +282,24 @@ def _add_fields(group: Any, config: type, flags: dict[str, str]) -> None:
         )
 
 
+def conditioning(options: argparse.Namespace, sample_rate: int) -> ConditioningConfig | None:
+    """Return what a network is to be told, None for nothing; the names of its classes come with the data."""
+    given = {name: getattr(options, name) for name in TOLD if hasattr(options, name)}
+    if options.midi_dir is not None:
+        given.setdefault("features", "score")
+    features = given.get("features", "none")
+    if (features == "score") != (options.midi_dir is not None):
+        raise ConfigError("--features score and --midi-dir DIR go together: give both, or neither")
+    if features == "none" and options.classes is None:
+        if len(given) > ("features" in given):
+            name = next(name for name in given if name != "features").replace("_", "-")
+            raise ConfigError(f"--{name}: says how frames are read; add --features or --midi-dir")
+        return None
+    given.setdefault("hop", max(1, round(sample_rate / 100)))
+    given.setdefault("fmax", min(ConditioningConfig.fmax, sample_rate / 2))
+    return ConditioningConfig(class_names=() if options.classes is None else (UNKNOWN,), **given)
+
+
 def complete(options: argparse.Namespace) -> argparse.Namespace:
     """Return parsed options with what `--config` names, and the defaults, where they say nothing.
 
@@ -263,10 +328,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f'{where}: must hold a JSON object, such as {{"batch": 8}}')
     kinds: dict[str, Any] = {name: str | None for name in DEFAULTS}
-    kinds.update(typing.get_type_hints(WaveNetConfig), **typing.get_type_hints(TrainingConfig))
+    for config in (ConditioningConfig, WaveNetConfig, TrainingConfig):
+        kinds.update(typing.get_type_hints(config))
     kinds.update(dict.fromkeys(LISTS, str | list | None))
     kinds.update(preset=str, out_dir=str, device=str, threads=int | None, tensorboard=bool)
-    del kinds["LATER"]
+    for name in ("LATER", "conditioning", "class_names"):
+        del kinds[name]
     refuse_unknown(values, list(kinds), where)
     for name, value in values.items():
         texts = not isinstance(value, list) or all(isinstance(each, str) for each in value)

@@ -10,23 +10,20 @@ from wavenet.cli import interrupted
 # Everything else is loaded inside `main`, where an interrupt is one line.
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from wavenet.cli.common import Parser
     from wavenet.distributed import World
-    from wavenet.generation import Generator
-    from wavenet.progress import Console
-    from wavenet.state import GeneratorState
 
 PROGRAM = "wavenet-generate"
 DEFAULT_RUN = "checkpoints"
 
+SECONDS = 4.0
+"""The length of a take where nothing says another."""
+
 MAX_SECONDS = 1e7
 """Beyond sixteen weeks a length is a slip of the hand; 0 streams for ever."""
-
-LOOK_AHEAD = 10.0
-"""Seconds in which a take's first sound is looked for."""
 
 MAX_BATCH = 1000
 """Every take is an open file."""
@@ -79,9 +76,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=4.0,
         metavar="X",
-        help="length; 0 with -: until interrupted (default: 4)",
+        help="length; 0 with -: until interrupted (default: 4, or that of what is to be played)",
     )
     parser.add_argument(
         "--prime", type=Path, metavar="FILE", help="recording to go on from (it is not repeated)"
@@ -141,7 +137,31 @@ def build_parser() -> Parser:
         "--keep-silence", action="store_true", help="do not skip the silence before a take's first sound"
     )
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    _add_told(parser)
     return parser
+
+
+def _add_told(parser: Parser) -> None:
+    """Add the flags that tell a network what to play."""
+    from pathlib import Path
+
+    group = parser.add_argument_group("what to play, with a network trained for it")
+    group.add_argument(
+        "--class",
+        dest="classes",
+        metavar="NAME",
+        help="whose sound: a class, a mixture as piano:0.7,cello:0.3, or a way as '0:piano 2:cello'",
+    )
+    group.add_argument("--midi", type=Path, metavar="FILE", help="the score to play; it sets the length")
+    group.add_argument(
+        "--mel-from",
+        type=Path,
+        metavar="FILE",
+        help="recording whose mel spectrum to play; it sets the length",
+    )
+    group.add_argument(
+        "--features", type=Path, metavar="FILE", help=".npy file of frames (channels, frames) to play"
+    )
 
 
 def check(options: Namespace, world: World) -> list[Path]:
@@ -157,7 +177,7 @@ def check(options: Namespace, world: World) -> list[Path]:
     if world.size > 1 and (options.out_dir is None or options.seed is None):
         missing = "--out-dir DIR" if options.out_dir is None else "--seed N"
         raise ConfigError(f"{world.size} processes share the takes of one seed in one folder: add {missing}")
-    if not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
+    if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
         raise ConfigError(f"--seconds {seconds:g}: must be between 0 and {MAX_SECONDS:g}")
     most = MAX_FOLDER if options.out_dir else MAX_BATCH
     if not 1 <= options.batch <= most:
@@ -266,6 +286,7 @@ def work(options: Namespace) -> int:
     from wavenet.cli import outputs
     from wavenet.cli.common import device_named
     from wavenet.cli.interrupts import interrupts
+    from wavenet.cli.playing import beginning_of, source
     from wavenet.files import printable
     from wavenet.generation import Generator
     from wavenet.progress import Console
@@ -286,11 +307,13 @@ def work(options: Namespace) -> int:
         f"checkpoint {printable(directory)}  {generator.config.sample_rate} Hz  "
         f"backend {generator.backend.name}  {generator.backend.precision}  seed {seed}"
     )
-    beginning = _beginning(generator, options, seed, console)
-    steps = None if options.seconds == 0 else max(1, round(options.seconds * generator.config.sample_rate))
+    told, length = source(options, generator.config)
+    seconds = next(each for each in (options.seconds, length, SECONDS) if each is not None)
+    beginning, bias = beginning_of(generator, options, seed, console, told)
+    steps = None if seconds == 0 else max(1, round(seconds * generator.config.sample_rate))
     interrupts.check()
     if options.out_dir is None:
-        return outputs.write(generator, beginning(0, options.batch), steps, paths, options, console)
+        return outputs.write(generator, beginning(0, options.batch), steps, paths, options, console, bias)
     options.out_dir.mkdir(parents=True, exist_ok=True)
     if world.size > 1:
         console.line(f"{world.size} processes; told of here are the first one's {len(paths)} takes")
@@ -299,47 +322,9 @@ def work(options: Namespace) -> int:
         group = paths[done : done + GROUP]
         state = beginning(first + done, len(group))
         interrupts.check()
-        if code := outputs.write(generator, state, steps, group, options, console):
+        if code := outputs.write(generator, state, steps, group, options, console, bias):
             break
     return code
-
-
-def _beginning(
-    generator: Generator, options: Namespace, seed: int, console: Console
-) -> Callable[[int, int], GeneratorState]:
-    """Return what gives the streams to go on from, by the number of the first and how many there are.
-
-    They stand in silence, or after the recording given.
-    """
-    if options.prime is None:
-        return lambda first, batch: _sounding(
-            generator, options, generator.start(batch, seed, first), console
-        )
-
-    from wavenet.audio import load_audio
-    from wavenet.files import printable
-
-    config = generator.config
-    audio = load_audio(options.prime, config.sample_rate, config.normalization)
-    used = min(len(audio), config.receptive_field) / config.sample_rate
-    console.line(f"primed with the last {used:.2f} s of {printable(options.prime)}")
-    primed = generator.prime(generator.encode(audio), seed)
-    return lambda first, batch: primed.fan_out(batch, first)
-
-
-def _sounding(
-    generator: Generator, options: Namespace, state: GeneratorState, console: Console
-) -> GeneratorState:
-    """Return streams without the silence before their first sound, unless it is to be kept."""
-    if options.keep_silence:
-        return state
-    limit = round(LOOK_AHEAD * generator.config.sample_rate)
-    began = generator.skip_silence(state, limit, options.temperature, options.top_k, options.top_p)
-    skipped = (began.position - state.position).tolist()
-    if max(skipped):
-        longest = max(skipped) / generator.config.sample_rate
-        console.line(f"skipped {'up to ' if state.batch > 1 else ''}{longest:.1f} s of silence")
-    return began
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

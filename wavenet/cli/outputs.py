@@ -15,7 +15,7 @@ from wavenet.audio import WavWriter
 from wavenet.cli.interrupts import interrupts
 from wavenet.errors import AudioError
 from wavenet.files import atomic_output, cause, free_name, printable
-from wavenet.generation import Generator
+from wavenet.generation import Bias, Generator
 from wavenet.progress import Console
 from wavenet.state import GeneratorState
 
@@ -53,6 +53,7 @@ def write(
     paths: list[Path],
     options: Namespace,
     console: Console,
+    gate_bias: Bias | None = None,
 ) -> int:
     """Generate chunk by chunk into files, or standard output if there are none; return the exit code.
 
@@ -68,7 +69,12 @@ def write(
         stack.callback(console.clear)
         writers = [_writer(stack, take, steps, rate, options.format) for take in takes or [None]]
         chunks = generator.stream(
-            state, steps, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
+            state,
+            steps,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            gate_bias=gate_bias,
         )
         try:
             for chunk in chunks:

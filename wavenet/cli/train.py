@@ -18,13 +18,16 @@ from wavenet.cli.common import INTERRUPTED, default_cache, device_named, run
 from wavenet.cli.flags import (
     NETWORK_FLAGS,
     OTHER_TRAINING_FLAGS,
+    TOLD,
     TRAINING_FLAGS,
+    UNKNOWN,
     build_parser,
     complete,
+    conditioning,
     seconds,
 )
 from wavenet.cli.interrupts import interrupts
-from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, preset
+from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, flat, preset
 from wavenet.distributed import World
 from wavenet.errors import CheckpointError, ConfigError
 
@@ -50,6 +53,7 @@ def work(options: argparse.Namespace) -> int:
     settings = _given(options, [*TRAINING_FLAGS, *OTHER_TRAINING_FLAGS, "silence_db"])
     # Wrong values are told before torch is loaded.
     config = preset(getattr(options, "preset", "small"), **network)
+    config = dataclasses.replace(config, conditioning=conditioning(options, config.sample_rate))
     training = dataclasses.replace(TrainingConfig(), **settings)
     limit = None if options.max_time is None else started + seconds(options.max_time)
     if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
@@ -64,6 +68,7 @@ def work(options: argparse.Namespace) -> int:
     from wavenet.boards import writer_class
     from wavenet.evaluation import resolve_precision
     from wavenet.memory import check_memory
+    from wavenet.pairing import attach, with_classes
     from wavenet.progress import Console
     from wavenet.training import Trainer
 
@@ -105,6 +110,10 @@ def work(options: argparse.Namespace) -> int:
         check_memory(config, training)
 
     data = world.in_turn(lambda: _prepared(options, source, config, training, console))
+    if config.conditioning is not None and config.conditioning.class_names == (UNKNOWN,):
+        config = with_classes(config, data)
+    midi_dir = source.get("midi_dir")
+    attach(config, data, midi_dir and Path(midi_dir), training.class_dropout, console.line)
     trainer = Trainer(config, training, data, options.out_dir, device, source, console, world)
     console.line(
         f"network  {config.layers} layers, {trainer.model.parameter_count:,} parameters, receptive field "
@@ -166,6 +175,8 @@ def _source(options: argparse.Namespace) -> dict[str, Any]:
         "val_dir": options.val_dir and str(options.val_dir.resolve()),
         "exclude": options.exclude,
         "weight": options.weight,
+        "classes": options.classes,
+        "midi_dir": options.midi_dir and str(options.midi_dir.resolve()),
     }
 
 
@@ -179,7 +190,10 @@ def _plot(options: argparse.Namespace) -> int:
 
 def _asked(options: argparse.Namespace, network: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the network that the command line or a file names, in itself or by a preset."""
-    return {**PRESETS[options.preset], **network} if hasattr(options, "preset") else network
+    asked = {**network, **_given(options, TOLD)}
+    if options.midi_dir is not None:
+        asked["features"] = "score"
+    return {**PRESETS[options.preset], **asked} if hasattr(options, "preset") else asked
 
 
 def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any) -> tuple[WaveNetConfig, Any]:
@@ -192,9 +206,15 @@ def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any)
     path = checkpoint.find(options.init_from)
     model = WaveNet.from_pretrained(path)
     config = model.config
+    known = flat(config)
+    if config.conditioning is None:
+        # A network that has been told nothing can learn to be.
+        config = dataclasses.replace(config, conditioning=conditioning(options, config.sample_rate))
+        known = flat(config)
     asked = _asked(options, network)
-    others = [f"{name} {getattr(config, name)}, not {asked[name]}" for name in asked]
-    others = [told for name, told in zip(asked, others, strict=True) if getattr(config, name) != asked[name]]
+    others = [
+        f"{name} {known.get(name)}, not {asked[name]}" for name in asked if known.get(name) != asked[name]
+    ]
     if others:
         raise ConfigError(
             f"--init-from {options.init_from}: its network has {'; '.join(others)}: "
@@ -220,11 +240,12 @@ def _resumed(
 
     path, moment = found
     config = read_config(path)
+    known = flat(config)
     for name, value in _asked(options, network).items():
-        if getattr(config, name) != value:
+        if known.get(name) != value:
             raise ConfigError(
                 f"--{name.replace('_', '-')} {value}: the run in {options.out_dir} has "
-                f"{getattr(config, name)}; "
+                f"{known.get(name)}; "
                 "leave network flags out when resuming, or start another run with --out-dir"
             )
     try:
@@ -247,7 +268,7 @@ def _resumed(
         )
     if options.audio_dir is not None:
         kept["audio_dir"] = source["audio_dir"]
-    for name in ("exclude", "weight"):
+    for name in ("exclude", "weight", "midi_dir"):
         if getattr(options, name):
             kept[name] = source[name]
     if options.cache_dir is not None:

@@ -1,0 +1,226 @@
+"""Networks that are told something, from the folder to the sound, in processes as a person starts them."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from audio_files import pitch
+from cli_tools import NETWORK_FLAGS, assert_one_line_error, run
+from test_conditions import write_midi
+
+from wavenet.audio import write_wav
+from wavenet.midi import Score
+
+RATE = 4000
+SHORT = [*NETWORK_FLAGS, "--batch", "4", "--segment", "0.25", "--validate-every", "0", "--sample-every", "0"]
+HERTZ = {"high": 500.0, "low": 200.0}
+
+
+def tone(hertz: float, seconds: float) -> np.ndarray:
+    time = np.arange(round(seconds * RATE)) / RATE
+    return (0.6 * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """A run on tones of two heights, each a class."""
+    home = tmp_path_factory.mktemp("classes")
+    for name, hertz in HERTZ.items():
+        for number in range(2):
+            (home / "audio" / name).mkdir(parents=True, exist_ok=True)
+            write_wav(home / "audio" / name / f"{number}.wav", tone(hertz, 1.5), RATE)
+    result = run(
+        "train", "--audio-dir", "audio", "--classes", "folders", "--class-dropout", "0.1", "--out-dir", "run",
+        "--steps", "120", "--lr", "0.01", *SHORT, cwd=home,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "classes     high, low" in result.stderr
+    return home
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    """A run on tones, and which of them sounds is written in a score."""
+    home = tmp_path_factory.mktemp("scores")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        pitches = rng.permutation([55, 71, 55, 71])
+        parts = [tone(440 * 2 ** ((p - 69) / 12), 0.5) for p in pitches]
+        (home / "audio").mkdir(exist_ok=True)
+        write_wav(home / "audio" / f"{number}.wav", np.concatenate(parts), RATE)
+        write_midi(home / "midi" / f"{number}.mid", played(pitches))
+    result = run(
+        "train", "--audio-dir", "audio", "--midi-dir", "midi", "--out-dir", "run", "--steps", "200",
+        "--lr", "0.01", *SHORT, cwd=home,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "scores      4 read, 16 notes" in result.stderr
+    return home
+
+
+def played(pitches) -> Score:
+    onset = 0.5 * np.arange(len(pitches))
+    return Score(onset, onset + 0.5, np.asarray(pitches, np.int64), np.full(len(pitches), 100))
+
+
+def heard(path, start: float, stop: float) -> float:
+    audio, rate = soundfile.read(path, dtype="float32")
+    return pitch(audio[round(start * rate) : round(stop * rate)], rate)
+
+
+def test_each_class_sounds_as_its_recordings(classes):
+    for name, hertz in HERTZ.items():
+        result = run(
+            "generate", "--checkpoint", "run", "--class", name, "--seconds", "0.5", "--seed", "1",
+            "--temperature", "0.5", "--force", f"{name}.wav", cwd=classes,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert heard(classes / f"{name}.wav", 0.1, 0.5) == pytest.approx(hertz, rel=0.05)
+
+
+def test_a_way_from_class_to_class(classes):
+    result = run(
+        "generate", "--checkpoint", "run", "--class", "0:low 0.5:low 0.6:high", "--seconds", "1.2",
+        "--temperature", "0.5", "--seed", "1", "way.wav", cwd=classes,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert heard(classes / "way.wav", 0.1, 0.5) == pytest.approx(200, rel=0.05)
+    assert heard(classes / "way.wav", 0.8, 1.2) == pytest.approx(500, rel=0.05)
+
+
+def test_a_run_with_classes_goes_on_and_is_scored(classes):
+    more = run("train", "--resume", "--out-dir", "run", "--steps", "122", cwd=classes)
+    assert more.returncode == 0, more.stderr
+    effective = json.loads((classes / "run" / "effective.json").read_text())
+    assert effective["classes"] == "folders" and effective["features"] == "none"
+    told = run("evaluate", "--checkpoint", "run", "--audio-dir", "audio", "--json", "-", cwd=classes)
+    assert told.returncode == 0, told.stderr
+    parallel = json.loads(told.stdout)["scores"][0]["bits_per_sample"]
+    loop = run(
+        "evaluate", "--checkpoint", "run", "--audio-dir", "audio", "--backend", "reference", "--json", "-",
+        cwd=classes,
+    )  # fmt: skip
+    assert loop.returncode == 0, loop.stderr
+    assert json.loads(loop.stdout)["scores"][0]["bits_per_sample"] == pytest.approx(parallel, abs=1e-4)
+
+
+def test_what_was_in_effect_makes_the_same_network(scores):
+    again = run("train", "--config", "run/effective.json", "--out-dir", "again", "--steps", "2", cwd=scores)
+    assert again.returncode == 0, again.stderr
+    configs = [json.loads((scores / run / "config.json").read_text()) for run in (
+        "again/step-00000002", "run/step-00000200",
+    )]  # fmt: skip
+    assert configs[0] == configs[1]
+
+
+def test_a_score_is_played(scores):
+    write_midi(scores / "new.mid", played([71, 55, 55, 71]))
+    result = run(
+        "generate", "--checkpoint", "run", "--midi", "new.mid", "--temperature", "0.5", "--seed", "2",
+        "new.wav", cwd=scores,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    audio, rate = soundfile.read(scores / "new.wav")
+    # As long as the score, and a while for the last note to ring out.
+    assert len(audio) == round((2.0 + 1.5) * rate)
+    for number, key in enumerate([71, 55, 55, 71]):
+        found = heard(scores / "new.wav", 0.5 * number + 0.1, 0.5 * number + 0.45)
+        assert found == pytest.approx(440 * 2 ** ((key - 69) / 12), rel=0.05)
+
+
+def test_a_score_goes_on_from_a_recording(scores):
+    write_midi(scores / "next.mid", played([71]))
+    result = run(
+        "generate", "--checkpoint", "run", "--midi", "next.mid", "--prime", "audio/0.wav", "--seconds", "0.4",
+        "--temperature", "0.5", "--seed", "0", "next.wav", cwd=scores,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert heard(scores / "next.wav", 0.1, 0.4) == pytest.approx(440 * 2 ** (2 / 12), rel=0.05)
+
+
+def test_a_spectrum_is_played(tmp_path):
+    (tmp_path / "audio").mkdir()
+    for number, hertz in enumerate((200, 300, 500, 700)):
+        write_wav(tmp_path / "audio" / f"{number}.wav", tone(hertz, 1.0), RATE)
+    result = run(
+        "train", "--audio-dir", "audio", "--features", "mel", "--n-mels", "16", "--n-fft", "256", "--out-dir",
+        "run", "--steps", "200", "--lr", "0.01", *SHORT, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    write_wav(tmp_path / "given.wav", np.concatenate([tone(500, 0.4), tone(200, 0.4)]), RATE)
+    common = ("--checkpoint", "run", "--temperature", "0.5", "--seed", "0")
+    result = run("generate", *common, "--mel-from", "given.wav", "copied.wav", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(soundfile.read(tmp_path / "copied.wav")[0]) == round(0.8 * RATE)
+    assert heard(tmp_path / "copied.wav", 0.1, 0.38) == pytest.approx(500, rel=0.05)
+    assert heard(tmp_path / "copied.wav", 0.5, 0.78) == pytest.approx(200, rel=0.05)
+
+    from wavenet.mel import log_mel
+
+    audio, _ = soundfile.read(tmp_path / "given.wav", dtype="float32")
+    np.save(tmp_path / "frames.npy", log_mel(audio, RATE, 256, 40, 16, 30.0, 2000.0)[:, :80])
+    result = run("generate", *common, "--features", "frames.npy", "given-frames.wav", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert heard(tmp_path / "given-frames.wav", 0.1, 0.38) == pytest.approx(500, rel=0.05)
+
+    np.save(tmp_path / "wrong.npy", np.zeros((17, 5), np.float32))
+    (tmp_path / "text.npy").write_text("frames")
+    for name, words in (
+        ("wrong.npy", "expected floating point (16, frames)"),
+        ("text.npy", "is no .npy file"),
+    ):
+        result = run("generate", *common, "--features", name, "x.wav", cwd=tmp_path)
+        assert_one_line_error(result, words)
+    assert not (tmp_path / "x.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        ([], ["choose with --class among high, low"]),
+        (["--class", "middle"], ["'middle'", "high, low"]),
+        (["--class", "high:much"], ["NAME:WEIGHT"]),
+        (["--class", "high", "--midi", "x.mid"], ["trained with no features"]),
+        (["--midi", "none.mid"], ["none.mid"]),
+        (["--mel-from", "a.wav", "--midi", "b.mid"], ["give one of them"]),
+    ],
+)
+def test_what_a_network_with_classes_refuses(classes, arguments, fragments):
+    result = run("generate", "--checkpoint", "run", *arguments, "refused.wav", cwd=classes)
+    assert_one_line_error(result, *fragments)
+    assert not (classes / "refused.wav").exists()
+
+
+def test_what_a_network_with_scores_refuses(scores):
+    (scores / "text.mid").write_text("no score")
+    for arguments, words in (
+        ([], "--midi FILE"),
+        (["--midi", "text.mid"], "text.mid"),
+        (["--midi", "midi"], "midi"),
+        (["--class", "high", "--midi", "midi/0.mid"], "trained without classes"),
+    ):
+        result = run("generate", "--checkpoint", "run", *arguments, "refused.wav", cwd=scores)
+        assert_one_line_error(result, words)
+    assert not (scores / "refused.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--midi-dir", "none"], "is no folder"),
+        (["--midi-dir", "empty"], "no score for 4 of 4 recording(s)"),
+        (["--features", "score"], "--midi-dir DIR go together"),
+        (["--features", "mel", "--midi-dir", "midi"], "go together"),
+        (["--hop", "40"], "--hop: says how frames are read"),
+        (["--classes", "folders"], "lies in no subfolder"),
+        (["--features", "mel", "--fmax", "9000"], "half the sample rate"),
+    ],
+)
+def test_what_training_refuses(scores, arguments, words):
+    (scores / "empty").mkdir(exist_ok=True)
+    result = run(
+        "train", "--audio-dir", "audio", "--out-dir", "refused", *arguments, *NETWORK_FLAGS, cwd=scores
+    )
+    assert_one_line_error(result, words)
+    assert not (scores / "refused").exists()

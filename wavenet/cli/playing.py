@@ -1,0 +1,153 @@
+"""What `wavenet-generate` is asked to play, a class, a score or a spectrum, and where it begins."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from wavenet.audio import load_audio
+from wavenet.config import WaveNetConfig
+from wavenet.errors import AudioError, ConfigError
+from wavenet.files import cause, printable
+from wavenet.generation import Generator
+from wavenet.midi import read_midi
+from wavenet.progress import Console
+from wavenet.state import GeneratorState
+from wavenet.steering import Classes, Given, MelOf, Notes, Source, Steering, Together, class_points
+
+TAIL = 1.5
+"""Seconds in which the last note of a score rings out."""
+
+LOOK_AHEAD = 10.0
+"""Seconds in which a take's first sound is looked for."""
+
+FLAGS = {"midi": "score", "mel_from": "mel", "features": "mel or score"}
+"""What each flag tells."""
+
+
+def source(options: Namespace, config: WaveNetConfig) -> tuple[Source | None, float | None]:
+    """Return what is to be played, and how long it lasts in seconds if it says so.
+
+    Raises
+    ------
+    ConfigError, AudioError
+        If the network was not trained for it or needs another thing to be told, or a file is unusable.
+    """
+    given = [name for name in FLAGS if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"--{_flag(given[0])} and --{_flag(given[1])}: give one of them")
+    told = config.conditioning
+    if told is None:
+        if given or options.classes is not None:
+            flag = _flag(given[0]) if given else "class"
+            raise ConfigError(f"--{flag}: this network was trained without conditions; leave it out")
+        return None, None
+    features, seconds = _features(options, config) if given else (None, None)
+    if told.features != "none" and features is None:
+        ask = "--midi FILE" if told.features == "score" else "--mel-from FILE or --features FILE"
+        raise ConfigError(f"this network was trained with {told.features} features: say what to play, {ask}")
+    classes = None
+    if told.class_names:
+        if options.classes is None:
+            raise ConfigError(
+                f"this network knows classes: choose with --class among {', '.join(told.class_names)}"
+            )
+        classes = Classes(config, class_points(options.classes))
+    elif options.classes is not None:
+        raise ConfigError(
+            f"--class {options.classes}: this network was trained without classes; leave it out"
+        )
+    if classes is not None and features is not None:
+        return Together(classes, features), seconds
+    return classes or features, seconds
+
+
+def beginning_of(
+    generator: Generator, options: Namespace, seed: int, console: Console, told: Source | None
+) -> tuple[Callable[[int, int], GeneratorState], Steering | None]:
+    """Return what gives the streams to go on from, and what steers them.
+
+    They are asked for by the number of the first and how many there are, and stand in silence, or after the
+    recording given.
+    """
+    if options.prime is None:
+        steering = None if told is None else generator.steering(told)
+        begun = generator.start(1, seed, gate_bias=steering)
+        if options.keep_silence or (told is not None and not told.constant):
+            return lambda first, batch: begun.fan_out(batch, first), steering
+        return (
+            lambda first, batch: _sounding(
+                generator, options, begun.fan_out(batch, first), console, steering
+            ),
+            steering,
+        )
+
+    config = generator.config
+    audio = load_audio(options.prime, config.sample_rate, config.normalization)
+    used = min(len(audio), config.receptive_field) / config.sample_rate
+    console.line(f"primed with the last {used:.2f} s of {printable(options.prime)}")
+    # What is to be played begins where the recording ends.
+    steering = None if told is None else generator.steering(told, len(audio))
+    primed = generator.prime(generator.encode(audio), seed, gate_bias=steering)
+    return lambda first, batch: primed.fan_out(batch, first), steering
+
+
+def _sounding(
+    generator: Generator,
+    options: Namespace,
+    state: GeneratorState,
+    console: Console,
+    steering: Steering | None,
+) -> GeneratorState:
+    """Return streams without the silence before their first sound."""
+    limit = round(LOOK_AHEAD * generator.config.sample_rate)
+    began = generator.skip_silence(
+        state, limit, options.temperature, options.top_k, options.top_p, gate_bias=steering
+    )
+    skipped = (began.position - state.position).tolist()
+    if max(skipped):
+        longest = max(skipped) / generator.config.sample_rate
+        console.line(f"skipped {'up to ' if state.batch > 1 else ''}{longest:.1f} s of silence")
+    return began
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _features(options: Namespace, config: WaveNetConfig) -> tuple[Source, float]:
+    if options.midi is not None:
+        # Asked first, lest a file is read in vain.
+        notes = Notes(config, score := read_midi(options.midi))
+        if not len(score):
+            raise AudioError(f"{printable(options.midi)}: holds no notes; choose another score")
+        return notes, score.seconds + TAIL
+    if options.mel_from is not None:
+        from wavenet import mulaw
+
+        audio = load_audio(options.mel_from, config.sample_rate, config.normalization)
+        # In training, spectra are those of quantised audio.
+        classes = mulaw.encode(audio, config.quantization_channels)
+        audio = mulaw.decode(classes, config.quantization_channels)
+        return MelOf(config, audio), len(audio) / config.sample_rate
+    frames = Given(config, _array(options.features))
+    return frames, frames.ready / config.sample_rate
+
+
+def _array(path: Path) -> Any:
+    import numpy as np
+    import torch
+
+    try:
+        values = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise AudioError(f"--features {printable(path)}: cannot be read: {cause(error)}") from None
+    except (ValueError, EOFError):
+        values = None
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+        raise AudioError(
+            f"--features {printable(path)}: is no .npy file of numbers; save one with numpy.save"
+        )
+    return torch.from_numpy(values.astype(np.float32))
