@@ -217,6 +217,8 @@ class TrainingConfig(JsonConfig):
         Whether training segments are turned upside down at random.
     class_dropout : float
         Share of the training segments that are told no class.
+    checkpoint_layers : bool
+        Compute every layer again in the backward pass instead of keeping what it computed.
     """
 
     steps: int = 8_000
@@ -246,6 +248,7 @@ class TrainingConfig(JsonConfig):
     augment_gain: float = 0.0
     augment_polarity: bool = False
     class_dropout: float = 0.0
+    checkpoint_layers: bool = False
 
     LATER: ClassVar[tuple[str, ...]] = (
         "schedule",
@@ -256,6 +259,7 @@ class TrainingConfig(JsonConfig):
         "augment_gain",
         "augment_polarity",
         "class_dropout",
+        "checkpoint_layers",
     )
 
     def __post_init__(self) -> None:

@@ -90,7 +90,7 @@ class Trainer:
         self.board: Board | None = None
         self.metrics = Metrics(run, self.log)
         torch.manual_seed(training.seed)
-        self.model = WaveNet(config).to(device)
+        self.model = WaveNet(config, training.checkpoint_layers).to(device)
         self._told = False
         self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(

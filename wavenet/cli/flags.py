@@ -77,7 +77,7 @@ TOLD = ("features", "interpolation", *CONDITIONING_FLAGS)
 UNKNOWN = "?"
 """Stands for the names of classes until the recordings have been looked at."""
 
-OTHER_TRAINING_FLAGS = ("schedule", "precision", "augment_polarity")
+OTHER_TRAINING_FLAGS = ("schedule", "precision", "augment_polarity", "checkpoint_layers")
 
 DEFAULTS: dict[str, Any] = {
     "audio_dir": None,
@@ -124,6 +124,12 @@ def build_parser() -> Parser:
         action=argparse.BooleanOptionalAction,
         default=ABSENT,
         help="turn training segments upside down at random (default: not)",
+    )
+    training.add_argument(
+        "--checkpoint-layers",
+        action=argparse.BooleanOptionalAction,
+        default=ABSENT,
+        help="compute layers twice instead of keeping them: less memory, a third more time (default: not)",
     )
     training.add_argument(
         "--schedule",
