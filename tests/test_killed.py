@@ -36,7 +36,7 @@ FLAGS = [
 NURSERY = """
 import json, os, signal, sys
 import torch._dynamo  # loaded by the first optimiser, slowly
-import wavenet.cli.train, wavenet.dataset, wavenet.memory, wavenet.training
+import wavenet.cli.train, wavenet.dataset, wavenet.fitting, wavenet.training
 CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate"}
 for line in sys.stdin:
     arguments, run, kill_at = json.loads(line)

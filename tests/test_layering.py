@@ -58,6 +58,7 @@ ORDER = [
     "schedules",
     "account",
     "objectives",
+    "fitting",
     "metrics",
     "watching",
     "boards",

@@ -16,7 +16,7 @@ from training_tools import CONFIG, TRAINING, equal, metrics, poison, said, train
 
 from wavenet import checkpoint
 from wavenet.clips import Segments
-from wavenet.errors import CheckpointError, ConfigError, WaveNetError
+from wavenet.errors import CheckpointError, WaveNetError
 from wavenet.evaluation import bits_per_sample, cross_entropy
 from wavenet.model import WaveNet
 from wavenet.schedules import learning_rate
@@ -243,16 +243,6 @@ def test_a_validation_that_is_not_a_number_is_never_the_best(data, tmp_path, mon
         3.0,
         4.0,
     ]
-
-
-def test_steps_that_cannot_fit_the_memory_are_refused_beforehand():
-    from wavenet.memory import check_memory, physical_bytes, step_bytes
-
-    check_memory(CONFIG, TRAINING)
-    greedy = dataclasses.replace(TRAINING, batch=65536, segment=3600.0)
-    assert step_bytes(CONFIG, greedy) > physical_bytes()
-    with pytest.raises(ConfigError, match=r"--batch 65536 x --segment 3600 s .* try --batch 1"):
-        check_memory(CONFIG, greedy)
 
 
 def test_no_better_than_counting_is_told(data, tmp_path):

@@ -1,39 +1,112 @@
-"""How much memory a training step takes, before it takes it."""
+"""How much memory there is: of the machine, of the group of processes this one is in, of this process."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+from pathlib import Path
+from typing import Any
 
-from wavenet.config import TrainingConfig, WaveNetConfig
-from wavenet.errors import ConfigError
+LARGE = 1 << 20
+"""Bytes from which on a block of memory is given back to the system as soon as it is freed, if so asked."""
 
-
-def step_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
-    """Estimate the bytes that a float32 step keeps for its backward pass (bfloat16 takes somewhat less)."""
-    layer = (config.kernel_size + 2) * config.residual_channels + 4 * config.dilation_channels
-    head = 2 * config.skip_channels + 2 * config.head_channels + 4 * config.quantization_channels
-    steps = round(training.segment * config.sample_rate) + config.receptive_field
-    return 4 * training.batch * steps * (config.layers * layer + head)
+_M_MMAP_THRESHOLD = -3
 
 
-def physical_bytes() -> int | None:
-    """Return the machine's memory, or None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out, on the CPU or on a GPU."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    told = ("out of memory", "allocate memory", "bad_alloc", "failed to allocate")
+    return isinstance(error, RuntimeError) and any(each in text for each in told)
 
 
-def check_memory(config: WaveNetConfig, training: TrainingConfig) -> None:
-    """Raise `ConfigError` if a training step on the CPU would clearly not fit.
+def available_bytes(device: Any = None, swap: bool = False) -> int | None:
+    """Return how much more memory this process may take, or None where the system does not tell.
 
-    Linux grants memory that is not there and then ends some process without a word.
+    Parameters
+    ----------
+    device : torch.device, optional
+        By default the CPU.
+    swap : bool
+        Whether to count what can be had by moving other programs' memory to disk.
     """
-    need, memory = step_bytes(config, training), physical_bytes()
-    if memory is not None and need > memory:
-        fits = max(1, int(training.batch * memory / need / 2))
-        raise ConfigError(
-            f"a step of --batch {training.batch} x --segment {training.segment:g} s would take about "
-            f"{need / 1e9:.0f} GB and this machine has {memory / 1e9:.0f}: try --batch {fits}, "
-            "or a shorter --segment"
-        )
+    if device is not None and device.type == "cuda":
+        import torch
+
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    rooms = [*_machine_room(swap), *_group_rooms(), *_process_room()]
+    return max(0, min(rooms)) if rooms else None
+
+
+def give_back_freed_blocks() -> None:
+    """Keep the C library from holding on to freed blocks, in whose gaps the next ones do not fit.
+
+    glibc does so with blocks of up to 32 MB; a step then takes up to 2.7 times what its tensors do. Giving
+    them back takes a little time. Elsewhere nothing is done.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE)
+
+
+def _machine_room(swap: bool) -> list[int]:
+    known = {}
+    for line in _lines(Path("/proc/meminfo")):
+        name, _, rest = line.partition(":")
+        if rest.split():
+            known[name] = int(rest.split()[0]) * 1024
+    if "MemAvailable" in known:
+        return [known["MemAvailable"] + (known.get("SwapFree", 0) if swap else 0)]
+    try:
+        return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, ValueError, OSError):
+        return []
+
+
+def _group_rooms(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Return what the control groups that this process is in leave of their limits, of either version."""
+    rooms = []
+    for line in _lines(proc):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # In a container the path may be one outside; the groups that can be seen are looked at.
+        folder = top / path.strip("/")
+        while True:
+            limit, used = (next(iter(_lines(folder / name)), "") for name in names[:2])
+            if limit.isdigit() and used.isdigit():
+                stat = dict(entry.split(maxsplit=1) for entry in _lines(folder / "memory.stat"))
+                rooms.append(int(limit) - int(used) + int(stat.get(names[2], 0)))
+            if folder == top:
+                break
+            folder = folder.parent
+    return rooms
+
+
+def _process_room() -> list[int]:
+    """Return what is left of a limit on the address space (ulimit -v)."""
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return []
+        pages = next(iter(_lines(Path("/proc/self/statm"))), "0").split()[0]
+        return [limit - int(pages) * os.sysconf("SC_PAGE_SIZE")]
+    except (ImportError, AttributeError, ValueError, OSError):
+        return []
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -18,6 +18,7 @@ from wavenet.cli.interrupts import interrupts
 from wavenet.distributed import told_by
 from wavenet.errors import ConfigError, WaveNetError
 from wavenet.files import cause, one_line, printable
+from wavenet.memory import out_of_memory
 from wavenet.progress import Console
 
 USER_ERROR = 1
@@ -108,7 +109,7 @@ def run(
         except Exception as error:
             if interrupts.received is not None:
                 return interrupted(parser.prog, interrupts.taken())
-            if isinstance(error, MemoryError) or _out_of_memory(error):
+            if out_of_memory(error):
                 message = OUT_OF_MEMORY
             elif isinstance(error, (WaveNetError, OSError)):
                 message = describe(error)
@@ -145,11 +146,6 @@ def device_named(name: str) -> Any:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: is not supported; use auto, cpu or cuda")
     return device
-
-
-def _out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
 
 
 def _fill_standard_descriptors() -> None:

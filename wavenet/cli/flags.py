@@ -39,7 +39,7 @@ NETWORK_FLAGS = {
 }
 TRAINING_FLAGS = {
     "steps": "optimiser steps in all",
-    "batch": "segments at once",
+    "batch": "segments at once; auto: as many as memory allows, up to 64",
     "accumulate": "batches per step: as one batch so many times as large, in the memory of one",
     "segment": "seconds per segment",
     "lr": "peak learning rate",
@@ -95,6 +95,9 @@ DEFAULTS: dict[str, Any] = {
     "tensorboard": False,
 }
 """What holds where neither the command line nor a file says otherwise."""
+
+AUTO = "auto"
+"""Instead of a number of segments: as many as memory allows."""
 
 ABSENT = argparse.SUPPRESS
 PATHS = ("audio_dir", "val_dir", "out_dir", "cache_dir", "init_from", "midi_dir")
@@ -281,7 +284,7 @@ def _add_fields(group: Any, config: type, flags: dict[str, str]) -> None:
         shown = "the preset's" if name in PRESETS["small"] else value
         group.add_argument(
             "--" + name.replace("_", "-"),
-            type=type(value),
+            type=_batch if name == "batch" else type(value),
             default=ABSENT,
             metavar="N" if isinstance(value, int) else "X",
             help=f"{text} (default: {shown})",
@@ -304,6 +307,13 @@ def conditioning(options: argparse.Namespace, sample_rate: int) -> ConditioningC
     given.setdefault("hop", max(1, round(sample_rate / 100)))
     given.setdefault("fmax", min(ConditioningConfig.fmax, sample_rate / 2))
     return ConditioningConfig(class_names=() if options.classes is None else (UNKNOWN,), **given)
+
+
+def _batch(text: str) -> int | str:
+    try:
+        return text if text == AUTO else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor {AUTO}") from None
 
 
 def complete(options: argparse.Namespace) -> argparse.Namespace:
@@ -342,6 +352,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         del kinds[name]
     refuse_unknown(values, list(kinds), where)
     for name, value in values.items():
+        if (name, value) == ("batch", AUTO):
+            continue
         texts = not isinstance(value, list) or all(isinstance(each, str) for each in value)
         if not accepts(kinds[name], value) or not texts:
             raise ConfigError(f"{where}: {name} = {json.dumps(value)} is of the wrong type")

@@ -16,6 +16,7 @@ from typing import Any
 from wavenet.cli import interrupted
 from wavenet.cli.common import INTERRUPTED, default_cache, device_named, run
 from wavenet.cli.flags import (
+    AUTO,
     NETWORK_FLAGS,
     OTHER_TRAINING_FLAGS,
     TOLD,
@@ -51,6 +52,9 @@ def work(options: argparse.Namespace) -> int:
         raise ConfigError(f"--plot-to {options.plot_to}: says where, --plot RUN says what; give both")
     network = _given(options, [*NETWORK_FLAGS, "normalization"])
     settings = _given(options, [*TRAINING_FLAGS, *OTHER_TRAINING_FLAGS, "silence_db"])
+    auto = settings.get("batch") == AUTO
+    if auto:
+        del settings["batch"]
     # Wrong values are told before torch is loaded.
     config = preset(getattr(options, "preset", "small"), **network)
     config = dataclasses.replace(config, conditioning=conditioning(options, config.sample_rate))
@@ -67,7 +71,7 @@ def work(options: argparse.Namespace) -> int:
     from wavenet import checkpoint
     from wavenet.boards import writer_class
     from wavenet.evaluation import resolve_precision
-    from wavenet.memory import check_memory
+    from wavenet.fitting import explained, fitted
     from wavenet.pairing import attach, with_classes
     from wavenet.progress import Console
     from wavenet.training import Trainer
@@ -106,8 +110,10 @@ def work(options: argparse.Namespace) -> int:
     if not options.dry_run and world.leads:
         _check_place(options.out_dir)
     training = dataclasses.replace(training, precision=resolve_precision(training.precision, device))
-    if device.type == "cpu":
-        check_memory(config, training)
+    if auto and world.size > 1:
+        raise ConfigError(f"--batch auto: {world.size} processes have to agree on it; give a number")
+    # A run that goes on has a batch already.
+    training = fitted(config, training, device, auto and not options.resume, console.line)
 
     data = world.in_turn(lambda: _prepared(options, source, config, training, console))
     if config.conditioning is not None and config.conditioning.class_names == (UNKNOWN,):
@@ -125,7 +131,8 @@ def work(options: argparse.Namespace) -> int:
     if found is not None:
         trainer.restore(*found)
         console.line(f"resuming from {found[0]}")
-    code = _dry_run(trainer, console) if options.dry_run else _train(trainer, console, options, limit)
+    with explained(config, training, device):
+        code = _dry_run(trainer, console) if options.dry_run else _train(trainer, console, options, limit)
     # One that ends is taken for a failure by what started it, if its code is not 0, and ends the others.
     world.leave()
     return code
