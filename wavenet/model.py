@@ -75,7 +75,7 @@ class WaveNet(nn.Module):
     config : WaveNetConfig
     checkpoint_layers : bool
         In the backward pass compute every layer again from its input, which is all that is kept of it: less
-        memory for about a third more time. The values are the same but for rounding.
+        memory, for one more forward pass. The values are the same but for rounding.
     """
 
     def __init__(self, config: WaveNetConfig, checkpoint_layers: bool = False):

@@ -132,7 +132,7 @@ def build_parser() -> Parser:
         "--checkpoint-layers",
         action=argparse.BooleanOptionalAction,
         default=ABSENT,
-        help="compute layers twice instead of keeping them: less memory, a third more time (default: not)",
+        help="compute layers twice instead of keeping them: less memory, more time (default: not)",
     )
     training.add_argument(
         "--schedule",
