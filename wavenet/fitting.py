@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wavenet.conditioning import Frames
+from wavenet.conditions import Conditions
 from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig
 from wavenet.errors import ConfigError
 from wavenet.evaluation import autocast, cross_entropy
@@ -88,7 +90,7 @@ def counted_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
         inputs = torch.zeros(training.batch, config.receptive_field - 1 + steps, dtype=torch.long)
         targets = torch.zeros(training.batch, steps, dtype=torch.long)
         with autocast(device, training.precision):
-            logits = model(inputs)
+            logits = model(inputs, model.told(_frames(config, training.batch, steps)))
         objective = loss = cross_entropy(logits, targets)
         if training.label_smoothing:
             objective = smoothed_cross_entropy(logits, targets, training.label_smoothing)
@@ -96,6 +98,13 @@ def counted_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
         del objective, loss
     # Adam's two moments and the averaged weights are there all the while.
     return alive.peak + 3 * 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def _frames(config: WaveNetConfig, batch: int, steps: int) -> Frames | None:
+    if config.conditioning is None:
+        return None
+    first, stop = Conditions(config).range(steps)
+    return Frames(torch.zeros(batch, config.conditioning.channels, stop - first), first)
 
 
 def rough_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
