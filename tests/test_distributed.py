@@ -12,6 +12,7 @@ import torch
 from training_tools import CONFIG, TRAINING
 
 from wavenet.augmentation import Augmentation
+from wavenet.clips import Segments
 from wavenet.distributed import World, told_by
 from wavenet.errors import ConfigError
 from wavenet.model import WaveNet
@@ -95,7 +96,7 @@ def test_rows_of_a_draw_are_those_of_the_larger_batch(data, weighed):
     whole = train.batch(7, 6, 50, 1)
     for first in (0, 2, 4):
         part = train.batch(7, 2, 50, 1, first)
-        for found, expected in zip(part, whole, strict=True):
+        for found, expected in zip(part[:2], whole[:2], strict=True):
             assert torch.equal(found, expected[first : first + 2])
     assert len({tuple(row.tolist()) for row in whole[0]}) == 6
 
@@ -128,8 +129,8 @@ def test_gradients_of_the_processes_add_up_to_those_of_one(settings):
     def gradients(rows, world, accumulate):
         model.zero_grad()
         changed = dataclasses.replace(training, accumulate=accumulate)
-        device = torch.device("cpu")
-        loss = add_gradients(model, changed, 3, inputs[rows], targets[rows], device, world)
+        segments = Segments(inputs[rows], targets[rows])
+        loss = add_gradients(model, changed, 3, segments, torch.device("cpu"), world)
         return loss, [parameter.grad.clone() for parameter in model.parameters()]
 
     loss, expected = gradients(slice(0, 8), World(), 4)

@@ -132,7 +132,7 @@ class Notes:
     constant = False
 
     def __init__(self, config: WaveNetConfig, score: Score):
-        _expect(config, "score")
+        expect(config, "score")
         self.score = score
         self.frame = _told(config).hop / config.sample_rate
 
@@ -154,7 +154,7 @@ class MelOf:
     constant = False
 
     def __init__(self, config: WaveNetConfig, signal: Signal):
-        _expect(config, "mel")
+        expect(config, "mel")
         self.config = config
         self.signal = signal
 
@@ -317,7 +317,8 @@ def _told(config: WaveNetConfig) -> ConditioningConfig:
     return config.conditioning
 
 
-def _expect(config: WaveNetConfig, features: str) -> None:
+def expect(config: WaveNetConfig, features: str) -> None:
+    """Raise `ConfigError` unless a network was trained with these features."""
     found = _told(config).features
     if found != features:
         wants = "no features" if found == "none" else f"{found} features"

@@ -15,7 +15,7 @@ from wavenet.generation import Generator
 from wavenet.midi import read_midi
 from wavenet.progress import Console
 from wavenet.state import GeneratorState
-from wavenet.steering import Classes, Given, MelOf, Notes, Source, Steering, Together, class_points
+from wavenet.steering import Classes, Given, MelOf, Notes, Source, Steering, Together, class_points, expect
 
 TAIL = 1.5
 """Seconds in which the last note of a score rings out."""
@@ -120,13 +120,15 @@ def _flag(name: str) -> str:
 def _features(options: Namespace, config: WaveNetConfig) -> tuple[Source, float]:
     if options.midi is not None:
         # Asked first, lest a file is read in vain.
-        notes = Notes(config, score := read_midi(options.midi))
+        expect(config, "score")
+        score = read_midi(options.midi)
         if not len(score):
             raise AudioError(f"{printable(options.midi)}: holds no notes; choose another score")
-        return notes, score.seconds + TAIL
+        return Notes(config, score), score.seconds + TAIL
     if options.mel_from is not None:
         from wavenet import mulaw
 
+        expect(config, "mel")
         audio = load_audio(options.mel_from, config.sample_rate, config.normalization)
         # In training, spectra are those of quantised audio.
         classes = mulaw.encode(audio, config.quantization_channels)

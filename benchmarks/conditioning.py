@@ -1,0 +1,113 @@
+"""What being told something costs the sample loop, in time and in memory: python conditioning.py [A B ...]
+
+The same network generates with and without frames to follow, in turns, one stream on one thread, with random
+weights; the ratio of the medians is told. Frames are projected as they are needed, which is included. Memory
+is what the process grows by, at its peak, over a minute of audio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from generation import PRESETS, peak_memory
+
+RATE = 16000
+CHUNK = 2048
+
+
+def networks(name: str, hop: int) -> tuple[Any, Any]:
+    """Return a network without and one with conditions, otherwise the same."""
+    from wavenet.config import ConditioningConfig, WaveNetConfig
+    from wavenet.model import WaveNet
+
+    plain = WaveNetConfig(sample_rate=RATE, **PRESETS[name])
+    told = dataclasses.replace(plain, conditioning=ConditioningConfig(features="score", hop=hop))
+    torch.manual_seed(0)
+    without = WaveNet(plain)
+    torch.manual_seed(0)
+    with_frames = WaveNet(told)
+    torch.nn.init.normal_(with_frames.conditioner.projection.weight, std=0.01)
+    return without, with_frames
+
+
+def score(seconds: float) -> Any:
+    """Return a score of eight notes a second."""
+    from wavenet.midi import Score
+
+    onset = np.arange(0, seconds, 0.125)
+    pitch = 48 + (7 * np.arange(len(onset))) % 36
+    return Score(onset, onset + 0.4, pitch, np.full(len(onset), 80))
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one network and return its row."""
+    from wavenet import Generator
+    from wavenet.steering import Notes
+
+    kinds: dict[str, Any] = {}
+    for kind, model in zip(("plain", "told"), networks(name, options.hop), strict=True):
+        generator = Generator(model, options.backend, threads=1, precision=options.precision)
+        steering = generator.steering(Notes(model.config, score(3600.0))) if kind == "told" else None
+        state = generator.start(gate_bias=steering)
+        generator.generate(CHUNK, state, gate_bias=steering)
+        kinds[kind] = generator, steering, state
+    rates: dict[str, list[float]] = {"plain": [], "told": []}
+    for _ in range(options.repeats):
+        for kind, (generator, steering, state) in kinds.items():
+            begun, done = time.perf_counter(), 0
+            while time.perf_counter() - begun < options.seconds / options.repeats:
+                generator.generate(CHUNK, state, gate_bias=steering)
+                done += CHUNK
+            rates[kind].append(done / (time.perf_counter() - begun))
+    generator, steering, _ = kinds["told"]
+    before = peak_memory()
+    state = generator.start(gate_bias=steering)
+    for _ in generator.stream(state, 60 * RATE, gate_bias=steering):
+        pass
+    plain, told = (statistics.median(rates[kind]) for kind in ("plain", "told"))
+    return {
+        "network": name,
+        "backend": generator.backend.name,
+        "precision": options.precision,
+        "hop": options.hop,
+        "samples_per_second": round(plain),
+        "samples_per_second_told": round(told),
+        "ratio": round(told / plain, 3),
+        "grown_over_60_seconds_mb": round(peak_memory() - before, 1),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("presets", nargs="*", help=f"of {', '.join(PRESETS)} (default: A)")
+    parser.add_argument("--hop", type=int, default=256, metavar="N", help="samples per frame (default: 256)")
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or int8 (default: fp32)")
+    parser.add_argument("--backend", default="auto", help="(default: auto)")
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="X", help="of measuring each kind")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="turns (default: 7)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.presets if name not in PRESETS]
+    if unknown:
+        print(f"conditioning: no network {unknown[0]!r}: choose from {', '.join(PRESETS)}", file=sys.stderr)
+        return 1
+    rows = [measure(name, options) for name in options.presets or ["A"]]
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

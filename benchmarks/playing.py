@@ -1,0 +1,105 @@
+"""Ask how well a network plays what it is told: playing.py --checkpoint RUN --audio-dir DIR --midi-dir DIR
+
+Takes the recordings that training held out, has the network play their scores and, as a control, the same
+scores with their pitches dealt out anew among the notes, and has `transcription.check` judge both takes by
+the true score. What the network plays from the true score should come near the recording itself, what it
+plays from the shuffled one near chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transcription
+
+SHOWN = ("own", "pitch", "onset", "rise_db")
+
+
+def held_out(checkpoint: Path, audio_dir: Path, midi_dir: Path) -> dict[str, tuple[np.ndarray, Any]]:
+    """Return the audio and the score of each recording that a checkpoint's training held out, by name."""
+    from wavenet.audio import load_audio
+    from wavenet.dataset import held_out
+    from wavenet.evaluation import history
+    from wavenet.files import find_audio
+    from wavenet.midi import read_midi
+    from wavenet.weights import read_config
+
+    past = history(checkpoint)
+    if past is None:
+        raise SystemExit(f"{checkpoint}: does not tell what was held out in training; name one of a run")
+    rate = read_config(checkpoint).sample_rate
+    names = [name for name in find_audio(audio_dir).names if held_out(name, past[0].validation_fraction)]
+    found = {}
+    for name in names:
+        score = read_midi((midi_dir / name).with_suffix(".mid"))
+        found[name] = load_audio(audio_dir / name, rate), score
+    return found
+
+
+def play(generator: Any, score: Any, steps: int, seed: int, temperature: float) -> np.ndarray:
+    """Return what a network makes of the beginning of a score, float32 (steps,)."""
+    from wavenet.steering import Notes
+
+    steering = generator.steering(Notes(generator.config, score))
+    with torch.inference_mode():
+        state = generator.start(seed=seed, gate_bias=steering)
+        samples = generator.generate(steps, state, temperature=temperature, gate_bias=steering)
+    return generator.decode(samples[0]).numpy()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Play and judge; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--audio-dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--midi-dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, metavar="X", help="of each piece (default: 30)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the takes (default: 0)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="(default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    options = parser.parse_args(arguments)
+
+    from wavenet import checkpoint
+    from wavenet.generation import Generator
+
+    directory = checkpoint.find(options.checkpoint)
+    generator = Generator.from_pretrained(directory)
+    rate, results = generator.config.sample_rate, {}
+    print(f"{directory}  {generator.backend.name}  temperature {options.temperature:g}  seed {options.seed}")
+    print(f"{'':44}" + "".join(f"{name:>10}" for name in SHOWN))
+    for name, (audio, score) in held_out(directory, options.audio_dir, options.midi_dir).items():
+        audio = audio[: round(options.seconds * rate)]
+        takes = {
+            "recording": audio,
+            "true score": play(generator, score, len(audio), options.seed, options.temperature),
+            "shuffled score": play(
+                generator, score.shuffled(0), len(audio), options.seed, options.temperature
+            ),
+        }
+        judged = {kind: transcription.check(take, rate, score) for kind, take in takes.items()}
+        results[name] = judged
+        for kind, figures in judged.items():
+            cells = "".join(f"{figures[each]:10.3f}" for each in SHOWN)
+            print(f"{name[:26]:28}{kind:16}{cells}", flush=True)
+    means = {
+        kind: {each: float(np.mean([found[kind][each] for found in results.values()])) for each in SHOWN}
+        for kind in ("recording", "true score", "shuffled score")
+    }
+    for kind, figures in means.items():
+        print(f"{'mean':28}{kind:16}" + "".join(f"{figures[each]:10.3f}" for each in SHOWN))
+    if options.json is not None:
+        values = {**vars(options), "checkpoint": str(directory), "pieces": results, "mean": means}
+        options.json.write_text(json.dumps(values, indent=1, default=str) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
