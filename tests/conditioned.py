@@ -68,8 +68,9 @@ def gate_bias(model: WaveNet, frames: np.ndarray) -> np.ndarray:
             values = sum(weight[:, :, tap] @ taps[tap] for tap in range(3)) + bias[:, None]
             if number < 2:
                 values = np.maximum(values, 0)
-        hidden = values.T
+        hidden = np.tanh(values.T)
     if count:
         hidden = hidden + frames[:count, lost : frames.shape[1] - lost].T @ exact["classes.weight"].T
     layers, gates = model.config.layers, 2 * model.config.dilation_channels
-    return (hidden @ exact["projection.weight"].T).reshape(-1, layers, gates)
+    scaled = exact["projection.weight"] / np.sqrt(told.conditioning_channels)
+    return (hidden @ scaled.T).reshape(-1, layers, gates)

@@ -298,3 +298,18 @@ def test_an_empty_score_plays():
     empty = Score(np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
     steering = generator.steering(Notes(model.config, empty))
     assert generator.generate(20, generator.start(gate_bias=steering), gate_bias=steering).shape == (1, 20)
+
+
+def test_features_that_never_change_do_not_shut_the_gates():
+    """Where they are alike in every frame, the optimiser's steps all go one way."""
+    torch.manual_seed(0)
+    model = WaveNet(config("score", conditioning_channels=128))
+    frames = torch.zeros(2, 256, 40)
+    frames[:, [60, 64, 67]] = 0.8
+    optimizer = torch.optim.Adam(model.conditioner.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        model.told(Frames(frames)).values.sum().neg().backward()
+        optimizer.step()
+    # A sum that is pushed up at every step; unbounded it would be in the hundreds.
+    assert 1 < float(model.told(Frames(frames)).values.detach().abs().max()) < 15

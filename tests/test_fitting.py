@@ -147,6 +147,7 @@ def test_what_is_proposed_fits_and_not_much_more_would(room, settings):
         assert better.batch == training.batch or needed(larger) > 0.98 * room
 
 
+@pytest.mark.slow
 def test_ways_out_in_order():
     one = counted_bytes(CONFIG, dataclasses.replace(MINUTE, batch=1))
     room = RESERVE_BYTES + RESERVE * 3.5 * one

@@ -6,6 +6,7 @@ class, then the features. `Conditioner` makes the bias of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -154,14 +155,17 @@ class Conditioner(nn.Module):
             found = frames[:, count:]
             for number, convolution in enumerate(self.frames):
                 found = convolution(found if number == 0 else torch.relu(found))
-            hidden = found.transpose(1, 2)
+            # Bounded, as features are alike from frame to frame: the optimiser's steps would add up and
+            # shut the gates.
+            hidden = torch.tanh(found.transpose(1, 2))
         if count:
             weights = frames[:, :count, reach : frames.shape[2] - reach].transpose(1, 2)
             mixed = self.classes(weights)
             hidden = mixed if hidden is None else hidden + mixed
         assert hidden is not None
         batch, length, _ = hidden.shape
-        return self.projection(hidden).float().reshape(batch, length, *self.shape)
+        bias = self.projection(hidden).float() / math.sqrt(self.told.conditioning_channels)
+        return bias.reshape(batch, length, *self.shape)
 
     def gate_bias(self, frames: Frames) -> GateBias:
         """Return the gate bias of frames, which must reach `reach` beyond what is wanted on either side."""
