@@ -280,7 +280,7 @@ def test_a_folder_of_takes(home):
     assert [path.read_bytes() for path in found] == expected
     assert_one_line_error(run("generate", "--out-dir", "new/takes", cwd=home), "0000.wav: exists", "--force")
     # Of several processes each would draw a seed of its own.
-    several = environment(WORLD_SIZE="2", RANK="1")
+    several = {"WORLD_SIZE": "2", "RANK": "1"}
     result = run("generate", "--out-dir", "new/takes", "--batch", 2, cwd=home, env=several)
     assert_one_line_error(result, "process 1: ", "add --seed N")
 
