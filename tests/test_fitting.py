@@ -101,7 +101,7 @@ def test_the_rough_figure_is_on_the_safe_side(name, settings):
 
 MEASURE = """
 import resource, sys, torch, torch._dynamo
-from wavenet.clips import IGNORED
+from wavenet.clips import Segments
 from wavenet.config import TrainingConfig, preset
 from wavenet.fitting import counted_bytes
 from wavenet.memory import give_back_freed_blocks
@@ -115,7 +115,7 @@ model = WaveNet(config, training.checkpoint_layers)
 inputs = torch.randint(256, (4, config.receptive_field - 1 + 32000))
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 for step in range(2):
-    add_gradients(model, training, step, inputs, inputs[:, -32000:], torch.device("cpu"))
+    add_gradients(model, training, step, Segments(inputs, inputs[:, -32000:]), torch.device("cpu"))
 print(counted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 """
 
