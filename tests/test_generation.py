@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -20,6 +21,7 @@ from wavenet.config import WaveNetConfig
 from wavenet.errors import BackendError, CheckpointError, ConfigError
 from wavenet.generation import Generator, GeneratorState
 from wavenet.state import Sampling, uniforms
+from wavenet.weights import serialized
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -187,6 +189,16 @@ def test_cloned_selected_and_saved_states(tmp_path):
     assert torch.equal(engine.generate(20, copy.select([2, 0])), expected[[2, 0]])
     with pytest.raises(ConfigError, match="single stream"):
         copy.fan_out(2)
+    copy.substream += 1
+    assert not torch.equal(engine.generate(20, copy.clone()), expected)
+    copy.save(tmp_path / "state")
+    loaded = GeneratorState.load(tmp_path / "state")
+    assert loaded.substream.tolist() == [1, 1, 1]
+    assert torch.equal(engine.generate(20, loaded), engine.generate(20, copy.clone()))
+    # As files were before there were sub-streams.
+    tensors = {name: getattr(copy, name) for name in ("queues", "position", "last_sample", "stream")}
+    (tmp_path / "state").write_bytes(serialized({**tensors, "seed": torch.tensor(copy.seed)}))
+    assert torch.equal(engine.generate(20, GeneratorState.load(tmp_path / "state")), expected)
     (tmp_path / "state").write_bytes(b"junk")
     with pytest.raises(CheckpointError, match="state"):
         GeneratorState.load(tmp_path / "state")
@@ -258,6 +270,19 @@ def test_uniforms_are_uniform_and_streams_differ():
     # numpy's own generator, stepped one word at a time.
     words = np.random.Philox(key=np.array([1, 0], dtype=np.uint64)).random_raw(5)
     assert values[:5].tolist() == [(int(word) >> 40) / 2**24 for word in words]
+
+
+def test_a_substream_is_another_sequence_and_the_first_is_the_plain_one():
+    state = state_at(7, 3, 1)
+    plain = uniforms(state, 100)
+    assert torch.equal(
+        uniforms(dataclasses.replace(state, substream=torch.zeros(1, dtype=torch.int64)), 100), plain
+    )
+    again = [uniforms(dataclasses.replace(state, substream=torch.tensor([number])), 100) for number in (1, 2)]
+    assert len({tuple(each[0].tolist()) for each in (plain, *again)}) == 3
+    # As an integer, numpy counts on over the words: 2^64 is 1 in the second.
+    jumped = np.random.Philox(key=np.array([1, 3], dtype=np.uint64), counter=2**64).random_raw(107)[7:]
+    assert again[0][0].tolist() == [(int(word) >> 40) / 2**24 for word in jumped]
 
 
 def constant_generator(backend: str, logits: list[float]) -> Generator:

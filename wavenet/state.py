@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,9 @@ class GeneratorState:
     stream : int64 tensor (batch,)
         Number of each stream; with the seed and the position it decides the stream's randomness.
     seed : int
+    substream : int64 tensor (batch,)
+        Which of its sequences of random numbers each stream draws from: 0, and another one where a stretch
+        is made once more. By default 0 for all.
     """
 
     queues: torch.Tensor
@@ -42,6 +45,11 @@ class GeneratorState:
     last_sample: torch.Tensor
     stream: torch.Tensor
     seed: int = 0
+    substream: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def __post_init__(self) -> None:
+        if not self.substream.numel():
+            self.substream = torch.zeros_like(self.stream)
 
     @property
     def batch(self) -> int:
@@ -92,7 +100,8 @@ class GeneratorState:
     def load(cls, path: str | os.PathLike[str]) -> GeneratorState:
         """Read a state written by `save`; `CheckpointError` if the file is not one."""
         tensors = read_tensors(Path(path))
-        if set(tensors) != {*_TENSORS, "seed"}:
+        # Older files know no sub-streams.
+        if {*tensors, "substream"} != {*_TENSORS, "seed"}:
             raise CheckpointError(f"{path}: is not a generator's saved state")
         seed = tensors.pop("seed")
         if seed.numel() != 1 or seed.dtype != torch.int64:
@@ -106,7 +115,7 @@ class GeneratorState:
 
     def check(self) -> None:
         """Raise `ConfigError` unless shapes and dtypes agree with each other and values are in range."""
-        for name in ("position", "last_sample", "stream"):
+        for name in ("position", "last_sample", "stream", "substream"):
             tensor = getattr(self, name)
             if tensor.dtype != torch.int64 or tensor.shape != (self.batch,):
                 raise ConfigError(
@@ -127,7 +136,7 @@ class GeneratorState:
 MAX_BATCH = 1_000_000
 """Streams in one state; more is a slip of the hand."""
 
-_TENSORS = ("queues", "position", "last_sample", "stream")
+_TENSORS = ("queues", "position", "last_sample", "stream", "substream")
 
 
 def stream_numbers(batch: int, first_stream: int = 0) -> torch.Tensor:
@@ -173,19 +182,21 @@ class Sampling:
 def uniforms(state: GeneratorState, steps: int) -> torch.Tensor:
     """Return the uniform numbers that the next `steps` samples of each stream are drawn with.
 
-    The number for a sample depends on the seed, the stream's number and the sample's position only: it is
-    word p of numpy's counter-based `Philox` keyed (seed, stream) (Salmon et al. 2011), to 24 bits.
+    The number for a sample depends on the seed, the numbers of the stream and its sub-stream, and the
+    sample's position only: it is word p of numpy's counter-based `Philox` keyed (seed, stream) (Salmon et al.
+    2011), to 24 bits. The sub-stream is the second word of the counter, whose first counts positions.
 
     Returns
     -------
     float32 tensor (batch, steps), in [0, 1), on the CPU
     """
     values = np.empty((state.batch, steps), dtype=np.float32)
-    streams, positions = state.stream.tolist(), state.position.tolist()
-    for row, (stream, position) in enumerate(zip(streams, positions, strict=True)):
+    numbers = (state.stream.tolist(), state.substream.tolist(), state.position.tolist())
+    for row, (stream, substream, position) in enumerate(zip(*numbers, strict=True)):
         # One step of the counter gives four 64-bit words.
         block, skip = divmod(position, 4)
         key = np.array([state.seed, stream], dtype=np.uint64)
-        words = np.random.Philox(key=key, counter=block).random_raw(skip + steps)[skip:]
+        counter = np.array([block, substream, 0, 0], dtype=np.uint64)
+        words = np.random.Philox(key=key, counter=counter).random_raw(skip + steps)[skip:]
         values[row] = (words >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
     return torch.from_numpy(values)
