@@ -72,6 +72,8 @@ ORDER = [
     "cli.train",
     "cli.outputs",
     "cli.playing",
+    "cli.generate_flags",
+    "cli.places",
     "cli.generate",
     "cli.evaluate",
 ]

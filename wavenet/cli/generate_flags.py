@@ -1,0 +1,127 @@
+"""The flags of `wavenet-generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wavenet.cli.common import Parser
+
+
+def _backends() -> list[str]:
+    from wavenet import backends
+
+    return backends.describe()
+
+
+def build_parser(program: str) -> Parser:
+    """Return the parser of the command, under its name."""
+    parser = Parser(
+        details=_backends,
+        prog=program,
+        description="Generate audio from a trained network, sample by sample.",
+        epilog="example: wavenet-generate --seconds 0 - | ffplay -nodisp -i -",
+    )
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument(
+        "output", metavar="OUT", nargs="?", help="WAV file to write, or - to stream to standard output"
+    )
+    place.add_argument(
+        "--out-dir",
+        type=Path,
+        metavar="DIR",
+        help="instead of OUT: folder for many takes, 0000.wav, 0001.wav, ... (made if missing); each process "
+        "of a torchrun makes its share",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="a checkpoint, or a training run (default: the newest under ./checkpoints)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="X",
+        help="length; 0 with -: until interrupted (default: 4, or that of what is to be played)",
+    )
+    parser.add_argument(
+        "--prime", type=Path, metavar="FILE", help="recording to go on from (it is not repeated)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="takes to make: OUT-0.wav, OUT-1.wav, ... (default: 1)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="below 1 tamer, 0 always the likeliest (default: 1)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw from the N likeliest classes (default: 0, all)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="draw from the likeliest that hold X (default: 1, all)",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="same seed, same audio (default: a new one, shown)"
+    )
+    parser.add_argument("--device", default="cpu", help="where to generate (default: cpu)")
+    parser.add_argument(
+        "--backend", default="auto", help="auto, cpu, cuda, numba or reference (default: auto)"
+    )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="P",
+        help="of the weights: fp32, or faster and a little less accurate bf16, int8, on a GPU fp16 "
+        "(default: fp32)",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads to spread takes over (default: all cores)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("wav", "raw"),
+        default="wav",
+        help="WAV, or 16-bit little-endian samples (default: wav)",
+    )
+    parser.add_argument(
+        "--keep-silence", action="store_true", help="do not skip the silence before a take's first sound"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    _add_told(parser)
+    return parser
+
+
+def _add_told(parser: Parser) -> None:
+    """Add the flags that tell a network what to play."""
+    group = parser.add_argument_group("what to play, with a network trained for it")
+    group.add_argument(
+        "--class",
+        dest="classes",
+        metavar="NAME",
+        help="whose sound: a class, a mixture as piano:0.7,cello:0.3, or a way as '0:piano 2:cello'",
+    )
+    group.add_argument("--midi", type=Path, metavar="FILE", help="the score to play; it sets the length")
+    group.add_argument(
+        "--mel-from",
+        type=Path,
+        metavar="FILE",
+        help="recording whose mel spectrum to play; it sets the length",
+    )
+    group.add_argument(
+        "--features", type=Path, metavar="FILE", help=".npy file of frames (channels, frames) to play"
+    )

@@ -1,0 +1,115 @@
+"""Where the takes of `wavenet-generate` go: what can be checked of it before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from wavenet.distributed import World
+from wavenet.errors import AudioError, ConfigError
+from wavenet.files import printable
+
+MAX_SECONDS = 1e7
+"""Beyond sixteen weeks a length is a slip of the hand; 0 streams for ever."""
+
+MAX_BATCH = 1000
+"""Every take is an open file."""
+
+MAX_FOLDER = 1_000_000
+"""The most takes in a folder, which are made in groups."""
+
+OTHER_FILES = 64
+"""Files open besides the takes, generously."""
+
+
+def check(options: Namespace, world: World, group: int) -> list[Path]:
+    """Check what can be checked before anything is loaded; return the files to write (none for a stream).
+
+    Of a folder of takes they are those of this process, which makes `group` of them at a time.
+    """
+    seconds, output = options.seconds, options.output
+    if world.size > 1 and (options.out_dir is None or options.seed is None):
+        missing = "--out-dir DIR" if options.out_dir is None else "--seed N"
+        raise ConfigError(f"{world.size} processes share the takes of one seed in one folder: add {missing}")
+    if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
+        raise ConfigError(f"--seconds {seconds:g}: must be between 0 and {MAX_SECONDS:g}")
+    most = MAX_FOLDER if options.out_dir else MAX_BATCH
+    if not 1 <= options.batch <= most:
+        hint = "; --out-dir takes more" if options.batch > most == MAX_BATCH else ""
+        raise ConfigError(f"--batch {options.batch}: must be from 1 to {most}{hint}")
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise ConfigError(f"--seed {options.seed}: must be from 0 to 2^63 - 1")
+    if output == "-":
+        if options.batch > 1:
+            raise ConfigError(
+                f"--batch {options.batch}: only one take fits standard output; name a file instead"
+            )
+        if sys.stdout is None:
+            raise ConfigError("standard output is closed: open it, or name a file instead of -")
+        if sys.stdout.isatty():
+            raise ConfigError("standard output is a terminal: pipe it into a player, or name a file")
+        return []
+    if seconds == 0:
+        raise ConfigError("--seconds 0 streams for ever and needs - as its output; give a file a length")
+    paths = _files(options, world)
+    if not options.force:
+        _refuse(paths)
+    _allow_open_files(min(options.batch, group) if options.out_dir else options.batch)
+    return paths
+
+
+def _files(options: Namespace, world: World) -> list[Path]:
+    if options.out_dir is not None:
+        return _numbered(options, world)
+    path = Path(options.output)
+    suffix = path.suffix.lower()
+    if options.format == "wav" and suffix not in ("", ".wav", ".wave"):
+        raise ConfigError(
+            f"{printable(path)}: only WAV is written; name it {printable(path.stem)}.wav, or add --format raw"
+        )
+    if path.is_dir() or not path.name:
+        raise AudioError(f"{printable(path)}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise AudioError(f"{printable(path)}: its folder does not exist; create it first")
+    paths = [path]
+    if options.batch > 1:
+        paths = [path.with_name(f"{path.stem}-{take}{path.suffix}") for take in range(options.batch)]
+    return paths
+
+
+def _numbered(options: Namespace, world: World) -> list[Path]:
+    """Return this process's files in a folder of takes, named by the numbers of their streams."""
+    if options.out_dir.exists() and not options.out_dir.is_dir():
+        raise AudioError(f"--out-dir {printable(options.out_dir)}: is no folder; choose another name")
+    digits = max(4, len(str(options.batch - 1)))
+    return [options.out_dir / f"{take:0{digits}}.{options.format}" for take in world.share(options.batch)]
+
+
+def _refuse(paths: list[Path]) -> None:
+    """Raise `AudioError` if one of the files exists."""
+    for each in paths:
+        if each.is_file():
+            raise AudioError(
+                f"{printable(each)}: exists; add --force to overwrite it, or choose another name"
+            )
+
+
+def _allow_open_files(batch: int) -> None:
+    """Raise the process's limit of open files as far as the takes need; `ConfigError` if it may not be."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit.
+        return
+    needed = batch + OTHER_FILES
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+    except (ValueError, OSError):
+        raise ConfigError(
+            f"--batch {batch}: needs {needed} open files and the limit is {most}; "
+            "lower it, or raise the limit (ulimit -n)"
+        ) from None
