@@ -66,11 +66,12 @@ def gate_bias(model: WaveNet, frames: np.ndarray) -> np.ndarray:
             length = values.shape[1] - 2 * dilation
             taps = [values[:, tap * dilation : tap * dilation + length] for tap in range(3)]
             values = sum(weight[:, :, tap] @ taps[tap] for tap in range(3)) + bias[:, None]
+            values = values / np.sqrt(1 + (values**2).mean(axis=0))
             if number < 2:
-                values = np.maximum(values, 0)
-        hidden = np.tanh(values.T)
+                values = np.tanh(values)
+        hidden = values.T
     if count:
         hidden = hidden + frames[:count, lost : frames.shape[1] - lost].T @ exact["classes.weight"].T
     layers, gates = model.config.layers, 2 * model.config.dilation_channels
-    scaled = exact["projection.weight"] / np.sqrt(told.conditioning_channels)
-    return (hidden @ scaled.T).reshape(-1, layers, gates)
+    projected = hidden @ exact["projection.weight"].T * 4 / np.sqrt(told.conditioning_channels)
+    return 5 * np.tanh(projected.reshape(-1, layers, gates) / 5)

@@ -32,8 +32,8 @@ def classes(tmp_path_factory):
             (home / "audio" / name).mkdir(parents=True, exist_ok=True)
             write_wav(home / "audio" / name / f"{number}.wav", tone(hertz, 1.5), RATE)
     result = run(
-        "train", "--audio-dir", "audio", "--classes", "folders", "--class-dropout", "0.1", "--out-dir", "run",
-        "--steps", "150", *SHORT, cwd=home,
+        "train", "--audio-dir", "audio", "--classes", "folders", "--condition-dropout", "0.1",
+        "--out-dir", "run", "--steps", "150", *SHORT, cwd=home,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "classes     high, low" in result.stderr

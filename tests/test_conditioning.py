@@ -9,7 +9,7 @@ from conditioned import KINDS, RATE, config, network, tune
 
 from wavenet import backends
 from wavenet.conditioning import Frames, mixture
-from wavenet.config import ConditioningConfig, WaveNetConfig
+from wavenet.config import SCORE_CHANNELS, ConditioningConfig, WaveNetConfig
 from wavenet.errors import BackendError, CheckpointError, ConfigError
 from wavenet.generation import Generator
 from wavenet.midi import Score
@@ -124,7 +124,7 @@ def test_neither_chunks_nor_batch_change_a_stream(backend, kind):
 def test_each_stream_of_a_batch_is_told_its_own():
     model = network(config("score"))
     generator = engine(model, "reference")
-    values = torch.rand(3, 256, 20)
+    values = torch.rand(3, SCORE_CHANNELS, 20)
     state = generator.start(3, seed=1, gate_bias=generator.steering(Given(model.config, values)))
     together = generator.generate(60, state, gate_bias=generator.steering(Given(model.config, values)))
     for row in range(3):
@@ -304,7 +304,7 @@ def test_features_that_never_change_do_not_shut_the_gates():
     """Where they are alike in every frame, the optimiser's steps all go one way."""
     torch.manual_seed(0)
     model = WaveNet(config("score", conditioning_channels=128))
-    frames = torch.zeros(2, 256, 40)
+    frames = torch.zeros(2, SCORE_CHANNELS, 40)
     frames[:, [60, 64, 67]] = 0.8
     optimizer = torch.optim.Adam(model.conditioner.parameters(), lr=0.01)
     for _ in range(100):
@@ -312,4 +312,4 @@ def test_features_that_never_change_do_not_shut_the_gates():
         model.told(Frames(frames)).values.sum().neg().backward()
         optimizer.step()
     # A sum that is pushed up at every step; unbounded it would be in the hundreds.
-    assert 1 < float(model.told(Frames(frames)).values.detach().abs().max()) < 15
+    assert 1 < float(model.told(Frames(frames)).values.detach().abs().max()) <= 5

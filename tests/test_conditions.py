@@ -180,20 +180,23 @@ def test_training_draws_come_with_their_frames(folder):
             assert torch.equal(found.inputs, inputs) and torch.equal(found.targets, targets)
 
 
-def test_label_dropout_tells_some_segments_nothing(folder):
-    _, data = prepared(folder, "class+score")
-    data.train.conditions.class_dropout = 0.25
-    dropped = told = 0
+def test_dropout_tells_some_segments_nothing(folder):
+    config, data = prepared(folder, "class+score")
+    data.train.conditions.condition_dropout = 0.25
+    model = conditioned.network(config)
+    dropped = 0
     for step in range(100):
-        frames = data.train.batch(step, 4, 90, 0).frames.values
-        silent = ~frames[:, :2].any(dim=2).any(dim=1)
-        dropped += int(silent.sum())
-        told += int((~silent).sum())
-        rest = frames[~silent, :2].sum(dim=1)
-        assert torch.equal(rest, torch.ones_like(rest))
+        frames = data.train.batch(step, 4, 90, 0).frames
+        dropped += int((~frames.heard).sum())
+        biased = model.told(frames).values.flatten(1).any(dim=1)
+        assert torch.equal(biased, frames.heard)
+        assert torch.equal(frames.rows(slice(1, 3)).heard, frames.heard[1:3])
+        # Whoever takes a part of a step's segments drops the same ones of them.
+        part = data.train.batch(step, 2, 90, 0, first=2).frames
+        assert torch.equal(part.heard, frames.heard[2:])
     # Of 400 draws at 1 in 4: five standard deviations.
     assert abs(dropped - 100) < 44
-    assert data.validation.read(data.validation.places(50)[:2], 50).frames.values[:, :2].any(dim=1).all()
+    assert data.validation.read(data.validation.places(50)[:2], 50).frames.heard is None
 
 
 def test_what_does_not_go_together_is_named(folder, tmp_path):

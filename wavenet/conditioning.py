@@ -92,21 +92,31 @@ class Frames:
         A weight for each class, then the features.
     first : int
         Number of the first frame; frame f begins at position f * hop of the stream.
+    heard : bool tensor (batch,), optional
+        Which rows are told at all; the others have no bias, whatever their frames say.
     """
 
     values: torch.Tensor
     first: int = 0
+    heard: torch.Tensor | None = None
 
     def rows(self, some: slice, device: torch.device | None = None) -> Frames:
         """Return some of the batch, on a device."""
-        return replace(self, values=self.values[some].to(device))
+        heard = None if self.heard is None else self.heard[some].to(device)
+        return replace(self, values=self.values[some].to(device), heard=heard)
 
 
 class Conditioner(nn.Module):
     """Makes the gate bias of frames: convolutions over neighbouring frames, then a projection per layer.
 
-    Class weights pass one matrix only, so that mixtures of classes are mixtures of their biases and no
-    weight at all, as label dropout has it in training, adds nothing.
+    The projection begins at zero, and how soon a network follows is how fast it grows: with the size of the
+    values it is fed. Normalisation keeps them near one whatever the features are. What adds up in them from
+    frame to frame, as everything does where features hardly change, would go on to shut the gates for good;
+    so no bias leaves [-LIMIT, LIMIT], and activations between the convolutions are odd, lest they have a
+    mean.
+
+    Class weights pass one matrix only, so that mixtures of classes are mixtures of their biases (but for the
+    limit) and no weight at all adds nothing.
 
     Parameters
     ----------
@@ -123,11 +133,17 @@ class Conditioner(nn.Module):
         width = told.conditioning_channels
         if told.class_names:
             self.classes = nn.Linear(len(told.class_names), width, bias=False)
+            nn.init.normal_(self.classes.weight, std=0.3)
         if told.features != "none":
-            self.frames = nn.ModuleList(
-                nn.Conv1d(channels, width, TAPS, dilation=dilation)
-                for channels, dilation in zip((told.feature_channels, width, width), DILATIONS, strict=True)
-            )
+            channels = (told.feature_channels, width, width)
+            energies = (TYPICAL_ENERGY[told.features] * told.feature_channels, width, width)
+            self.frames = nn.ModuleList()
+            for inputs, dilation, energy in zip(channels, DILATIONS, energies, strict=True):
+                convolution = nn.Conv1d(inputs, width, TAPS, dilation=dilation)
+                nn.init.normal_(convolution.weight, std=1 / math.sqrt(TAPS * energy))
+                assert convolution.bias is not None
+                nn.init.zeros_(convolution.bias)
+                self.frames.append(convolution)
         # Each layer has a bias of its own already.
         self.projection = nn.Linear(width, self.shape[0] * self.shape[1], bias=False)
         # Training begins with the network that is told nothing.
@@ -154,27 +170,48 @@ class Conditioner(nn.Module):
         if self.told.features != "none":
             found = frames[:, count:]
             for number, convolution in enumerate(self.frames):
-                found = convolution(found if number == 0 else torch.relu(found))
-            # Bounded, as features are alike from frame to frame: the optimiser's steps would add up and
-            # shut the gates.
-            hidden = torch.tanh(found.transpose(1, 2))
+                found = levelled(convolution(found if number == 0 else torch.tanh(found)))
+            hidden = found.transpose(1, 2)
         if count:
             weights = frames[:, :count, reach : frames.shape[2] - reach].transpose(1, 2)
             mixed = self.classes(weights)
             hidden = mixed if hidden is None else hidden + mixed
         assert hidden is not None
         batch, length, _ = hidden.shape
-        bias = self.projection(hidden).float() / math.sqrt(self.told.conditioning_channels)
+        bias = self.projection(hidden).float() * (GAIN / math.sqrt(self.told.conditioning_channels))
+        bias = LIMIT * torch.tanh(bias / LIMIT)
         return bias.reshape(batch, length, *self.shape)
 
     def gate_bias(self, frames: Frames) -> GateBias:
         """Return the gate bias of frames, which must reach `reach` beyond what is wanted on either side."""
         first = (frames.first + self.reach) * self.told.hop
-        return GateBias(self(frames.values), self.told.hop, first, self.told.linear)
+        values = self(frames.values)
+        if frames.heard is not None:
+            values = values * frames.heard[:, None, None, None]
+        return GateBias(values, self.told.hop, first, self.told.linear)
+
+
+def levelled(hidden: torch.Tensor) -> torch.Tensor:
+    """Return values (batch, channels, frames) with a root mean square below 1 in each frame.
+
+    They are divided by sqrt(1 + mean square): root mean square normalisation (Zhang and Sennrich 2019), but
+    that soft notes stay softer than loud ones, and silence stays silence.
+    """
+    hidden = hidden.float()
+    return hidden * torch.rsqrt(1 + hidden.square().mean(dim=1, keepdim=True))
 
 
 TAPS = 3
 DILATIONS = (1, 2, 4)
+
+GAIN = 4.0
+"""How much a unit of the projection weighs, beside the square root of its width."""
+
+LIMIT = 5.0
+"""Of a gate's bias: tanh and sigmoid are flat beyond."""
+
+TYPICAL_ENERGY = {"mel": 0.3, "score": 0.005}
+"""Mean square of a feature where there is sound; a score's rows are empty but for some."""
 
 
 def reach(features: str) -> int:

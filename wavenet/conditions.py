@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -41,8 +42,8 @@ class Conditions:
         Of a network with classes: the number of each clip's class.
     scores : sequence of Score, optional
         Of a network with scores: that of each clip's recording.
-    class_dropout : float
-        Share of the training segments that are told no class.
+    condition_dropout : float
+        Share of the training segments that are told nothing.
     """
 
     def __init__(
@@ -50,14 +51,14 @@ class Conditions:
         config: WaveNetConfig,
         labels: Sequence[int] | None = None,
         scores: Sequence[Score] | None = None,
-        class_dropout: float = 0.0,
+        condition_dropout: float = 0.0,
     ):
         assert config.conditioning is not None
         self.config = config
         self.told = config.conditioning
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.scores = scores
-        self.class_dropout = class_dropout
+        self.condition_dropout = condition_dropout
         self._margin = reach(self.told.features)
 
     def range(self, segment: int) -> tuple[int, int]:
@@ -112,10 +113,10 @@ class Conditions:
             if self.told.features == "score":
                 parts.append(self._score(clips, start, first, stop, key is not None))
             rows.append(np.concatenate(parts))
-        found = np.stack(rows)
-        if key is not None and self.labels is not None and self.class_dropout:
-            found[self._dropped(len(rows), key), : len(self.told.class_names)] = 0
-        return Frames(torch.from_numpy(found), first)
+        found = Frames(torch.from_numpy(np.stack(rows)), first)
+        if key is None or not self.condition_dropout:
+            return found
+        return replace(found, heard=torch.from_numpy(~self._dropped(len(rows), key)))
 
     def _classes(self, clips: Timeline, start: int, first: int, stop: int, ring: bool) -> np.ndarray:
         assert self.labels is not None
@@ -159,4 +160,4 @@ class Conditions:
         words = np.random.Philox(
             key=np.array([seed, step], dtype=np.uint64), counter=np.array(_COUNTER, dtype=np.uint64)
         ).random_raw(first + rows)[first:]
-        return words < np.uint64(self.class_dropout * (2**64 - 1))
+        return words < np.uint64(self.condition_dropout * (2**64 - 1))

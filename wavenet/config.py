@@ -14,8 +14,8 @@ PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("cosine", "exponential", "constant")
 FEATURES = ("none", "mel", "score")
 INTERPOLATIONS = ("repeat", "linear")
-SCORE_CHANNELS = 256
-"""A score's values per frame: velocities of the 128 pitches that sound, and which of them begin."""
+SCORE_CHANNELS = 384
+"""A score's values per frame: velocities of the 128 pitches that sound, which begin, and how they fade."""
 
 MAX_CLASSES = 10_000
 
@@ -215,8 +215,8 @@ class TrainingConfig(JsonConfig):
         Training segments are made softer by up to this many dB, at random.
     augment_polarity : bool
         Whether training segments are turned upside down at random.
-    class_dropout : float
-        Share of the training segments that are told no class.
+    condition_dropout : float
+        Share of the training segments that a network with conditions is told nothing of.
     checkpoint_layers : bool
         Compute every layer again in the backward pass instead of keeping what it computed.
     """
@@ -247,7 +247,7 @@ class TrainingConfig(JsonConfig):
     patience: int = 0
     augment_gain: float = 0.0
     augment_polarity: bool = False
-    class_dropout: float = 0.0
+    condition_dropout: float = 0.1
     checkpoint_layers: bool = False
 
     LATER: ClassVar[tuple[str, ...]] = (
@@ -258,7 +258,7 @@ class TrainingConfig(JsonConfig):
         "patience",
         "augment_gain",
         "augment_polarity",
-        "class_dropout",
+        "condition_dropout",
         "checkpoint_layers",
     )
 
@@ -279,7 +279,7 @@ class TrainingConfig(JsonConfig):
         for name in ("final_lr_fraction", "weight_decay", "ema_decay"):
             value = getattr(self, name)
             self._require(math.isfinite(value) and 0 <= value <= 1, name, "between 0 and 1")
-        for name in ("dropout", "label_smoothing", "class_dropout"):
+        for name in ("dropout", "label_smoothing", "condition_dropout"):
             self._require(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1")
         self._require(0 <= self.augment_gain <= 60, "augment_gain", "from 0 to 60 dB")
         self._require(0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1")

@@ -16,8 +16,13 @@ from wavenet.errors import AudioError, ConfigError
 from wavenet.files import cause, one_line, printable
 
 PITCHES = 128
-ROLL_CHANNELS = 2 * PITCHES
-"""Rows of a roll: the velocity of each pitch while it sounds, then a mark for each pitch where it begins."""
+ROLL_CHANNELS = 3 * PITCHES
+"""Rows of a roll: the velocity of each pitch while it sounds, a mark where it begins, and how it fades."""
+
+FADING = 0.5
+"""Seconds in which the last of these falls by a factor of e, about as a piano does.
+
+So a frame says how long ago a note began; a network's own past holds a tenth of a second only."""
 
 DRUMS = 9  # Channel 10 as musicians count: its pitches are instruments.
 _SUSTAIN, _ALL_SOUND_OFF, _RESET, _ALL_NOTES_OFF = 64, 120, 121, 123
@@ -100,7 +105,8 @@ class Score:
         float32 array (ROLL_CHANNELS, frames)
             Rows 0 to 127: velocity / 127 of the note of that pitch that sounds at any time within the frame,
             the newest if there are several; a note always sounds in the frame where it begins. Rows 128 to
-            255: 1 in the frame where a note of that pitch begins.
+            255: 1 in the frame where a note of that pitch begins. Rows 256 to 383: as the first ones, times
+            exp(-t / FADING) where the frame begins t seconds after the note.
 
         Raises
         ------
@@ -116,11 +122,17 @@ class Score:
         begin = np.floor((self.onset[near] - first) / hop + _EDGE)
         end = np.maximum(np.ceil((self.release[near] - first) / hop - _EDGE), begin + 1)
         begin, end = (np.clip(each, -1, frames).astype(np.int64).tolist() for each in (begin, end))
+        times = first + hop * np.arange(frames)
         pitches, velocities = self.pitch[near].tolist(), (self.velocity[near] / 127).tolist()
-        for start, stop, pitch, velocity in zip(begin, end, pitches, velocities, strict=True):
-            roll[pitch, max(start, 0) : max(stop, 0)] = velocity
+        for start, stop, pitch, velocity, onset in zip(
+            begin, end, pitches, velocities, self.onset[near].tolist(), strict=True
+        ):
+            sounding = slice(max(start, 0), max(stop, 0))
+            roll[pitch, sounding] = velocity
             if 0 <= start < frames:
                 roll[PITCHES + pitch, start] = 1
+            seconds = np.maximum(times[sounding] - onset, 0)
+            roll[2 * PITCHES + pitch, sounding] = velocity * np.exp(-seconds / FADING)
         return roll
 
     def shuffled(self, seed: int) -> Score:

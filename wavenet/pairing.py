@@ -49,7 +49,7 @@ def attach(
     config: WaveNetConfig,
     data: Prepared,
     midi_dir: Path | None = None,
-    class_dropout: float = 0.0,
+    condition_dropout: float = 0.0,
     tell: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Let all parts of the data come with what the network is to be told of them.
@@ -62,7 +62,7 @@ def attach(
         Its clips get their `conditions`.
     midi_dir : path, optional
         Of a network with scores: a folder with a MIDI file for each recording, under the same name.
-    class_dropout : float
+    condition_dropout : float
         See `Conditions`; of the training part only.
     tell : callable
         Called with a line about what was found.
@@ -88,7 +88,7 @@ def attach(
         labels = [_number(clip.name, told.class_names) for clip in clips.clips] if told.class_names else None
         clip_scores = [scores[clip.name] for clip in clips.clips] if scores else None
         clips.conditions = Conditions(
-            config, labels, clip_scores, class_dropout if clips is data.train else 0.0
+            config, labels, clip_scores, condition_dropout if clips is data.train else 0.0
         )
 
 

@@ -60,7 +60,7 @@ TRAINING_FLAGS = {
     "keep": "checkpoints kept besides the best",
     "validation_fraction": "share of the files held out for validation",
     "augment_gain": "training segments are made softer by up to so many dB, at random (0: not at all)",
-    "class_dropout": "share of the segments that are told no class",
+    "condition_dropout": "share of the segments that are told nothing, so that --guidance has its opposite",
 }
 CONDITIONING_FLAGS = {
     "hop": "samples per frame",

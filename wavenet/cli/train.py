@@ -119,7 +119,7 @@ def work(options: argparse.Namespace) -> int:
     if config.conditioning is not None and config.conditioning.class_names == (UNKNOWN,):
         config = with_classes(config, data)
     midi_dir = source.get("midi_dir")
-    attach(config, data, midi_dir and Path(midi_dir), training.class_dropout, console.line)
+    attach(config, data, midi_dir and Path(midi_dir), training.condition_dropout, console.line)
     trainer = Trainer(config, training, data, options.out_dir, device, source, console, world)
     console.line(
         f"network  {config.layers} layers, {trainer.model.parameter_count:,} parameters, receptive field "
