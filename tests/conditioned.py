@@ -73,5 +73,5 @@ def gate_bias(model: WaveNet, frames: np.ndarray) -> np.ndarray:
     if count:
         hidden = hidden + frames[:count, lost : frames.shape[1] - lost].T @ exact["classes.weight"].T
     layers, gates = model.config.layers, 2 * model.config.dilation_channels
-    projected = hidden @ exact["projection.weight"].T * 4 / np.sqrt(told.conditioning_channels)
+    projected = hidden @ exact["projection.weight"].T * 3 / np.sqrt(told.conditioning_channels)
     return 5 * np.tanh(projected.reshape(-1, layers, gates) / 5)

@@ -204,7 +204,7 @@ def levelled(hidden: torch.Tensor) -> torch.Tensor:
 TAPS = 3
 DILATIONS = (1, 2, 4)
 
-GAIN = 4.0
+GAIN = 3.0
 """How much a unit of the projection weighs, beside the square root of its width."""
 
 LIMIT = 5.0
