@@ -39,6 +39,7 @@ def network(config: WaveNetConfig, seed: int = 0) -> WaveNet:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.4)
+        model.conditioner.adapt(torch.rand(1, model.config.conditioning.channels, 30) - 0.7)
     return model.eval().requires_grad_(False)
 
 
@@ -61,6 +62,7 @@ def gate_bias(model: WaveNet, frames: np.ndarray) -> np.ndarray:
     count, hidden, lost = len(told.class_names), 0.0, 0
     if told.features != "none":
         lost, values = 7, frames[count:].astype(np.float64)
+        values = (values - exact["centre"]) * exact["scale"]
         for number, dilation in enumerate((1, 2, 4)):
             weight, bias = exact[f"frames.{number}.weight"], exact[f"frames.{number}.bias"]
             length = values.shape[1] - 2 * dilation

@@ -109,11 +109,11 @@ class Frames:
 class Conditioner(nn.Module):
     """Makes the gate bias of frames: convolutions over neighbouring frames, then a projection per layer.
 
-    The projection begins at zero, and how soon a network follows is how fast it grows: with the size of the
-    values it is fed. Normalisation keeps them near one whatever the features are. What adds up in them from
-    frame to frame, as everything does where features hardly change, would go on to shut the gates for good;
-    so no bias leaves [-LIMIT, LIMIT], and activations between the convolutions are odd, lest they have a
-    mean.
+    How soon a network follows depends on what the projection, which begins at zero, is fed. Values are kept
+    near one, and as different from frame to frame as they can be: features are centred (`adapt`) and the
+    activations odd. A part that all frames share would be learnt first, as a mere bias with a hundred times
+    the learning rate, and with features that hardly change go on to shut the gates for good; no bias leaves
+    [-LIMIT, LIMIT] therefore.
 
     Class weights pass one matrix only, so that mixtures of classes are mixtures of their biases (but for the
     limit) and no weight at all adds nothing.
@@ -136,11 +136,12 @@ class Conditioner(nn.Module):
             nn.init.normal_(self.classes.weight, std=0.3)
         if told.features != "none":
             channels = (told.feature_channels, width, width)
-            energies = (TYPICAL_ENERGY[told.features] * told.feature_channels, width, width)
+            self.centre = nn.Buffer(torch.zeros(told.feature_channels, 1))
+            self.scale = nn.Buffer(torch.ones(told.feature_channels, 1))
             self.frames = nn.ModuleList()
-            for inputs, dilation, energy in zip(channels, DILATIONS, energies, strict=True):
+            for inputs, dilation in zip(channels, DILATIONS, strict=True):
                 convolution = nn.Conv1d(inputs, width, TAPS, dilation=dilation)
-                nn.init.normal_(convolution.weight, std=1 / math.sqrt(TAPS * energy))
+                nn.init.normal_(convolution.weight, std=1 / math.sqrt(TAPS * inputs))
                 assert convolution.bias is not None
                 nn.init.zeros_(convolution.bias)
                 self.frames.append(convolution)
@@ -153,6 +154,25 @@ class Conditioner(nn.Module):
     def reach(self) -> int:
         """Frames before and after one that its bias depends on."""
         return reach(self.told.features)
+
+    def adapt(self, frames: torch.Tensor) -> None:
+        """Let features be centred and scaled as they come in some frames, before training begins.
+
+        What frames have in common tells nothing, but would be learnt first. Each mel band has a scale of its
+        own; the rows of a score share one, as those that are hardly used are not to outweigh the others.
+
+        Parameters
+        ----------
+        frames : float32 tensor (batch, channels, frames)
+        """
+        if self.told.features == "none":
+            return
+        rows = frames[:, len(self.told.class_names) :].transpose(0, 1).flatten(1)
+        deviation = rows.var(dim=1, keepdim=True)
+        if self.told.features == "score":
+            deviation = deviation.mean().expand_as(deviation)
+        self.centre.copy_(rows.mean(dim=1, keepdim=True))
+        self.scale.copy_(deviation.sqrt().clamp(min=LEAST_DEVIATION).reciprocal())
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Return the gate bias of all frames but the first and last `reach`.
@@ -168,7 +188,7 @@ class Conditioner(nn.Module):
         count, reach = len(self.told.class_names), self.reach
         hidden: torch.Tensor | None = None
         if self.told.features != "none":
-            found = frames[:, count:]
+            found = (frames[:, count:] - self.centre) * self.scale
             for number, convolution in enumerate(self.frames):
                 found = levelled(convolution(found if number == 0 else torch.tanh(found)))
             hidden = found.transpose(1, 2)
@@ -210,8 +230,8 @@ GAIN = 3.0
 LIMIT = 5.0
 """Of a gate's bias: tanh and sigmoid are flat beyond."""
 
-TYPICAL_ENERGY = {"mel": 0.3, "score": 0.005}
-"""Mean square of a feature where there is sound; a score's rows are empty but for some."""
+LEAST_DEVIATION = 0.01
+"""Of a feature: one that hardly changes is not blown up."""
 
 
 def reach(features: str) -> int:

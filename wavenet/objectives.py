@@ -9,11 +9,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from wavenet.clips import IGNORED, Segments
+from wavenet.clips import IGNORED, Clips, Segments
 from wavenet.config import TrainingConfig
 from wavenet.distributed import ALONE, World
 from wavenet.evaluation import autocast, cross_entropy
 from wavenet.model import WaveNet
+
+ADAPTED = 64
+"""Segments whose frames a network sees before training begins."""
 
 
 def parameter_groups(model: WaveNet, weight_decay: float) -> list[dict[str, Any]]:
@@ -21,6 +24,17 @@ def parameter_groups(model: WaveNet, weight_decay: float) -> list[dict[str, Any]
     decayed = [p for n, p in model.named_parameters() if p.dim() > 1 and "embedding" not in n]
     plain = [p for n, p in model.named_parameters() if p.dim() == 1 or "embedding" in n]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def adapt(model: WaveNet, clips: Clips, segment: int, seed: int) -> None:
+    """Show a network that is to be told something what it will be told, before its first step.
+
+    In every process it is the same.
+    """
+    if model.conditioner is not None:
+        frames = clips.batch(0, ADAPTED, segment, seed).frames
+        assert frames is not None
+        model.conditioner.adapt(frames.values)
 
 
 def add_gradients(

@@ -26,7 +26,7 @@ from wavenet.files import cause
 from wavenet.generation import Generator
 from wavenet.metrics import Metrics
 from wavenet.model import WaveNet
-from wavenet.objectives import add_gradients, parameter_groups
+from wavenet.objectives import adapt, add_gradients, parameter_groups
 from wavenet.progress import Console, Meter
 from wavenet.schedules import ema_decay, learning_rate
 from wavenet.watching import COUNTERS as WATCHED
@@ -91,16 +91,13 @@ class Trainer:
         self.metrics = Metrics(run, self.log)
         torch.manual_seed(training.seed)
         self.model = WaveNet(config, training.checkpoint_layers).to(device)
+        self.segment = max(1, round(training.segment * config.sample_rate))
+        adapt(self.model, data.train, self.segment, training.seed)
         self._told = False
         self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, training.weight_decay),
-            lr=training.lr,
-            betas=(0.9, 0.99),
-            foreach=True,
-        )
+        groups = parameter_groups(self.model, training.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=(0.9, 0.99), foreach=True)
         self.fingerprint = resuming.fingerprint(data)
-        self.segment = max(1, round(training.segment * config.sample_rate))
         self.counters: dict[str, Any] = {**resuming.COUNTERS, **WATCHED}
 
     @property
