@@ -131,6 +131,25 @@ def test_a_score_sets_the_length(scores):
     assert (scores / "new.wav").read_bytes() != (scores / "other.wav").read_bytes()
 
 
+def test_a_score_counts_more_or_less(scores):
+    write_midi(scores / "short.mid", played([71, 55], 0.1))
+    takes = {}
+    for guidance in (None, "1", "2", "0"):
+        asked = [] if guidance is None else ["--guidance", guidance]
+        result = run(
+            "generate", "--checkpoint", "run", "--midi", "short.mid", "--seed", "4", *asked, "--force",
+            "take.wav", cwd=scores,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        takes[guidance] = (scores / "take.wav").read_bytes()
+    assert takes[None] == takes["1"] and len({takes["0"], takes["1"], takes["2"]}) == 3
+    result = run(
+        "generate", "--checkpoint", "run", "--midi", "short.mid", "--guidance", "-1", "no.wav", cwd=scores
+    )
+    assert_one_line_error(result, "guidance = -1: must be 0 or more")
+    assert not (scores / "no.wav").exists()
+
+
 def test_a_score_goes_on_from_a_recording(scores):
     write_midi(scores / "next.mid", played([71, 55], 0.2))
     result = run(

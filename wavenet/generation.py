@@ -99,7 +99,7 @@ class Generator:
         """Return the amplitudes of classes, float32 in [-1, 1], of the same shape, on the CPU."""
         return mulaw.decode(samples.cpu(), self.config.quantization_channels)
 
-    def steering(self, source: Source, start: int = 0) -> Steering:
+    def steering(self, source: Source, start: int = 0, guidance: float = 1.0) -> Steering:
         """Return what makes the gate bias of a stream out of classes, features or a score.
 
         Parameters
@@ -108,15 +108,17 @@ class Generator:
             `Classes`, `Notes`, `MelOf` or `Given` of `wavenet.steering`, or two of them `Together`.
         start : int
             Position of the stream at which they begin: after a primer, its length.
+        guidance : float
+            How much they count: 1 as in training, more with emphasis; see `Steering`.
 
         Raises
         ------
         ConfigError
-            If the network was trained without conditions.
+            If the network was trained without conditions, or `guidance` is below 0.
         """
         if self.model.conditioner is None:
             raise ConfigError("this network was trained without conditions: it can be told nothing")
-        return Steering(self.model.conditioner, source, start)
+        return Steering(self.model.conditioner, source, start, guidance)
 
     @torch.inference_mode()
     def gate_bias(self, frames: Frames | None, position: int = 0) -> GateBias | None:

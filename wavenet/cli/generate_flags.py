@@ -115,6 +115,14 @@ def _add_told(parser: Parser) -> None:
         metavar="NAME",
         help="whose sound: a class, a mixture as piano:0.7,cello:0.3, or a way as '0:piano 2:cello'",
     )
+    group.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="how much it counts: above 1 it is followed more closely, at the cost of variety; 0 is as told "
+        "nothing (default: 1, as trained)",
+    )
     group.add_argument("--midi", type=Path, metavar="FILE", help="the score to play; it sets the length")
     group.add_argument(
         "--mel-from",

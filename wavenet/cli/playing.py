@@ -40,8 +40,8 @@ def source(options: Namespace, config: WaveNetConfig) -> tuple[Source | None, fl
         raise ConfigError(f"--{_flag(given[0])} and --{_flag(given[1])}: give one of them")
     told = config.conditioning
     if told is None:
-        if given or options.classes is not None:
-            flag = _flag(given[0]) if given else "class"
+        if given or options.classes is not None or options.guidance != 1:
+            flag = _flag(given[0]) if given else "class" if options.classes is not None else "guidance"
             raise ConfigError(f"--{flag}: this network was trained without conditions; leave it out")
         return None, None
     features, seconds = _features(options, config) if given else (None, None)
@@ -73,7 +73,7 @@ def beginning_of(
     recording given.
     """
     if options.prime is None:
-        steering = None if told is None else generator.steering(told)
+        steering = None if told is None else generator.steering(told, guidance=options.guidance)
         begun = generator.start(1, seed, gate_bias=steering)
         if options.keep_silence or (told is not None and not told.constant):
             return lambda first, batch: begun.fan_out(batch, first), steering
@@ -89,7 +89,7 @@ def beginning_of(
     used = min(len(audio), config.receptive_field) / config.sample_rate
     console.line(f"primed with the last {used:.2f} s of {printable(options.prime)}")
     # What is to be played begins where the recording ends.
-    steering = None if told is None else generator.steering(told, len(audio))
+    steering = None if told is None else generator.steering(told, len(audio), options.guidance)
     primed = generator.prime(generator.encode(audio), seed, gate_bias=steering)
     return lambda first, batch: primed.fan_out(batch, first), steering
 
