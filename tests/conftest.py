@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Workers beside each other share the cores; before torch is loaded, here or in a process that a test starts.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -14,6 +15,14 @@ from training_tools import CONFIG
 
 from wavenet.audio import write_wav
 from wavenet.dataset import DataConfig, prepare
+
+
+def pytest_configure():
+    """Let processes be interrupted: what a shell starts in the background ignores it, and hands that down."""
+    for name in ("SIGINT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
