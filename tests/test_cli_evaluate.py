@@ -271,3 +271,52 @@ def test_parsing_arguments_loads_nothing_slow():
     everything, own = result.stdout.splitlines()
     assert not {"torch", "numpy", "numba", "soundfile", "safetensors"} & set(everything.split())
     assert set(own.split()) == {"wavenet", "wavenet.cli", "wavenet.cli.evaluate"}
+
+
+# -- several folders ------------------------------------------------------------------------------------
+
+
+def test_several_folders_and_one_for_validation(home, tmp_path, monkeypatch, capsys):
+    more, held = make_audio(tmp_path / "more", files=2), make_audio(tmp_path / "held", files=1)
+    folders = (*DATA, more, "--val-dir", held)
+    names = {}
+    for part in ("validation", "train", "all"):
+        code, output, errors = evaluate(home, monkeypatch, capsys, *folders, "--part", part, "--json", "-")
+        assert code == 0, errors
+        names[part] = [each["name"] for each in json.loads(output)["recordings"]]
+    assert names["validation"] == ["held/take-0.wav"]
+    assert sorted(names["train"]) == [
+        *(f"audio/take-{number}.wav" for number in range(4)), "more/take-0.wav", "more/take-1.wav",
+    ]  # fmt: skip
+    assert sorted(names["all"]) == sorted([*names["train"], *names["validation"]])
+    code, output, _ = evaluate(
+        home, monkeypatch, capsys, *folders, "--exclude", "take-0*", "--part", "train", "--json", "-"
+    )
+    assert code == 0
+    assert not [each for each in json.loads(output)["recordings"] if "take-0" in each["name"]]
+
+
+def test_the_folders_of_training_are_divided_as_it_was_told(home, tmp_path, monkeypatch, capsys):
+    """What a run was told of its folders holds where the same ones are scored, and for no others."""
+    held = make_audio(tmp_path / "held", files=2)
+    where = make_checkpoint(tmp_path / "run" / "step-00000003")
+    source = {"audio_dir": str(home / "audio"), "val_dir": str(held), "exclude": ["take-3.wav"]}
+    notes = {"step": 3, "training": TRAINING.to_json(), "source": source}
+    (where / checkpoint.PROGRESS_FILE).write_text(json.dumps(notes))
+
+    def recordings(*arguments):
+        chosen = ("--checkpoint", where, *arguments, "--part", "validation", "--json", "-")
+        code, output, errors = evaluate(home, monkeypatch, capsys, *chosen)
+        assert code == 0, errors
+        return [each["name"] for each in json.loads(output)["recordings"]]
+
+    assert recordings(*DATA) == ["held/take-0.wav", "held/take-1.wav"]
+    assert recordings(*DATA, "--exclude", "take-1.wav") == ["held/take-0.wav"]
+    other = make_audio(tmp_path / "other", files=4, seconds=1.0)
+    assert "held/take-0.wav" not in recordings("--audio-dir", other)
+
+
+def test_a_folder_for_validation_alone_is_refused(home, monkeypatch, capsys):
+    code, _, errors = evaluate(home, monkeypatch, capsys, "--val-dir", "audio")
+    assert code == 1
+    assert "--val-dir audio: goes with --audio-dir; to score it alone: --audio-dir audio --part all" in errors

@@ -46,7 +46,25 @@ def build_parser() -> Parser:
         help="a checkpoint, or a training run (default: the newest under ./checkpoints)",
     )
     parser.add_argument(
-        "--audio-dir", type=Path, metavar="DIR", help="folder of recordings, searched in depth"
+        "--audio-dir",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+        help="folders of recordings, searched in depth",
+    )
+    parser.add_argument(
+        "--val-dir",
+        type=Path,
+        metavar="DIR",
+        help="recordings for validation (default: those of training, if --audio-dir is what it was given)",
+    )
+    parser.add_argument(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        metavar="GLOB",
+        help="recordings to leave out, by their path in the folder (default: as for --val-dir)",
     )
     parser.add_argument(
         "--cache-dir",
@@ -104,6 +122,11 @@ def check(options: Namespace) -> None:
     if options.audio_dir is None and options.cache_dir is None:
         raise ConfigError(
             "name the folder of recordings with --audio-dir DIR (or prepared audio: --cache-dir)"
+        )
+    if options.val_dir is not None and options.audio_dir is None:
+        raise ConfigError(
+            f"--val-dir {options.val_dir}: goes with --audio-dir; to score it alone: "
+            f"--audio-dir {options.val_dir} --part all"
         )
     options.precision = list(dict.fromkeys(options.precision))
     if options.backend is None:
@@ -243,6 +266,19 @@ def _scorers(model: Any, options: Namespace, console: Any) -> tuple[dict[str, An
     return {**scorers, BASELINE: LinearPrediction(model.config.quantization_channels)}, facts
 
 
+def _sources(options: Namespace, trained: dict[str, Any]) -> dict[str, Any]:
+    """Return which recordings are meant; of the folders that it was trained on, those that it was."""
+    folders = options.audio_dir
+    noted = trained.get("audio_dir") or []
+    noted = [noted] if isinstance(noted, str) else noted
+    own = trained if folders and [str(each.resolve()) for each in folders] == noted else {}
+    return {
+        "audio_dir": folders[0] if folders and len(folders) == 1 else folders,
+        "val_dir": options.val_dir or own.get("val_dir"),
+        "patterns": options.exclude or own.get("exclude") or (),
+    }
+
+
 def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str, Any]:
     """Return the part to score and the prepared data, divided and cleaned as for training."""
     from pathlib import Path
@@ -265,15 +301,15 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
             "warning: the checkpoint does not tell how its audio was divided: "
             f"its {part} part may have been another"
         )
+    trained = {} if past is None else past[1].get("source") or {}
     data = prepare(
-        options.audio_dir,
-        options.cache_dir or default_cache(),
-        model.config,
-        settings,
-        lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
+        config=model.config,
+        data=settings,
+        progress=lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
+        cache_dir=options.cache_dir or default_cache(),
+        **_sources(options, trained),
     )
     console.clear()
-    trained = {} if past is None else past[1].get("source") or {}
     scores = options.midi_dir or (Path(trained["midi_dir"]) if trained.get("midi_dir") else None)
     attach(model.config, data, scores)
     report = data.report
