@@ -5,7 +5,8 @@ import pytest
 import torch
 from test_clips import clips_of
 
-from wavenet.augmentation import Augmentation
+from wavenet import mulaw
+from wavenet.augmentation import Augmentation, played
 
 
 @pytest.fixture
@@ -104,3 +105,90 @@ def test_any_number_of_classes(classes):
     assert np.array_equal(augmentation.table(1.0), every)
     assert np.array_equal(augmentation.table(-1.0), every[::-1])
     assert (np.diff(augmentation.table(0.5)) >= 0).all()
+
+
+# -- speed ---------------------------------------------------------------------------------------------
+
+
+def tones(tmp_path, hertz=440.0, rate=16000, seconds=1.0, receptive_field=64):
+    time = np.arange(round(seconds * rate)) / rate
+    return clips_of(tmp_path, [mulaw.encode(0.5 * np.sin(2 * np.pi * hertz * time))], receptive_field)
+
+
+def pitch_of(audio, rate=16000):
+    size = 2**18
+    spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio)), size))
+    return np.argmax(spectrum) * rate / size
+
+
+def test_speed_moves_the_pitch_by_the_factor_that_is_drawn(tmp_path):
+    clips = tones(tmp_path)
+    augmentation = Augmentation(256, speed=0.25)
+    _, targets = parts(clips, augmentation, rows=30, segment=4000)
+    speeds = augmentation.speeds(3, 30, 7)
+    assert 1 / 1.25 <= speeds.min() < 0.9 and 1.1 < speeds.max() <= 1.25
+    assert 0.3 < (speeds > 1).mean() < 0.7
+    compared = 0
+    for row, speed in zip(targets, speeds, strict=True):
+        if (row >= 0).all():
+            assert pitch_of(mulaw.decode(row)) == pytest.approx(440 * speed, rel=0.002)
+            compared += 1
+    assert compared > 10
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.93, 1.0371, 1.9])
+def test_a_stretch_at_another_speed_is_that_of_the_signal_itself(speed):
+    """Against the tone computed at the places between samples; silence and borders stay where they belong."""
+    classes, length = 4096, 6000
+    places = np.arange(length)
+    real = (places >= 2000) & (places < 5000)
+    tone = 0.5 * np.sin(0.1 * places)
+    values = np.where(real, mulaw.encode(tone, classes), 2048)
+
+    def cut(first, count):
+        assert first >= 0 and first + count <= length
+        return values[first : first + count], real[first : first + count]
+
+    start, before, after = 3000, 200, 600
+    found, sounds = played(cut, start, before, after, speed, classes, 2048)
+    assert len(found) == len(sounds) == before + after
+    at = np.arange(-before, after) * speed
+    # Up to one sample of the timeline after `start`: which part of it follows from the sine itself.
+    inside = sounds & (start + at > 2100) & (start + at < 4900)
+    offsets = np.linspace(0, 1, 101) * max(1.0, speed)
+    errors = [
+        np.abs(mulaw.decode(found, classes) - 0.5 * np.sin(0.1 * (start + at + offset)))[inside].max()
+        for offset in offsets
+    ]
+    assert min(errors) < 2e-3
+    inner = np.abs(start + at - 2000) > 2
+    assert np.array_equal(sounds[inner], ((start + at >= 2000) & (start + at < 5000))[inner])
+    assert (found[~sounds] == 2048).all()
+
+
+def test_speed_begins_a_clip_where_it_begins(tmp_path):
+    """Segments that begin with a clip begin with it at any speed, after nothing but silence."""
+    clips = tones(tmp_path)
+    clips.augmentation = Augmentation(256, speed=0.5)
+    beginnings = 0
+    for step in range(40):
+        inputs, targets, _ = clips.batch(step, 8, 50, 0)
+        for row, wanted in zip(inputs.numpy(), targets.numpy(), strict=True):
+            context = row[: clips.receptive_field]
+            if (wanted >= 0).all() and (context[:-1] == 128).all():
+                beginnings += 1
+                assert abs(mulaw.decode(wanted[:1])[0]) < 0.3
+    # A sixteenth of 320, and chance.
+    assert beginnings >= 8
+
+
+def test_speed_has_a_key_and_leaves_other_draws_alone(tmp_path):
+    clips = tones(tmp_path)
+    both = Augmentation(256, 6.0, True, 0.1)
+    whole = parts(clips, both, rows=6)
+    clips.augmentation = both
+    inputs, targets, _ = clips.batch(3, 2, 100, 7, first=4)
+    assert np.array_equal(inputs, whole[0][4:]) and np.array_equal(targets, whole[1][4:])
+    plain = Augmentation(256, 6.0, True)
+    assert np.array_equal(both.factors(3, 6, 7), plain.factors(3, 6, 7))
+    assert np.array_equal(plain.speeds(3, 6, 7), np.ones(6))

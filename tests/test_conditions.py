@@ -9,7 +9,11 @@ import pytest
 import torch
 from audio_files import noise, save
 from conditioned import RATE, tune
+from test_clips import clips_of
 
+from wavenet import mulaw
+from wavenet.augmentation import Augmentation
+from wavenet.conditions import Conditions
 from wavenet.config import ConditioningConfig
 from wavenet.dataset import DataConfig, prepare
 from wavenet.errors import AudioError, ConfigError
@@ -230,3 +234,70 @@ def test_classes_need_folders(folder, tmp_path):
     single = prepare(folder / "audio", folder / "cache", config, DataConfig(), patterns=["piano/*"])
     with pytest.raises(AudioError, match="all recordings are in one folder, cello"):
         with_classes(config, single)
+
+
+# -- segments at another speed --------------------------------------------------------------------------
+
+
+def faster(arrays, folder, kind, labels=None, **told):
+    """Clips with conditions, whose segments are played at other speeds."""
+    settings = {**conditioned.KINDS[kind], "hop": HOP, **told}
+    config = dataclasses.replace(
+        conditioned.BASE, quantization_channels=256, conditioning=ConditioningConfig(**settings)
+    )
+    encoded = [mulaw.encode(np.asarray(array)) for array in arrays]
+    clips = clips_of(folder, encoded, config.receptive_field, silence=config.silence)
+    clips.conditions = Conditions(config, labels)
+    clips.augmentation = Augmentation(256, speed=0.3)
+    return clips
+
+
+def test_classes_stay_with_their_recordings_at_any_speed(tmp_path):
+    """Recordings of one class lie above zero, those of the other below."""
+    sign = [1, -1, 1, -1]
+    arrays = [0.5 * s * np.ones(length) for s, length in zip(sign, (700, 300, 450, 800), strict=True)]
+    clips = faster(arrays, tmp_path, "class+mel", labels=[0, 1, 0, 1])
+    compared = 0
+    for step in range(20):
+        _, targets, frames = clips.batch(step, 4, 600, 0)
+        for row, told in zip(targets.numpy(), frames.values.numpy(), strict=True):
+            for frame in range(600 // HOP):
+                heard = row[frame * HOP]
+                # Near a border the filter swings.
+                around = row[max(0, frame * HOP - 40) : frame * HOP + 40]
+                if heard < 0 or (around < 0).any():
+                    continue
+                number = 0 if heard > 128 else 1
+                assert told[number, frame - frames.first] == 1 and told[1 - number, frame - frames.first] == 0
+                compared += 1
+    assert compared > 200
+
+
+def test_spectra_are_of_what_is_heard_at_any_speed(tmp_path):
+    tone = 0.5 * np.sin(2 * np.pi * 700 * np.arange(6000) / RATE)
+    clips = faster([tone], tmp_path, "mel", n_mels=40, n_fft=256, hop=HOP)
+    speeds = clips.augmentation.speeds(0, 12, 0)
+    _, targets, frames = clips.batch(0, 12, 1000, 0)
+    tops = {}
+    for row, told, speed in zip(targets.numpy(), frames.values.numpy(), speeds, strict=True):
+        if (row >= 0).all():
+            tops[speed] = int(np.argmax(told[:, 10 - frames.first]))
+    rates = sorted(tops)
+    assert len(rates) > 5 and rates[-1] / rates[0] > 1.3
+    bands = librosa_mel_frequencies(42, 50.0, 2000.0)[1:-1]
+    for speed, band in tops.items():
+        assert abs(np.argmin(np.abs(bands - 700 * speed)) - band) <= 1
+
+
+def librosa_mel_frequencies(count, low, high):
+    import librosa
+
+    return librosa.mel_frequencies(count, fmin=low, fmax=high)
+
+
+def test_scores_do_not_go_with_another_speed(folder):
+    _, data = prepared(folder, "score")
+    data.train.batch(0, 2, 100, 0)
+    data.train.augmentation = Augmentation(32, speed=0.1)
+    with pytest.raises(ConfigError, match="moves pitches away from the scores of --midi-dir"):
+        data.train.batch(0, 2, 100, 0)

@@ -65,7 +65,8 @@ def _soundfile() -> Any:
     return soundfile
 
 
-def _soxr() -> Any:
+def resampler() -> Any:
+    """Return soxr, which resamples; `AudioError` if it is not there."""
     try:
         import soxr
     except (ImportError, OSError) as error:
@@ -216,7 +217,9 @@ class Decoder:
             yield first
             yield from blocks
             return
-        stream = _soxr().ResampleStream(self.source_rate, self.sample_rate, 1, dtype="float32", quality="HQ")
+        stream = resampler().ResampleStream(
+            self.source_rate, self.sample_rate, 1, dtype="float32", quality="HQ"
+        )
         piece = max(1, min(_BLOCK_FRAMES, _MAX_RESAMPLED * self.source_rate // self.sample_rate))
         made = 0
         for block in chain([first], blocks):

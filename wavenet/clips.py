@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from wavenet.augmentation import Augmentation
+from wavenet.augmentation import Augmentation, played
 from wavenet.conditioning import Frames
 from wavenet.conditions import Conditions
 from wavenet.errors import AudioError
@@ -64,6 +66,13 @@ class Segments(NamedTuple):
     targets: torch.Tensor
     frames: Frames | None = None
 
+    def pinned(self) -> Segments:
+        """Return them in memory from which a GPU copies while it computes; themselves where there is none."""
+        if not torch.cuda.is_available():
+            return self
+        frames = self.frames and self.frames.pinned()
+        return Segments(self.inputs.pin_memory(), self.targets.pin_memory(), frames)
+
 
 class Clips:
     """All clips of one part of the data, packed end to end.
@@ -111,6 +120,8 @@ class Clips:
         numbers = {name: number for number, name in enumerate(self.names)}
         self._recordings = np.array([numbers[clip.name] for clip in self.clips], dtype=np.int64)
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+        # Training may read segments ahead while something else is read for a sample.
+        self._mapping = threading.Lock()
         self.augmentation: Augmentation | None = None
         self.conditions: Conditions | None = None
         self._weights: np.ndarray | None = None
@@ -142,10 +153,16 @@ class Clips:
         raw = raw[2 * first :]
         pairs = zip(raw[::2].tolist(), raw[1::2].tolist(), strict=True)
         starts = list(self._drawn(pairs, segment))
-        rows = [self._read(start, segment, ring=True) for start in starts]
+        key, speeds = (seed, step, first), [1.0] * batch
+        if self.augmentation is not None:
+            speeds = self.augmentation.speeds(step, first + batch, seed)[first:].tolist()
+        rows = [
+            self._read(start, segment, ring=True, speed=speed)
+            for start, speed in zip(starts, speeds, strict=True)
+        ]
         if self.augmentation is not None:
             rows = self.augmentation.apply(rows, step, seed, first)
-        return self._segments(rows, starts, segment, (seed, step, first))
+        return self._segments(rows, starts, segment, key, speeds)
 
     def weigh(self, weight_of: Callable[[str], float]) -> None:
         """Draw segments from some recordings more or less often than their length alone would have it.
@@ -274,30 +291,40 @@ class Clips:
         starts: list[int],
         segment: int,
         key: tuple[int, int, int] | None = None,
+        speeds: list[float] | None = None,
     ) -> Segments:
         """Cut rows, as `_read` returns them, into inputs and targets, and add what comes with them."""
         values, real = (np.stack(part) for part in zip(*rows, strict=True))
         frames, before = None, self.receptive_field
         if self.conditions is not None:
             before, _ = self.conditions.reach(segment)
-            frames = self.conditions.frames(self, starts, values, real, segment, key)
+            frames = self.conditions.frames(self, starts, values, real, segment, key, speeds)
         cut = slice(before - self.receptive_field, before + segment)
         values, real = values[:, cut], real[:, cut]
         targets = np.where(real, values, IGNORED)[:, self.receptive_field :]
         return Segments(torch.from_numpy(values[:, :-1].copy()), torch.from_numpy(targets), frames)
 
-    def _read(self, start: int, segment: int, ring: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def _read(
+        self, start: int, segment: int, ring: bool = False, speed: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the classes about a segment that begins at `start`, and which of them are real.
 
-        They reach from `receptive_field` before it to its end, or further as its conditions need.
+        They reach from `receptive_field` before it to its end, or further as its conditions need; played
+        `speed` times as fast, they are of so many times as much of the timeline.
         """
         before, after = self.receptive_field, segment
         if self.conditions is not None:
             before, after = self.conditions.reach(segment)
-        length = before + after
+        if speed == 1:
+            return self._cut(start - before, before + after, ring)
+        cut, classes = partial(self._cut, ring=ring), self.quantization_channels
+        return played(cut, start, before, after, speed, classes, self.silence)
+
+    def _cut(self, first: int, length: int, ring: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return a stretch of the timeline, and which of it is real."""
         values = np.full(length, self.silence, dtype=np.int64)
         real = np.zeros(length, dtype=bool)
-        position, done = start - before, 0
+        position, done = first, 0
         while done < length:
             if ring:
                 position %= self._total
@@ -319,9 +346,10 @@ class Clips:
             index += 1
 
     def _map(self, index: int) -> np.ndarray:
-        if index in self._maps:
-            self._maps.move_to_end(index)
-            return self._maps[index]
+        with self._mapping:
+            if index in self._maps:
+                self._maps.move_to_end(index)
+                return self._maps[index]
         clip = self.clips[index]
         try:
             mapped = np.memmap(
@@ -332,7 +360,8 @@ class Clips:
                 f"the cached recording {printable(clip.path)} has gone: "
                 "run again with --audio-dir to make it anew"
             ) from None
-        self._maps[index] = mapped
-        if len(self._maps) > _OPEN_MAPS:
-            self._maps.popitem(last=False)
+        with self._mapping:
+            self._maps[index] = mapped
+            if len(self._maps) > _OPEN_MAPS:
+                self._maps.popitem(last=False)
         return mapped

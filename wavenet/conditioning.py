@@ -102,8 +102,13 @@ class Frames:
 
     def rows(self, some: slice, device: torch.device | None = None) -> Frames:
         """Return some of the batch, on a device."""
-        heard = None if self.heard is None else self.heard[some].to(device)
-        return replace(self, values=self.values[some].to(device), heard=heard)
+        heard = None if self.heard is None else self.heard[some].to(device, non_blocking=True)
+        return replace(self, values=self.values[some].to(device, non_blocking=True), heard=heard)
+
+    def pinned(self) -> Frames:
+        """Return them in memory from which a GPU copies while it computes."""
+        heard = None if self.heard is None else self.heard.pin_memory()
+        return replace(self, values=self.values.pin_memory(), heard=heard)
 
 
 class Conditioner(nn.Module):

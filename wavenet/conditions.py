@@ -11,12 +11,21 @@ import torch
 
 from wavenet import mulaw
 from wavenet.conditioning import Frames, reach
-from wavenet.config import WaveNetConfig
+from wavenet.config import ConditioningConfig, WaveNetConfig
+from wavenet.errors import ConfigError
 from wavenet.mel import log_mel_frames
 from wavenet.midi import Score
 
 # The words that choose the segments begin at counter 0 of the same key; these lie far beyond any batch.
 _COUNTER = (0, 0, 0, 2)
+
+
+def refuse_speed(told: ConditioningConfig | None) -> None:
+    """Raise `ConfigError` if segments must not be played faster or slower: scores say which pitches sound."""
+    if told is not None and told.features == "score":
+        raise ConfigError(
+            "--augment-speed: moves pitches away from the scores of --midi-dir; leave one of them out"
+        )
 
 
 class Timeline(Protocol):
@@ -85,6 +94,7 @@ class Conditions:
         real: np.ndarray,
         segment: int,
         key: tuple[int, int, int] | None = None,
+        speeds: Sequence[float] | None = None,
     ) -> Frames:
         """Return the frames of segments.
 
@@ -101,13 +111,23 @@ class Conditions:
             Targets of each segment.
         key : (int, int, int), optional
             Of a draw in training, for which the timeline is a ring: seed, step, and segments passed over.
+        speeds : sequence of float, optional
+            How many times as fast each segment is played.
+
+        Raises
+        ------
+        ConfigError
+            If segments are played faster or slower and come with scores, whose pitches do not change.
         """
+        speeds = [1.0] * len(starts) if speeds is None else speeds
+        if self.told.features == "score" and any(speed != 1 for speed in speeds):
+            refuse_speed(self.told)
         first, stop = self.range(segment)
         rows = []
-        for start, row, sounds in zip(starts, values, real, strict=True):
+        for start, row, sounds, speed in zip(starts, values, real, speeds, strict=True):
             parts = []
             if self.labels is not None:
-                parts.append(self._classes(clips, start, first, stop, key is not None))
+                parts.append(self._classes(clips, start, first, stop, key is not None, speed))
             if self.told.features == "mel":
                 parts.append(self._mel(row, sounds, segment))
             if self.told.features == "score":
@@ -118,9 +138,11 @@ class Conditions:
             return found
         return replace(found, heard=torch.from_numpy(~self._dropped(len(rows), key)))
 
-    def _classes(self, clips: Timeline, start: int, first: int, stop: int, ring: bool) -> np.ndarray:
+    def _classes(
+        self, clips: Timeline, start: int, first: int, stop: int, ring: bool, speed: float
+    ) -> np.ndarray:
         assert self.labels is not None
-        places = start + self.told.hop * np.arange(first, stop)
+        places = start + np.floor(speed * self.told.hop * np.arange(first, stop)).astype(np.int64)
         labels = self.labels[clips.owners(places, ring)]
         return (labels == np.arange(len(self.told.class_names))[:, None]).astype(np.float32)
 
