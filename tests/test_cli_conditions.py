@@ -233,6 +233,7 @@ def test_what_a_network_with_scores_refuses(scores):
     ("arguments", "words"),
     [
         (["--midi-dir", "none"], "is no folder"),
+        (["--midi-dir", "midi", "--augment-speed", "0.1"], "--augment-speed: moves pitches away"),
         (["--midi-dir", "empty"], "no score for 4 of 4 recording(s)"),
         (["--features", "score"], "--midi-dir DIR go together"),
         (["--features", "mel", "--midi-dir", "midi"], "go together"),

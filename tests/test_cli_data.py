@@ -19,7 +19,7 @@ SHORT = shlex.split(
     "--steps 4 --batch 2 --segment 0.05 --validate-every 2 --validation-seconds 0.5 --checkpoint-every 2 "
     "--sample-every 0 --device cpu --threads 1"
 )
-AUGMENTED = ["--augment-gain", "6", "--augment-polarity"]
+AUGMENTED = ["--augment-gain", "6", "--augment-polarity", "--augment-speed", "0.1"]
 
 
 def train(*arguments, cwd):
@@ -59,8 +59,8 @@ def test_what_was_in_effect_makes_the_same_run(home):
     result = train("--config", "run/effective.json", "--out-dir", "again", cwd=home)
     assert result.returncode == 0, result.stderr
     assert metrics(home / "again") == metrics(home / "run")
-    plain = train("--config", "run/effective.json", "--out-dir", "plain", "--augment-gain", 0,
-                  "--no-augment-polarity", cwd=home)  # fmt: skip
+    off = ("--augment-gain", 0, "--no-augment-polarity", "--augment-speed", 0)
+    plain = train("--config", "run/effective.json", "--out-dir", "plain", *off, cwd=home)
     assert plain.returncode == 0, plain.stderr
     assert metrics(home / "plain") != metrics(home / "run")
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_from_before_these_settings_goes_on(home, tmp_path):
     shutil.rmtree(tmp_path / "run/step-00000004")
     file = tmp_path / "run/step-00000002/training.json"
     progress = json.loads(file.read_text())
-    for name in ("augment_gain", "augment_polarity"):
+    for name in ("augment_gain", "augment_polarity", "augment_speed", "compile"):
         del progress["training"][name]
     for name in ("val_dir", "exclude", "weight"):
         del progress["source"][name]

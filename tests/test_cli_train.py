@@ -18,6 +18,7 @@ import pytest
 import soundfile
 from cli_tools import NETWORK_FLAGS, assert_one_line_error, chord, command, environment, make_audio, run
 
+from wavenet.account import TIMED
 from wavenet.audio import write_wav
 
 SHORT = NETWORK_FLAGS + shlex.split(
@@ -33,7 +34,7 @@ def train(*arguments, cwd, **settings):
 def metrics(folder: Path) -> list[dict]:
     """The account of a run without the one number that no two runs share."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
 
 
 def steps_in(folder: Path) -> list[str]:

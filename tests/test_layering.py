@@ -58,6 +58,8 @@ ORDER = [
     "schedules",
     "account",
     "objectives",
+    "compiling",
+    "loading",
     "fitting",
     "metrics",
     "watching",

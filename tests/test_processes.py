@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from cli_tools import NETWORK_FLAGS, environment, make_audio, make_checkpoint
 
+from wavenet.account import TIMED
+
 # Together more than ten seconds: left to those who ask for it, as continuous integration does.
 pytestmark = pytest.mark.slow
 
@@ -112,7 +114,7 @@ def flags(home: Path, *more: object) -> list:
 
 def account(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
 
 
 def assert_close(found: list[dict], expected: list[dict]) -> None:

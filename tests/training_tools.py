@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from wavenet.account import TIMED
 from wavenet.config import TrainingConfig, WaveNetConfig
 from wavenet.evaluation import cross_entropy
 from wavenet.model import WaveNet
@@ -46,7 +47,7 @@ def equal(a: dict, b: dict) -> bool:
 
 def metrics(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
 
 
 def poison(subject: Trainer, steps: set[int], monkeypatch) -> None:

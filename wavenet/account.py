@@ -15,7 +15,13 @@ def due(step: int, every: int, last: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def window(counters: dict[str, Any], training: TrainingConfig, norm: float, rate: float) -> dict[str, Any]:
+TIMED = ("samples_per_second", "waiting")
+"""Keys of a record that differ from one run of the same steps to the next."""
+
+
+def window(
+    counters: dict[str, Any], training: TrainingConfig, norm: float, rate: float, waiting: float
+) -> dict[str, Any]:
     """Return the record of the steps since the last one, and begin the next window.
 
     Parameters
@@ -27,6 +33,8 @@ def window(counters: dict[str, Any], training: TrainingConfig, norm: float, rate
         Of the last gradient.
     rate : float
         Targets per second.
+    waiting : float
+        Share of the time in which the device waited for segments.
     """
     steps = counters["window_steps"]
     record = {
@@ -36,6 +44,7 @@ def window(counters: dict[str, Any], training: TrainingConfig, norm: float, rate
         "lr": learning_rate(training, counters["step"] - 1),
         "skipped": counters["skipped"],
         "samples_per_second": round(rate),
+        "waiting": round(waiting, 4),
     }
     counters["train_bits"] = record["train_bits"]
     counters["window_bits"], counters["window_steps"] = 0.0, 0

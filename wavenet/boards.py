@@ -19,6 +19,7 @@ TAGS = {
     "gradient_norm": "step/gradient norm",
     "lr": "step/learning rate",
     "samples_per_second": "step/samples per second",
+    "waiting": "step/share of time waiting for data",
 }
 """What of `metrics.jsonl` is drawn, and under which names."""
 

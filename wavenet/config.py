@@ -215,10 +215,14 @@ class TrainingConfig(JsonConfig):
         Training segments are made softer by up to this many dB, at random.
     augment_polarity : bool
         Whether training segments are turned upside down at random.
+    augment_speed : float
+        Training segments are played up to this share faster or slower, at random, pitch and all.
     condition_dropout : float
         Share of the training segments that a network with conditions is told nothing of.
     checkpoint_layers : bool
         Compute every layer again in the backward pass instead of keeping what it computed.
+    compile : bool
+        Let torch compile the network before its first step.
     """
 
     steps: int = 8_000
@@ -249,6 +253,8 @@ class TrainingConfig(JsonConfig):
     augment_polarity: bool = False
     condition_dropout: float = 0.1
     checkpoint_layers: bool = False
+    augment_speed: float = 0.0
+    compile: bool = False
 
     LATER: ClassVar[tuple[str, ...]] = (
         "schedule",
@@ -260,6 +266,8 @@ class TrainingConfig(JsonConfig):
         "augment_polarity",
         "condition_dropout",
         "checkpoint_layers",
+        "augment_speed",
+        "compile",
     )
 
     def __post_init__(self) -> None:
@@ -282,6 +290,7 @@ class TrainingConfig(JsonConfig):
         for name in ("dropout", "label_smoothing", "condition_dropout"):
             self._require(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1")
         self._require(0 <= self.augment_gain <= 60, "augment_gain", "from 0 to 60 dB")
+        self._require(0 <= self.augment_speed <= 1, "augment_speed", "from 0 to 1")
         self._require(0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1")
         if self.silence_db is not None:
             self._require_number("silence_db", 0, 200)

@@ -69,7 +69,7 @@ def add_gradients(
         The mean loss in nats, without label smoothing, so that it compares with validation.
     """
     inputs, targets, frames = segments
-    total, nats = world.count(int((targets != IGNORED).sum())), 0.0
+    total, losses = world.count(int((targets != IGNORED).sum())), []
     first = world.rank * training.accumulate
     for number in range(len(inputs) // training.batch):
         some = slice(number * training.batch, (number + 1) * training.batch)
@@ -88,7 +88,9 @@ def add_gradients(
             objective = smoothed_cross_entropy(logits, wanted, training.label_smoothing) / count
         # By its share of the targets, so that the sum is the mean over them all.
         (objective * (count / total)).backward()
-        nats += float(loss.detach()) * (count / total)
+        losses.append((loss.detach(), count / total))
+    # Asked for only now: a GPU would wait for each.
+    nats = sum(float(loss) * share for loss, share in losses)
     return world.add_up(model.parameters(), nats) if total else nats
 
 

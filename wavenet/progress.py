@@ -69,13 +69,20 @@ class Meter:
         self.smoothing = smoothing
         self.rate = 0.0
         self._last = time.perf_counter()
+        self._worked = 0.0
 
     def count(self, units: float) -> None:
         """Count work done since the last call."""
         now = time.perf_counter()
         rate = units / max(now - self._last, 1e-9)
+        self._worked += now - self._last
         self._last = now
         self.rate = rate if self.rate == 0 else self.smoothing * self.rate + (1 - self.smoothing) * rate
+
+    def share(self, seconds: float) -> float:
+        """Return which share of the working time counted since the last call these seconds are."""
+        worked, self._worked = self._worked, 0.0
+        return min(1.0, seconds / max(worked, 1e-9))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -62,9 +62,10 @@ def restore(
     for name, parameter in model.named_parameters():
         if moments:
             state = {key: moment.state[f"optimizer.{key}.{name}"].clone() for key in MOMENTS}
-            # Adam counts its steps on the CPU.
+            # Adam counts its steps on the CPU, unless it is one kernel of a GPU.
+            steps = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
             optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                key: value.to(steps if key == "step" else parameter.device) for key, value in state.items()
             }
     torch.set_rng_state(moment.state[RANDOM])
 

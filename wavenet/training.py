@@ -17,6 +17,8 @@ from wavenet.account import due, final, status, window
 from wavenet.audio import write_wav
 from wavenet.backends import report
 from wavenet.boards import Board
+from wavenet.clips import Segments
+from wavenet.compiling import compile_network
 from wavenet.config import TrainingConfig, WaveNetConfig, flat
 from wavenet.dataset import Prepared
 from wavenet.distributed import ALONE, World
@@ -24,6 +26,7 @@ from wavenet.errors import CheckpointError, WaveNetError
 from wavenet.evaluation import bits_per_sample
 from wavenet.files import cause
 from wavenet.generation import Generator
+from wavenet.loading import Loader
 from wavenet.metrics import Metrics
 from wavenet.model import WaveNet
 from wavenet.objectives import adapt, add_gradients, parameter_groups
@@ -94,9 +97,14 @@ class Trainer:
         self.segment = max(1, round(training.segment * config.sample_rate))
         adapt(self.model, data.train, self.segment, training.seed)
         self._told = False
+        self.loader = Loader(self._segments, ahead=device.type == "cuda")
         self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
+        if training.compile:
+            compile_network(self.model, training)
         groups = parameter_groups(self.model, training.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=(0.9, 0.99), foreach=True)
+        # On a GPU one kernel for all parameters.
+        kind = "fused" if device.type == "cuda" else "foreach"
+        self.optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=(0.9, 0.99), **{kind: True})
         self.fingerprint = resuming.fingerprint(data)
         self.counters: dict[str, Any] = {**resuming.COUNTERS, **WATCHED}
 
@@ -130,10 +138,7 @@ class Trainer:
         A step whose loss or gradient is not finite changes no weight and is counted.
         """
         counters, training = self.counters, self.training
-        rows = training.batch * training.accumulate
-        segments = self.data.train.batch(
-            counters["step"], rows, self.segment, training.seed, self.world.rank * rows
-        )
+        segments = self.loader.take(counters["step"])
         rate = learning_rate(training, counters["step"])
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -156,6 +161,10 @@ class Trainer:
             self._skip()
         counters["step"] += 1
         return bits, norm
+
+    def _segments(self, step: int) -> Segments:
+        rows = self.training.batch * self.training.accumulate
+        return self.data.train.batch(step, rows, self.segment, self.training.seed, self.world.rank * rows)
 
     def _skip(self) -> None:
         counters = self.counters
@@ -194,6 +203,7 @@ class Trainer:
             if tensorboard and self.world.leads:
                 self.board = Board(self.run / BOARD, self.counters["step"], self.log)
                 stack.callback(self.board.close)
+            stack.callback(self.loader.close)
             return self._train(stop)
 
     def _meet(self) -> None:
@@ -205,14 +215,16 @@ class Trainer:
     def _train(self, stop: Callable[[], bool]) -> bool:
         training, counters = self.training, self.counters
         self.world.once(self._tidy)
-        meter = Meter()
+        meter, waited = Meter(), self.loader.waited
         saved = counters["step"] if self.world.once(lambda: checkpoint.numbered(self.run)) else -1
         while not self.ended and not self.world.any(stop()):
             _, norm = self.step()
             done = counters["step"]
             meter.count(self.samples_per_step)
             if done % LOG_EVERY == 0:
-                self._record(window(counters, training, norm, meter.rate))
+                waiting = meter.share(self.loader.waited - waited)
+                waited = self.loader.waited
+                self._record(window(counters, training, norm, meter.rate, waiting))
             if due(done, training.validate_every, training.steps) and self.data.validation.samples:
                 with meter.paused():
                     self.validate()

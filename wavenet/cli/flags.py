@@ -60,6 +60,8 @@ TRAINING_FLAGS = {
     "keep": "checkpoints kept besides the best",
     "validation_fraction": "share of the files held out for validation",
     "augment_gain": "training segments are made softer by up to so many dB, at random (0: not at all)",
+    "augment_speed": "training segments are played up to this share faster or slower, at random, "
+    "pitch and all (0.06: a semitone; 0: not at all)",
     "condition_dropout": "share of the segments that are told nothing, so that --guidance has its opposite",
 }
 CONDITIONING_FLAGS = {
@@ -77,7 +79,7 @@ TOLD = ("features", "interpolation", *CONDITIONING_FLAGS)
 UNKNOWN = "?"
 """Stands for the names of classes until the recordings have been looked at."""
 
-OTHER_TRAINING_FLAGS = ("schedule", "precision", "augment_polarity", "checkpoint_layers")
+OTHER_TRAINING_FLAGS = ("schedule", "precision", "augment_polarity", "checkpoint_layers", "compile")
 
 DEFAULTS: dict[str, Any] = {
     "audio_dir": None,
@@ -133,6 +135,13 @@ def build_parser() -> Parser:
         action=argparse.BooleanOptionalAction,
         default=ABSENT,
         help="compute layers twice instead of keeping them: less memory, more time (default: not)",
+    )
+    training.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=ABSENT,
+        help="let torch compile the network: a minute before the first step, and faster ones on a GPU "
+        "(default: not)",
     )
     training.add_argument(
         "--schedule",

@@ -70,6 +70,8 @@ def work(options: argparse.Namespace) -> int:
 
     from wavenet import checkpoint
     from wavenet.boards import writer_class
+    from wavenet.compiling import compiling_explained
+    from wavenet.conditions import refuse_speed
     from wavenet.evaluation import resolve_precision
     from wavenet.fitting import explained, fitted
     from wavenet.pairing import attach, with_classes
@@ -109,6 +111,8 @@ def work(options: argparse.Namespace) -> int:
         )
     if not options.dry_run and world.leads:
         _check_place(options.out_dir)
+    if training.augment_speed:
+        refuse_speed(config.conditioning)
     training = dataclasses.replace(training, precision=resolve_precision(training.precision, device))
     if auto and world.size > 1:
         raise ConfigError(f"--batch auto: {world.size} processes have to agree on it; give a number")
@@ -131,7 +135,7 @@ def work(options: argparse.Namespace) -> int:
     if found is not None:
         trainer.restore(*found)
         console.line(f"resuming from {found[0]}")
-    with explained(config, training, device):
+    with explained(config, training, device), compiling_explained():
         code = _dry_run(trainer, console) if options.dry_run else _train(trainer, console, options, limit)
     # One that ends is taken for a failure by what started it, if its code is not 0, and ends the others.
     world.leave()
@@ -164,9 +168,12 @@ def _prepared(
     )
     console.clear()
     console.line(str(data.report))
-    if training.augment_gain or training.augment_polarity:
+    if training.augment_gain or training.augment_polarity or training.augment_speed:
         data.train.augmentation = Augmentation(
-            config.quantization_channels, training.augment_gain, training.augment_polarity
+            config.quantization_channels,
+            training.augment_gain,
+            training.augment_polarity,
+            training.augment_speed,
         )
     if source.get("weight"):
         data.train.weigh(weights(data.train.names, source["weight"]))
