@@ -225,7 +225,7 @@ def test_an_existing_file_is_replaced_when_told_to(home, monkeypatch, capsys):
 
 def test_usage_errors_exit_with_2(home):
     for arguments in (["--part", "test"], ["--second", "1"], ["stray"]):
-        result = run("evaluate", *DATA, *arguments, cwd=home)
+        result = run("evaluate", *arguments, *DATA, cwd=home)
         assert result.returncode == 2 and "usage:" in result.stderr
 
 
@@ -290,10 +290,10 @@ def test_several_folders_and_one_for_validation(home, tmp_path, monkeypatch, cap
     ]  # fmt: skip
     assert sorted(names["all"]) == sorted([*names["train"], *names["validation"]])
     code, output, _ = evaluate(
-        home, monkeypatch, capsys, *folders, "--exclude", "take-0*", "--part", "train", "--json", "-"
+        home, monkeypatch, capsys, *folders, "--exclude", "take-1*", "--part", "train", "--json", "-"
     )
     assert code == 0
-    assert not [each for each in json.loads(output)["recordings"] if "take-0" in each["name"]]
+    assert not [each for each in json.loads(output)["recordings"] if "take-1" in each["name"]]
 
 
 def test_the_folders_of_training_are_divided_as_it_was_told(home, tmp_path, monkeypatch, capsys):
