@@ -41,6 +41,40 @@ void keep_top_p(const float* logits, float* weights, int64_t kept, double top_p,
   for (int64_t rank = 0; rank < left; ++rank) weights[order[rank]] = 0.0f;
 }
 
+// Weights are summed in runs of this many, so that additions do not wait for one another.
+constexpr int64_t kRun = 16;
+
+// The sum of a run, in the same order on every machine.
+double run_sum(const float* weights, int64_t count) {
+  double sums[4] = {};
+  for (int64_t index = 0; index < count; ++index) sums[index % 4] += weights[index];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+double run_sum(const float* weights) { return run_sum(weights, kRun); }
+
+// Calls `take(first, count, sum)` for run after run, until it returns false.
+template <typename Take>
+void each_run(const float* weights, int64_t classes, Take take) {
+  int64_t first = 0;
+  for (; first + kRun <= classes; first += kRun) {
+    if (!take(first, kRun, run_sum(weights + first))) return;
+  }
+  if (first < classes) take(first, classes - first, run_sum(weights + first, classes - first));
+}
+
+// The first of `count` classes at which the cumulative weight, `below` before them, exceeds a threshold; the
+// last that has a weight where rounding lets none.
+int64_t find(const float* weights, int64_t count, double below, double threshold) {
+  int64_t last_kept = 0;
+  for (int64_t index = 0; index < count; ++index) {
+    below += weights[index];
+    if (below > threshold) return index;
+    if (weights[index] > 0.0f) last_kept = index;
+  }
+  return last_kept;
+}
+
 }  // namespace
 
 int64_t largest(const float* logits, int64_t classes) {
@@ -55,16 +89,24 @@ int64_t draw(const float* logits, float* weights, int64_t classes, const Samplin
     if (sampling.top_p < 1.0) keep_top_p(logits, weights, kept, sampling.top_p, order);
   }
   double total = 0.0;
-  for (int64_t index = 0; index < classes; ++index) total += weights[index];
+  each_run(weights, classes, [&](int64_t, int64_t, double sum) {
+    total += sum;
+    return true;
+  });
   const double threshold = uniform * total;
-  double cumulative = 0.0;
-  int64_t last_kept = 0;
-  for (int64_t index = 0; index < classes; ++index) {
-    cumulative += weights[index];
-    if (cumulative > threshold) return index;
-    if (weights[index] > 0.0f) last_kept = index;
-  }
-  return last_kept;
+  double below = 0.0;
+  int64_t first_left = 0, left = 0;
+  each_run(weights, classes, [&](int64_t first, int64_t count, double sum) {
+    // Runs without a weight, at the end, are not to be drawn from whatever rounding does.
+    if (sum > 0.0) {
+      first_left = first;
+      left = count;
+      if (below + sum > threshold) return false;
+    }
+    below += sum;
+    return true;
+  });
+  return first_left + find(weights + first_left, left, below, threshold);
 }
 
 }  // namespace wavenet

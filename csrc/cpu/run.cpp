@@ -1,5 +1,6 @@
 #include "cpu/run.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <new>
@@ -109,11 +110,11 @@ class Workspace {
   void lay_out(const Network& net, int64_t streams) {
     const auto padded = [](int64_t count) { return (count + kPad - 1) / kPad * kPad; };
     scratch_.taps_stride = padded(net.taps * net.residual);
-    int64_t inputs = scratch_.taps_stride;
-    for (const int64_t others : {net.dilated_padded, net.skip_padded, net.head_padded}) {
-      inputs = others > inputs ? others : inputs;
-    }
-    scratch_.quantised_stride = padded(inputs / kPacked);
+    const auto take_bytes = [&](Bytes& bytes, int64_t inputs) {
+      bytes.stride = padded(inputs / kPacked);
+      take(bytes.words, streams * bytes.stride);
+      take(bytes.scale, streams);
+    };
     take(scratch_.hidden, streams * (net.residual_padded + net.skip_padded));
     take(scratch_.taps, streams * scratch_.taps_stride);
     take(scratch_.activation, streams * 2 * net.dilated_padded);
@@ -121,10 +122,11 @@ class Workspace {
     take(scratch_.head, streams * net.head_padded);
     take(scratch_.logits, streams * net.classes_padded);
     take(scratch_.slot, streams * net.layers);
-    take(scratch_.quantised, streams * scratch_.quantised_stride);
+    take_bytes(scratch_.taps_bytes, scratch_.taps_stride);
+    take_bytes(scratch_.gated_bytes, net.dilated_padded);
+    take_bytes(scratch_.head_bytes, std::max(net.skip_padded, net.head_padded));
     take(scratch_.weights, net.classes_padded);
     take(scratch_.order, net.classes);
-    take(scratch_.input_scale, streams);
     take(scratch_.frame, streams);
   }
 

@@ -32,23 +32,29 @@ struct Task {
 // rarely, few enough for what is worked on to stay in the second-level cache.
 constexpr int64_t kGroup = 36;
 
+// Rows of inputs to a product in int8, four a word, and what one step of each row's inputs is worth.
+struct Bytes {
+  int32_t* words;
+  float* scale;
+  int64_t stride;
+};
+
 // One thread's working memory: a row of every array for each that shares a reading of the weights. Rows and
 // arrays are padded and aligned to 64 bytes.
 struct Scratch {
-  float* hidden;       // (residual_padded + skip_padded): residual path, then the skip sum
-  float* taps;         // (taps * residual), oldest first; zeros behind
-  float* activation;   // (2 * dilation_padded): filter, then gate
-  float* gated;        // (dilation_padded)
-  float* head;         // (head_padded)
-  float* logits;       // (classes_padded)
-  int64_t* slot;       // (layers): where in its ring each layer's next input goes
-  int32_t* quantised;  // a matrix's inputs in int8, four a word
-  int64_t taps_stride, quantised_stride;
+  float* hidden;      // (residual_padded + skip_padded): residual path, then the skip sum
+  float* taps;        // (taps * residual), oldest first; zeros behind
+  float* activation;  // (2 * dilation_padded): filter, then gate
+  float* gated;       // (dilation_padded)
+  float* head;        // (head_padded)
+  float* logits;      // (classes_padded)
+  int64_t* slot;      // (layers): where in its ring each layer's next input goes
+  int64_t taps_stride;
+  Bytes taps_bytes, gated_bytes, head_bytes;  // int8
   // Not by stream.
-  float* weights;      // (classes_padded)
-  int32_t* order;      // (classes)
-  float* input_scale;  // (kGroup)
-  GateFrame* frame;    // (kGroup)
+  float* weights;    // (classes_padded)
+  int32_t* order;    // (classes)
+  GateFrame* frame;  // (kGroup)
 };
 
 constexpr int64_t kFinite = -1;
