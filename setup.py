@@ -72,6 +72,16 @@ X86_SOURCES: dict[str, list[str]] = {
     "csrc/cpu/kernel_avx512.cpp": AVX512_FLAGS,
     "csrc/cpu/kernel_avx512vnni.cpp": [*AVX512_FLAGS, "-mavx512vnni"],
 }
+ARM_SOURCES: dict[str, list[str]] = {
+    "csrc/cpu/kernel_neon.cpp": [],
+    "csrc/cpu/kernel_neondot.cpp": ["-march=armv8.2-a+dotprod"],
+}
+MACHINE_SOURCES = {
+    "x86_64": X86_SOURCES,
+    "AMD64": X86_SOURCES,
+    "aarch64": ARM_SOURCES,
+    "arm64": ARM_SOURCES,
+}
 
 
 # Of torch and the driver the CUDA engine needs nothing to be loaded: the runtime is linked in.
@@ -227,7 +237,7 @@ class BuildExtension(build_ext):
         includes = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
         includes += ["-isystem", sysconfig.get_path("include")]
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
-        sources = {**SOURCES, **(X86_SOURCES if platform.machine() in ("x86_64", "AMD64") else {})}
+        sources = {**SOURCES, **MACHINE_SOURCES.get(platform.machine(), {})}
         nvcc, kernels, without_cuda = self.compile_kernels(compiler, objects)
         if nvcc:
             sources |= CUDA_SOURCES

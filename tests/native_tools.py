@@ -16,7 +16,7 @@ from wavenet.state import GeneratorState
 UNAVAILABLE = native.load_extension()
 needs_extension = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 
-INSTRUCTION_SETS = ["base", "avx2", "avx512", "avx512vnni"]
+INSTRUCTION_SETS = native.INSTRUCTION_SETS
 
 
 def use_instruction_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
@@ -149,9 +150,30 @@ def test_the_wheel_serves_any_python_and_any_processor(tree):
     assert not [command for command in commands if "-march=" in command or "-ffast-math" in command]
     (binding,) = (command for command in commands if "binding.cpp" in command)
     assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in binding
-    if platform.machine() == "x86_64":
-        special = {command for command in commands if " -mavx" in command}
-        assert len(special) == 3 and all("/kernel_avx" in command for command in special)
+
+
+@pytest.mark.parametrize(
+    ("machine", "kernels"),
+    [
+        ("x86_64", {"avx2": "-mavx2", "avx512": "-mavx512f", "avx512vnni": "-mavx512vnni"}),
+        ("aarch64", {"neon": "", "neondot": "-march=armv8.2-a+dotprod"}),
+        ("arm64", {"neon": "", "neondot": "-march=armv8.2-a+dotprod"}),
+        ("riscv64", {}),
+    ],
+)
+def test_each_kind_of_processor_gets_its_kernels(tree, machine, kernels):
+    compiler = stand_in(tree, f'echo "$@" >> {tree}/log; echo built > "$out"')
+    before = f"import platform; platform.machine = lambda: {machine!r}; "
+    result = build(tree, before=before, WAVENET_BUILD="cpu", CXX=compiler)
+    assert result.returncode == 0, result.stderr
+    found = {}
+    for command in (tree / "log").read_text().splitlines():
+        if name := re.search(r"/kernel_(\w+)\.cpp", command):
+            found[name[1]] = command
+    assert set(found) == {"base", *kernels}
+    for name, command in found.items():
+        special = [word for word in command.split() if word.startswith("-m")]
+        assert (kernels.get(name, "") in special) if kernels.get(name) else not special
 
 
 def torch_with_cuda(tree: Path) -> str:

@@ -9,6 +9,7 @@ namespace {
 typedef float Vec __attribute__((vector_size(32)));
 typedef int32_t IntVec __attribute__((vector_size(32)));
 constexpr int kRegisters = 16;
+constexpr bool kSignedInputs = false;
 
 inline Vec splat(float x) { return (Vec)_mm256_set1_ps(x); }
 inline IntVec splat_word(int32_t x) { return (IntVec)_mm256_set1_epi32(x); }

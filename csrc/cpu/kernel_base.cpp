@@ -11,6 +11,7 @@ namespace {
 typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t IntVec __attribute__((vector_size(16)));
 constexpr int kRegisters = 16;
+constexpr bool kSignedInputs = false;
 
 inline Vec splat(float x) { return Vec{x, x, x, x}; }
 inline IntVec splat_word(int32_t x) { return IntVec{x, x, x, x}; }

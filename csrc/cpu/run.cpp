@@ -11,6 +11,10 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace wavenet::cpu {
@@ -22,6 +26,22 @@ struct InstructionSet {
   ReadWords read_words;
   MultiplyAdds multiply_adds;
 };
+
+#if defined(__aarch64__)
+// Whether the processor has the instructions of four products of bytes at a time.
+bool multiplies_bytes() {
+#if defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof(found);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found != 0;
+#elif defined(AT_HWCAP)
+  constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP of asm/hwcap.h
+  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // Slowest first. Read from the processor once.
 const std::vector<InstructionSet>& instruction_sets() {
@@ -38,6 +58,11 @@ const std::vector<InstructionSet>& instruction_sets() {
       if (__builtin_cpu_supports("avx512vnni"))
         found.push_back(
             {"avx512vnni", avx512vnni::run_group, avx512vnni::read_words, avx512vnni::multiply_adds});
+    }
+#elif defined(__aarch64__)
+    found.push_back({"neon", neon::run_group, neon::read_words, neon::multiply_adds});
+    if (multiplies_bytes()) {
+      found.push_back({"neondot", neondot::run_group, neondot::read_words, neondot::multiply_adds});
     }
 #endif
     return found;

@@ -71,25 +71,18 @@ using ReadWords = int32_t (*)(const int32_t* words, int64_t count);
 constexpr int64_t kTable = 26 * kPad;
 using MultiplyAdds = int64_t (*)(bool int8, const int32_t* table, int64_t steps, float* sink);
 
-namespace base {
-void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
-int32_t read_words(const int32_t* words, int64_t count);
-int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
-}  // namespace base
-namespace avx2 {
-void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
-int32_t read_words(const int32_t* words, int64_t count);
-int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
-}  // namespace avx2
-namespace avx512 {
-void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
-int32_t read_words(const int32_t* words, int64_t count);
-int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
-}  // namespace avx512
-namespace avx512vnni {
-void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed);
-int32_t read_words(const int32_t* words, int64_t count);
-int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);
-}  // namespace avx512vnni
+#define WAVENET_INSTRUCTION_SET(name)                                                                      \
+  namespace name {                                                                                         \
+  void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed); \
+  int32_t read_words(const int32_t* words, int64_t count);                                                 \
+  int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);                      \
+  }
+WAVENET_INSTRUCTION_SET(base)
+WAVENET_INSTRUCTION_SET(avx2)
+WAVENET_INSTRUCTION_SET(avx512)
+WAVENET_INSTRUCTION_SET(avx512vnni)
+WAVENET_INSTRUCTION_SET(neon)
+WAVENET_INSTRUCTION_SET(neondot)
+#undef WAVENET_INSTRUCTION_SET
 
 }  // namespace wavenet::cpu

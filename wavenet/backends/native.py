@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.machinery
 import json
+import platform
 import re
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from wavenet.model import WaveNet
 from wavenet.packing import PRECISIONS, pack
 from wavenet.state import GeneratorState, Sampling
 
-INSTRUCTION_SETS = ("base", "avx2", "avx512", "avx512vnni")
-"""All that the engine is written for, slowest first; a processor has some of them."""
+_X86, _ARM = ("avx2", "avx512", "avx512vnni"), ("neon", "neondot")
+
+INSTRUCTION_SETS = ("base", *_X86, *_ARM)
+"""All that the engine is written for, slowest first of each kind; a processor has some of one kind."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # How csrc/binding.cpp marks its errors: with position and row where logits were not finite, and the text.
@@ -28,8 +31,8 @@ _ERROR = re.compile(r"wavenet:(?:nonfinite:(\d+):(\d+)|error): (.*)")
 class NativeBackend:
     """Generation by the C++ engine on the CPU.
 
-    The environment variable WAVENET_CPU forces an instruction set ("base", "avx2", "avx512", "avx512vnni");
-    by default the best that the processor has is used.
+    The environment variable WAVENET_CPU forces an instruction set of `INSTRUCTION_SETS`; by default the best
+    that the processor has is used.
 
     Parameters
     ----------
@@ -87,7 +90,8 @@ class NativeBackend:
     def details(cls) -> list[str]:
         """Return what else is to be known of the engine here, where it is available."""
         found = cls.instruction_sets()
-        missing = [name for name in INSTRUCTION_SETS if name not in found]
+        kind = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}.get(platform.machine(), ())
+        missing = [name for name in kind if name not in found]
         told = [f"instruction set {cls.instruction_set()} of {' '.join(found)}"]
         return told + ([f"not on this processor: {' '.join(missing)}"] if missing else [])
 
