@@ -60,6 +60,7 @@ SOURCES: dict[str, list[str]] = {
     "csrc/binding.cpp": [],
     "csrc/module.cpp": [],
     "csrc/core/network.cpp": [],
+    "csrc/core/philox.cpp": [],
     "csrc/core/sampling.cpp": [],
     "csrc/cpu/run.cpp": [],
     "csrc/cpu/kernel_base.cpp": [],

@@ -53,9 +53,10 @@ void require(bool holds, const Parts&... parts) {
 }
 
 // torch has only one reason not to give memory of a checked size, but reports it in several lines.
-inline Tensor allocate(const Tensor& like, std::vector<int64_t> shape) {
+inline Tensor allocate(const Tensor& like, std::vector<int64_t> shape,
+                       std::optional<ScalarType> type = std::nullopt) {
   try {
-    return torch::stable::new_empty(like, shape);
+    return torch::stable::new_empty(like, shape, type);
   } catch (const std::exception&) {
     throw std::bad_alloc();
   }

@@ -4,6 +4,7 @@
 // torch's Python entry to operators releases the GIL around the call (tests/test_native.py runs a Python
 // thread beside it), so nothing here does.
 #include "arguments.h"
+#include "core/philox.h"
 
 namespace {
 
@@ -70,6 +71,27 @@ Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tens
   });
 }
 
+Tensor uniforms(int64_t seed, const Tensor& stream, const Tensor& substream, const Tensor& position,
+                int64_t steps) {
+  return marked([&] {
+    const int64_t batch = stream.dim() == 1 ? stream.size(0) : -1;
+    check("stream", stream, ScalarType::Long, {batch});
+    check("substream", substream, ScalarType::Long, {batch});
+    check("position", position, ScalarType::Long, {batch});
+    check_range("position", position.const_data_ptr<int64_t>(), batch, 0, kMostSamples);
+    require(steps >= 0 && steps < kMostSamples, "steps = ", steps, ": must be 0 or more");
+    Tensor drawn = allocate(position, {batch, steps}, ScalarType::Float);
+    for (int64_t row = 0; row < batch; ++row) {
+      const auto word = [row](const Tensor& of) {
+        return static_cast<uint64_t>(of.const_data_ptr<int64_t>()[row]);
+      };
+      wavenet::uniforms({static_cast<uint64_t>(seed), word(stream), word(substream)}, word(position), steps,
+                        drawn.mutable_data_ptr<float>() + row * steps);
+    }
+    return drawn;
+  });
+}
+
 double read_rate(const Tensor& data, double seconds) {
   return marked([&] {
     check("data", data, ScalarType::Byte, {-1});
@@ -98,6 +120,7 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
       "generate(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
       "Tensor(c!) last_sample, Tensor uniforms, float temperature, int top_k, float top_p, "
       "Tensor? gate_bias, int hop, int gate_start, bool linear, int threads) -> Tensor");
+  m.def("uniforms(int seed, Tensor stream, Tensor substream, Tensor position, int steps) -> Tensor");
   m.def("cpu_read_rate(Tensor data, float seconds) -> float");
   m.def("cpu_multiply_add_rate(bool int8, float seconds) -> float");
   m.def("cpu_instruction_set() -> str");
@@ -107,6 +130,7 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CPU, m) {
   m.impl("advance", TORCH_BOX(&advance));
   m.impl("generate", TORCH_BOX(&generate));
+  m.impl("uniforms", TORCH_BOX(&uniforms));
   m.impl("cpu_read_rate", TORCH_BOX(&read_rate));
 }
 

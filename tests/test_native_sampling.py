@@ -6,12 +6,14 @@ import naive
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from native_tools import INSTRUCTION_SETS, empty_state, model_of, needs_extension, random_model, random_state
 from native_tools import use_instruction_set as use
 from scipy import stats
 
 from wavenet.backends.native import NativeBackend
-from wavenet.state import Sampling
+from wavenet.state import GeneratorState, Sampling, uniforms
 
 pytestmark = needs_extension
 
@@ -42,6 +44,27 @@ def near(row: np.ndarray, uniform: float, options: dict) -> set[int]:
     """The classes that draws within float32 rounding of `uniform` may give."""
     moved = (min(max(uniform + step, 0), 1 - 1e-12) for step in (-1e-6, 0, 1e-6))
     return {naive.draw(row, each, **options) for each in moved}
+
+
+@given(
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 2**60 - 200),
+    st.integers(0, 70),
+    st.lists(st.tuples(st.integers(0, 2**60), st.integers(0, 2**60)), min_size=1, max_size=4),
+)
+def test_uniform_numbers_are_numpys(seed, position, steps, streams):
+    """Of any number of streams at different positions, to the bit."""
+    numbers = torch.tensor(streams)
+    positions = position + torch.arange(len(streams))
+    state = GeneratorState(
+        torch.zeros(len(streams), 1, 1),
+        positions,
+        positions,
+        numbers[:, 0].clone(),
+        seed,
+        numbers[:, 1].clone(),
+    )
+    assert torch.equal(NativeBackend.uniforms(state, steps), uniforms(state, steps))
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ REFUSED = [
     ({"weights": BYTES[1:], "geometry": geometry(version=3)}, "do not begin at a multiple of 4 bytes"),
     (
         {"weights": BYTES, "geometry": geometry(version=3, taps=64, residual=1025)},
-        r"kernel_size \* residual_channels in int8 = 65600: must be 1 to 65536",
+        r"kernel_size \* residual_channels = 65600: int8 takes at most 65536; use bf16 or fp32",
     ),
     ({"geometry": geometry(version=0)}, "weight layout 0 is unknown"),
     ({"geometry": []}, "geometry has 0 entries"),

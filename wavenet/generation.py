@@ -319,8 +319,10 @@ class Generator:
         gate_bias: Bias | None,
     ) -> Iterator[torch.Tensor]:
         left = math.inf if steps is None else steps
+        # Compiled engines make the same numbers sooner.
+        numbers = getattr(self.backend, "uniforms", uniforms)
         while left > 0:
-            draws = uniforms(state, int(min(chunk, left)))
+            draws = numbers(state, int(min(chunk, left)))
             # What does not change from chunk to chunk has been fitted already.
             moving = isinstance(gate_bias, Steering)
             bias = self._fit_to(gate_bias, state, draws.shape[1]) if moving else gate_bias

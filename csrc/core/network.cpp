@@ -129,7 +129,12 @@ Geometry parse_geometry(const int64_t* entries, size_t count) {
     geometry.dilations.push_back(checked("dilation", entries[index], 1, kLargestDilation));
   }
   if (geometry.precision == Precision::kInt8) {
-    checked("kernel_size * residual_channels in int8", geometry.taps * geometry.residual, 1, kMostInt8Inputs);
+    const int64_t inputs = geometry.taps * geometry.residual;
+    if (inputs > kMostInt8Inputs) {
+      throw std::runtime_error("kernel_size * residual_channels = " + std::to_string(inputs) +
+                               ": int8 takes at most " + std::to_string(kMostInt8Inputs) +
+                               "; use bf16 or fp32");
+    }
   }
   return geometry;
 }

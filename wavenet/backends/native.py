@@ -63,6 +63,11 @@ class NativeBackend:
         self.threads = threads
         self.precision = precision
         self.packed = pack(model, precision)
+        # What the engine would refuse it says at once, on no streams.
+        config = model.config
+        none = torch.empty(0, dtype=torch.int64)
+        queues = torch.empty(0, config.queue_steps, config.residual_channels)
+        self.advance(GeneratorState(queues, none, none, none), none[:, None])
 
     @staticmethod
     def available() -> str | None:
@@ -94,6 +99,12 @@ class NativeBackend:
         missing = [name for name in kind if name not in found]
         told = [f"instruction set {cls.instruction_set()} of {' '.join(found)}"]
         return told + ([f"not on this processor: {' '.join(missing)}"] if missing else [])
+
+    @staticmethod
+    def uniforms(state: GeneratorState, steps: int) -> torch.Tensor:
+        """Return the same numbers as `wavenet.state.uniforms`, many streams at a time."""
+        numbers = (each.cpu() for each in (state.stream, state.substream, state.position))
+        return torch.ops.wavenet.uniforms(state.seed, *numbers, steps)
 
     def advance(
         self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
@@ -206,6 +217,10 @@ def _register_fakes() -> None:
     @torch.library.register_fake("wavenet::advance")
     def _(weights, geometry, queues, position, last_sample, samples, gate_bias, hop, start, linear, threads):
         return queues.new_empty(*samples.shape, geometry[1])
+
+    @torch.library.register_fake("wavenet::uniforms")
+    def _(seed, stream, substream, position, steps):
+        return stream.new_empty(len(stream), steps, dtype=torch.float32)
 
     @torch.library.register_fake("wavenet::generate")
     def _(
