@@ -12,12 +12,15 @@ avx2="-mavx2 -mfma"
 # GCC 12 takes the undefined operands in its own header of intrinsics for a mistake.
 avx512="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-uninitialized -Wno-maybe-uninitialized"
 
-# build_check COMPILER ARCHITECTURE FLAGS: writes $build/check.
+# build_check FOLDER COMPILER ARCHITECTURE FLAGS: makes the folder, and the program `check` in it.
 build_check() {
+  folder="$1"
+  shift
   flags="-std=c++17 -g -ffp-contract=off -pthread -Wall -Wextra -Werror -I. $3"
   objects=""
+  mkdir "$folder"
   compile() {
-    object="$build/$(basename "$2" .cpp).o"
+    object="$folder/$(basename "$2" .cpp).o"
     $1 $flags $3 -c "$2" -o "$object"
     objects="$objects $object"
   }
@@ -33,29 +36,42 @@ build_check() {
       compile "$1" cpu/kernel_neondot.cpp "-march=armv8.2-a+dotprod"
       ;;
   esac
-  $1 $flags $objects -o "$build/check"
+  $1 $flags $objects -o "$folder/check"
 }
 
+# sanitized SANITIZER CASES: builds and runs; what it says goes into a file.
+sanitized() {
+  build_check "$build/$1" "${CXX:-c++}" "$(uname -m)" "-O1 -fsanitize=$1 -fno-sanitize-recover=all"
+  "$build/$1/check" "$2" > "$build/$1/said"
+}
+
+# Both at once.
+sanitized address,undefined "${1:-30}" &
+first=$!
+sanitized thread "${1:-30}" &
+second=$!
+failed=0
+wait "$first" || failed=1
+wait "$second" || failed=1
 for sanitizer in address,undefined thread; do
-  build_check "${CXX:-c++}" "$(uname -m)" "-O1 -fsanitize=$sanitizer -fno-sanitize-recover=all"
   echo "sanitizer $sanitizer:"
-  "$build/check" "${1:-30}" > "$build/here" || { cat "$build/here"; exit 1; }
-  cat "$build/here"
+  cat "$build/$sanitizer/said" || failed=1
 done
+if [ "$failed" != 0 ]; then exit 1; fi
 
 if ! command -v aarch64-linux-gnu-g++ > /dev/null || ! command -v qemu-aarch64 > /dev/null; then
   echo "64-bit ARM: skipped (needs aarch64-linux-gnu-g++ and qemu-aarch64)"
   exit 0
 fi
-build_check aarch64-linux-gnu-g++ aarch64 "-O2 -static"
+build_check "$build/arm" aarch64-linux-gnu-g++ aarch64 "-O2 -static"
 for processor in cortex-a53 max; do
   echo "64-bit ARM, $processor:"
   # As many networks as the checksum is of, or as few as were asked for: every instruction is emulated.
   cases="${1:-2}"
   if [ "$cases" -gt 2 ]; then cases=2; fi
-  qemu-aarch64 -cpu "$processor" "$build/check" "$cases" > "$build/there" || { cat "$build/there"; exit 1; }
+  qemu-aarch64 -cpu "$processor" "$build/arm/check" "$cases" > "$build/there" || { cat "$build/there"; exit 1; }
   cat "$build/there"
-  if [ "$(tail -n 1 "$build/here")" != "$(tail -n 1 "$build/there")" ]; then
+  if [ "$(tail -n 1 "$build/thread/said")" != "$(tail -n 1 "$build/there")" ]; then
     echo "int8 gives other bits on 64-bit ARM, $processor, than here" >&2
     exit 1
   fi

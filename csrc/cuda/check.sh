@@ -1,23 +1,32 @@
 #!/bin/sh
-# Compiles the CUDA kernels for every architecture that is shipped, and fails if one keeps values in memory for
-# want of registers. Needs nvcc (NVCC names another), but no GPU.
+# Installs the package with its CUDA kernels, compiled once for every architecture that is shipped, and fails if
+# one keeps values in memory for want of registers. Needs nvcc (NVCC names another), but no GPU.
 # Usage: csrc/cuda/check.sh
 set -eu
-cd "$(dirname "$0")/.."
-nvcc="${NVCC:-nvcc}"
-build="$(mktemp -d)"
-trap 'rm -rf "$build"' EXIT
+cd "$(dirname "$0")/../.."
+nvcc="$(command -v "${NVCC:-nvcc}")"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+log="$work/log"
+# The compiler that the installation calls: it tells of the kernels' registers, which pip would not show.
+cat > "$work/nvcc" <<END
+#!/bin/sh
+case "\$*" in
+  *run.cu*) "$nvcc" "\$@" -Xptxas -v -Werror all-warnings > "$log" 2>&1 || { cat "$log" >&2; exit 1; } ;;
+  *) exec "$nvcc" "\$@" ;;
+esac
+END
+chmod +x "$work/nvcc"
+WAVENET_BUILD=cuda NVCC="$work/nvcc" python -m pip install --quiet --no-build-isolation --no-deps -e .
+if grep -E '[1-9][0-9]* bytes (stack frame|spill)' "$log" >&2; then
+  echo "a kernel spills registers, or keeps an array in memory" >&2
+  exit 1
+fi
 for number in 75 80 86 90; do
-  flags="-std=c++17 -O3 -fmad=false -DNDEBUG -I. -arch=sm_$number -Xptxas -v -Werror all-warnings"
-  if ! "$nvcc" $flags -c cuda/run.cu -o "$build/run.o" > "$build/log" 2>&1; then
-    cat "$build/log" >&2
+  kernels="$(grep -c "Compiling entry function .* for 'sm_$number'" "$log")" || {
+    echo "sm_$number: nothing was compiled for it" >&2
     exit 1
-  fi
-  if grep -E '[1-9][0-9]* bytes (stack frame|spill)' "$build/log" >&2; then
-    echo "sm_$number: a kernel spills registers, or keeps an array in memory" >&2
-    exit 1
-  fi
-  echo "sm_$number: $(grep -c 'Used .* registers' "$build/log") kernels, most registers $(
-    sed -n 's/.*Used \([0-9]*\) registers.*/\1/p' "$build/log" | sort -n | tail -1
-  ), none spilled"
+  }
+  echo "sm_$number: $kernels kernels"
 done
+echo "most registers $(sed -n 's/.*Used \([0-9]*\) registers.*/\1/p' "$log" | sort -n | tail -1), none spilled"
