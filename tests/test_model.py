@@ -1,6 +1,8 @@
 """The network: causality, receptive field, and what is saved of it."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,6 +106,26 @@ def test_gate_bias_interpolation_and_ends():
     import numpy as np
 
     assert linear.numpy() == pytest.approx(np.interp(list(positions), [2, 6, 10], [0, 1, 3]), abs=1e-6)
+
+
+LOADING = """
+import sys, torch
+from wavenet import WaveNet
+torch.manual_seed(3)
+expected = torch.rand(3)
+torch.manual_seed(3)
+WaveNet.from_pretrained(sys.argv[1])
+assert torch.equal(torch.rand(3), expected), "torch's random numbers went on"
+slow = [name for name in ("torch._dynamo", "sympy", "librosa", "scipy", "numba") if name in sys.modules]
+assert not slow, f"loads {slow}"
+"""
+
+
+def test_loading_a_network_draws_nothing_and_needs_no_compiler(tmp_path):
+    WaveNet(CONFIGS[0]).save_pretrained(tmp_path / "net")
+    command = [sys.executable, "-c", LOADING, str(tmp_path / "net")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_save_and_load_give_the_same_network(tmp_path):

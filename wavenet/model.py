@@ -226,7 +226,9 @@ class WaveNet(nn.Module):
         config = read_config(Path(directory))
         path = Path(directory) / WEIGHTS_FILE
         tensors = read_tensors(path)
-        with torch.device("meta"):
+        # Beginning values cost milliseconds; on torch's meta device, which has none, drawing them loads its
+        # compiler, which takes as long as loading torch.
+        with torch.random.fork_rng(devices=[]):
             model = cls(config)
         check_tensors(path, tensors, model.state_dict())
         model.load_state_dict(tensors, assign=True)
