@@ -58,11 +58,13 @@ COMMON_FLAGS = [
 ]
 SOURCES: dict[str, list[str]] = {
     "csrc/binding.cpp": [],
+    "csrc/binding_training.cpp": [],
     "csrc/module.cpp": [],
     "csrc/core/network.cpp": [],
     "csrc/core/philox.cpp": [],
     "csrc/core/sampling.cpp": [],
     "csrc/cpu/run.cpp": [],
+    "csrc/cpu/training.cpp": [],
     "csrc/cpu/kernel_base.cpp": [],
 }
 # Compiled for more than the machine at hand; which one runs is decided when it runs.
@@ -72,6 +74,9 @@ X86_SOURCES: dict[str, list[str]] = {
     "csrc/cpu/kernel_avx2.cpp": AVX2_FLAGS,
     "csrc/cpu/kernel_avx512.cpp": AVX512_FLAGS,
     "csrc/cpu/kernel_avx512vnni.cpp": [*AVX512_FLAGS, "-mavx512vnni"],
+    "csrc/cpu/training_avx2.cpp": AVX2_FLAGS,
+    "csrc/cpu/training_avx512.cpp": AVX512_FLAGS,
+    "csrc/cpu/training_avx512bf16.cpp": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 ARM_SOURCES: dict[str, list[str]] = {
     "csrc/cpu/kernel_neon.cpp": [],

@@ -125,6 +125,15 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
   m.def("cpu_multiply_add_rate(bool int8, float seconds) -> float");
   m.def("cpu_instruction_set() -> str");
   m.def("cpu_instruction_sets() -> str");
+  m.def("cpu_can_train(bool bf16) -> bool");
+  m.def(
+      "gated_layer(Tensor x, Tensor dilated_weight, Tensor dilated_bias, Tensor? output_weight, "
+      "Tensor? output_bias, Tensor? gate_bias, Tensor(a!) gates, int dilation, int hop, int start, "
+      "bool linear, bool bf16) -> (Tensor, Tensor)");
+  m.def(
+      "gated_layer_backward(Tensor x, Tensor dilated_weight, Tensor dilated_bias, Tensor? output_weight, "
+      "Tensor? output_bias, Tensor? gate_bias, Tensor halves, Tensor dgates, Tensor? dy, int dilation, "
+      "int hop, int start, bool linear, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CPU, m) {

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from wavenet import fused
 from wavenet.conditioning import Conditioner, Frames, GateBias
 from wavenet.config import WaveNetConfig
 from wavenet.errors import ConfigError
@@ -44,6 +45,13 @@ class ResidualLayer(nn.Module):
         self.residual = None if last else nn.Linear(channels, config.residual_channels)
         # Of the dilated convolution's input; only training sets it.
         self.dropout: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def weights(self) -> fused.LayerWeights:
+        """All parameters."""
+        dilated, residual = self.dilated, self.residual
+        output = (None, None) if residual is None else (residual.weight, residual.bias)
+        return fused.LayerWeights(self.dilation, dilated.weight, dilated.bias, *output)
 
     def gate(self, inputs: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Return the gated activation, (batch, time - context, dilation_channels)."""
@@ -141,6 +149,10 @@ class WaveNet(nn.Module):
         self, hidden: torch.Tensor | None, steps: int, gate_bias: GateBias | None, end: int
     ) -> torch.Tensor:
         """Return the sum of the skip outputs for the `steps` positions before `end`."""
+        assert hidden is not None
+        if fused.usable(hidden) and not any(layer.dropout for layer in self.residual_layers):
+            weights = [layer.weights for layer in self.residual_layers]
+            return self.skip(fused.gates(hidden, weights, steps, gate_bias, end))
         gates = []
         for index, layer in enumerate(self.residual_layers):
             assert hidden is not None

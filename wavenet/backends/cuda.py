@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from wavenet.backends.native import NativeBackend, build_info, load_extension
+from wavenet.backends.native import NativeBackend
+from wavenet.extension import build_info, load_extension
 from wavenet.backends.reference import ReferenceBackend, draw
 from wavenet.conditioning import GateBias
 from wavenet.config import WaveNetConfig

@@ -1,19 +1,16 @@
-"""The compiled engine: a thin layer over `torch.ops.wavenet`, and the loading of the extension."""
+"""The compiled engine: a thin layer over `torch.ops.wavenet`."""
 
 from __future__ import annotations
 
-import functools
-import importlib.machinery
-import json
 import platform
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from wavenet.conditioning import GateBias
 from wavenet.errors import BackendError
+from wavenet.extension import first_line, load_extension
 from wavenet.model import WaveNet
 from wavenet.packing import PRECISIONS, pack
 from wavenet.state import GeneratorState, Sampling
@@ -23,7 +20,6 @@ _X86, _ARM = ("avx2", "avx512", "avx512vnni"), ("neon", "neondot")
 INSTRUCTION_SETS = ("base", *_X86, *_ARM)
 """All that the engine is written for, slowest first of each kind; a processor has some of one kind."""
 
-_PACKAGE = Path(__file__).resolve().parents[1]
 # How csrc/binding.cpp marks its errors: with position and row where logits were not finite, and the text.
 _ERROR = re.compile(r"wavenet:(?:nonfinite:(\d+):(\d+)|error): (.*)")
 
@@ -167,76 +163,9 @@ def _translated(
     found = _ERROR.search(str(error))
     if found is None:
         # Not from our code: torch's dispatcher, say, for a state on another device.
-        return BackendError(f"backend {backend!r} failed: {_first_line(error)}")
+        return BackendError(f"backend {backend!r} failed: {first_line(error)}")
     position, row, text = found.groups()
     if row is not None and state is not None:
         stream = int(state.stream[int(row)])
         text = f"the network produced non-finite logits at sample {position} of stream {stream}"
     return BackendError(text)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-@functools.cache
-def load_extension() -> str | None:
-    """Load `wavenet._C` once and register its operators; return None, or why it is not there."""
-    reason = _build_reason()
-    if reason is not None:
-        return f"the extension was not built: {reason}"
-    paths = [_PACKAGE / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    found = [path for path in paths if path.exists()]
-    if not found:
-        return "the extension was not built: install the package with a C++ compiler at hand"
-    try:
-        torch.ops.load_library(str(found[0]))
-    except (OSError, RuntimeError) as error:
-        return f"the extension {found[0]} could not be loaded: {_first_line(error)}"
-    _register_fakes()
-    return None
-
-
-def build_info() -> dict[str, Any] | None:
-    """Return what the build of the extension recorded, or None if there was none."""
-    try:
-        return json.loads((_PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
-def _build_reason() -> str | None:
-    info = build_info()
-    return None if info is None or info["extension"] else info["reason"]
-
-
-def _register_fakes() -> None:
-    """Tell torch the shapes of the results, so that the operators can be traced and compiled around."""
-
-    @torch.library.register_fake("wavenet::advance")
-    def _(weights, geometry, queues, position, last_sample, samples, gate_bias, hop, start, linear, threads):
-        return queues.new_empty(*samples.shape, geometry[1])
-
-    @torch.library.register_fake("wavenet::uniforms")
-    def _(seed, stream, substream, position, steps):
-        return stream.new_empty(len(stream), steps, dtype=torch.float32)
-
-    @torch.library.register_fake("wavenet::generate")
-    def _(
-        weights,
-        geometry,
-        queues,
-        position,
-        last_sample,
-        uniforms,
-        temperature,
-        top_k,
-        top_p,
-        gate_bias,
-        hop,
-        start,
-        linear,
-        threads,
-    ):
-        return position.new_empty(uniforms.shape)

@@ -1,0 +1,9 @@
+// Training's layers on 512-bit vectors.
+#include <immintrin.h>
+
+#include "cpu/training.h"
+
+namespace wavenet::cpu::avx512 {
+#include "cpu/vector512.inc"
+#include "cpu/training.inc"
+}  // namespace wavenet::cpu::avx512

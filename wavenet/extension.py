@@ -1,0 +1,101 @@
+"""The compiled extension `wavenet._C`: loading it, and what its build recorded."""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its kind if it has none."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@functools.cache
+def load_extension() -> str | None:
+    """Load `wavenet._C` once and register its operators; return None, or why it is not there."""
+    reason = _build_reason()
+    if reason is not None:
+        return f"the extension was not built: {reason}"
+    paths = [_PACKAGE / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    found = [path for path in paths if path.exists()]
+    if not found:
+        return "the extension was not built: install the package with a C++ compiler at hand"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except (OSError, RuntimeError) as error:
+        return f"the extension {found[0]} could not be loaded: {first_line(error)}"
+    _register_fakes()
+    return None
+
+
+def build_info() -> dict[str, Any] | None:
+    """Return what the build of the extension recorded, or None if there was none."""
+    try:
+        return json.loads((_PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _build_reason() -> str | None:
+    info = build_info()
+    return None if info is None or info["extension"] else info["reason"]
+
+
+def _register_fakes() -> None:
+    """Tell torch the shapes of the results, so that the operators can be traced and compiled around."""
+
+    @torch.library.register_fake("wavenet::advance")
+    def _(weights, geometry, queues, position, last_sample, samples, gate_bias, hop, start, linear, threads):
+        return queues.new_empty(*samples.shape, geometry[1])
+
+    @torch.library.register_fake("wavenet::uniforms")
+    def _(seed, stream, substream, position, steps):
+        return stream.new_empty(len(stream), steps, dtype=torch.float32)
+
+    @torch.library.register_fake("wavenet::generate")
+    def _(
+        weights,
+        geometry,
+        queues,
+        position,
+        last_sample,
+        uniforms,
+        temperature,
+        top_k,
+        top_p,
+        gate_bias,
+        hop,
+        start,
+        linear,
+        threads,
+    ):
+        return position.new_empty(uniforms.shape)
+
+    @torch.library.register_fake("wavenet::gated_layer")
+    def _(x, weight, bias, output_weight, output_bias, gate_bias, gates, dilation, hop, start, linear, bf16):
+        steps = x.shape[1] - (weight.shape[1] // x.shape[2] - 1) * dilation
+        stored = torch.bfloat16 if bf16 else torch.float32
+        halves = x.new_empty(x.shape[0], steps, weight.shape[0], dtype=stored)
+        return halves, x.new_empty(x.shape[0], 0 if output_weight is None else steps, x.shape[2])
+
+    @torch.library.register_fake("wavenet::gated_layer_backward")
+    def _(x, weight, bias, output_weight, output_bias, gate_bias, halves, dgates, dy, *settings):
+        output = x.new_empty(0, weight.shape[0] // 2) if output_weight is None else output_weight
+        frames = 0 if gate_bias is None else gate_bias.shape[1]
+        return (
+            torch.empty_like(x),
+            torch.empty_like(weight),
+            torch.empty_like(bias),
+            torch.empty_like(output),
+            output.new_empty(output.shape[0]),
+            x.new_empty(x.shape[0], frames, weight.shape[0]),
+        )

@@ -1,0 +1,158 @@
+"""Training's layers in the compiled extension: a stack of gated layers as one step of autograd, on the CPU.
+
+A block of samples goes through a layer - products, biases, gate, residual path - while it is in the
+processor's cache; between layers only the residual path and the two halves of the gate are kept. The network
+is the one of `wavenet.model`, which computes it with torch's operators where this cannot be used.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from wavenet.conditioning import GateBias
+from wavenet.extension import load_extension
+
+
+class LayerWeights(NamedTuple):
+    """Parameters of one gated layer.
+
+    Attributes
+    ----------
+    dilation : int
+    dilated_weight : float32 tensor (2 * dilation_channels, kernel_size * residual_channels)
+        The oldest tap's inputs first; the tanh branch's outputs first.
+    dilated_bias : float32 tensor (2 * dilation_channels,)
+    output_weight : float32 tensor (residual_channels, dilation_channels), or None
+        None in the last layer, as is `output_bias`.
+    output_bias : float32 tensor (residual_channels,), or None
+    """
+
+    dilation: int
+    dilated_weight: torch.Tensor
+    dilated_bias: torch.Tensor
+    output_weight: torch.Tensor | None
+    output_bias: torch.Tensor | None
+
+
+def usable(hidden: torch.Tensor) -> bool:
+    """Return whether a stack that begins with these activations can run here, and is to be differentiated."""
+    if not (torch.is_grad_enabled() and hidden.requires_grad and hidden.dtype == torch.float32):
+        return False
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if not torch.is_autocast_enabled("cpu"):
+        return _can_train(False)
+    return torch.get_autocast_dtype("cpu") == torch.bfloat16 and _can_train(True)
+
+
+@functools.cache
+def _can_train(bf16: bool) -> bool:
+    return load_extension() is None and torch.ops.wavenet.cpu_can_train(bf16)
+
+
+def gates(
+    hidden: torch.Tensor, layers: Sequence[LayerWeights], steps: int, gate_bias: GateBias | None, end: int
+) -> torch.Tensor:
+    """Take activations through gated layers.
+
+    Under autocast to bfloat16, products are of values rounded to it and summed in float32; the residual path
+    stays float32.
+
+    Parameters
+    ----------
+    hidden : float32 tensor (batch, time, residual_channels)
+    layers : sequence of LayerWeights
+    steps : int
+        How many of the last outputs of each layer are wanted.
+    gate_bias : GateBias or None
+    end : int
+        Position after the last one of `hidden`, as `gate_bias` counts.
+
+    Returns
+    -------
+    float32 tensor (batch, steps, layers * dilation_channels), or bfloat16 under autocast
+        All layers' gated activations side by side.
+    """
+    bf16 = torch.is_autocast_enabled("cpu")
+    told = (1, 0, False) if gate_bias is None else (gate_bias.hop, gate_bias.start, gate_bias.linear)
+    values = None
+    if gate_bias is not None:
+        values = gate_bias.values.expand(len(hidden), -1, -1, -1).contiguous()
+    plan = _Plan(tuple(layer.dilation for layer in layers), steps, end, *told, bf16)
+    flat = [tensor for layer in layers for tensor in layer[1:]]
+    return _Stack.apply(plan, hidden.contiguous(), values, *flat)
+
+
+class _Plan(NamedTuple):
+    dilations: tuple[int, ...]
+    steps: int
+    end: int
+    hop: int
+    start: int
+    linear: bool
+    bf16: bool
+
+    def settings(self, index: int, steps: int) -> tuple[int, int, int, bool, bool]:
+        """Return what the operators take for a layer whose outputs are the `steps` before the end."""
+        start = self.start - (self.end - steps)
+        return self.dilations[index], self.hop, start, self.linear, self.bf16
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, plan: _Plan, hidden: torch.Tensor, values: torch.Tensor | None, *flat: torch.Tensor | None
+    ) -> torch.Tensor:
+        count = len(plan.dilations)
+        channels = flat[1].shape[0] // 2  # type: ignore[union-attr]
+        kind = torch.bfloat16 if plan.bf16 else torch.float32
+        found = hidden.new_empty(len(hidden), plan.steps, count * channels, dtype=kind)
+        kept: list[torch.Tensor | None] = []
+        for index in range(count):
+            weights = flat[4 * index : 4 * index + 4]
+            steps = _steps(hidden, weights[0], plan.dilations[index])
+            part = found[:, :, index * channels : (index + 1) * channels]
+            bias = None if values is None else values[:, :, index]
+            halves, after = torch.ops.wavenet.gated_layer(
+                hidden, *weights, bias, part, *plan.settings(index, steps)
+            )
+            kept += [hidden, halves]
+            hidden = after
+        ctx.plan = plan
+        ctx.save_for_backward(values, *flat, *kept)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        plan: _Plan = ctx.plan
+        count = len(plan.dilations)
+        values, *saved = ctx.saved_tensors
+        flat, kept = saved[: 4 * count], saved[4 * count :]
+        (found,) = gradients
+        found = found.contiguous()
+        channels = found.shape[2] // count
+        told = None if values is None else torch.empty_like(values)
+        weights_gradients: list[torch.Tensor | None] = [None] * (4 * count)
+        above: torch.Tensor | None = None
+        for index in reversed(range(count)):
+            weights = flat[4 * index : 4 * index + 4]
+            hidden, halves = kept[2 * index : 2 * index + 2]
+            part = found[:, :, index * channels : (index + 1) * channels]
+            bias = None if values is None else values[:, :, index]
+            above, *each, frames = torch.ops.wavenet.gated_layer_backward(
+                hidden, *weights, bias, halves, part, above, *plan.settings(index, halves.shape[1])
+            )
+            last = weights[2] is None
+            weights_gradients[4 * index : 4 * index + 4] = [*each[:2], *([None, None] if last else each[2:])]
+            if told is not None:
+                told[:, :, index] = frames
+        return None, above, told, *weights_gradients
+
+
+def _steps(hidden: torch.Tensor, weight: torch.Tensor | None, dilation: int) -> int:
+    assert weight is not None
+    return hidden.shape[1] - (weight.shape[1] // hidden.shape[2] - 1) * dilation
