@@ -23,7 +23,9 @@ struct Settings {
   bool linear, bf16;
 };
 
-ScalarType stored(const Settings& settings) { return settings.bf16 ? ScalarType::BFloat16 : ScalarType::Float; }
+ScalarType stored(const Settings& settings) {
+  return settings.bf16 ? ScalarType::BFloat16 : ScalarType::Float;
+}
 
 Tensor allocate_as(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
   try {
@@ -67,7 +69,8 @@ GatedLayer make_layer(const Tensor& x, const Parameters& given, const Settings& 
   require(settings.dilation > 0 && settings.dilation < (int64_t{1} << 30), "dilation = ", settings.dilation,
           ": is out of range");
   layer.steps = x.size(1) - (layer.taps - 1) * layer.dilation;
-  require(layer.batch > 0 && layer.steps > 0, "x is ", shape_text(x), ": shorter than the layer's taps reach");
+  require(layer.batch > 0 && layer.steps > 0, "x is ", shape_text(x),
+          ": shorter than the layer's taps reach");
   layer.last = !given.output_weight.has_value();
   if (!layer.last) {
     check("output_weight", *given.output_weight, ScalarType::Float, {layer.residual, layer.channels});
@@ -79,7 +82,11 @@ GatedLayer make_layer(const Tensor& x, const Parameters& given, const Settings& 
     const Tensor& values = *given.gate_bias;
     check_rows("gate_bias", values, ScalarType::Float, {layer.batch, -1, branches});
     require(values.size(1) > 0 && settings.hop > 0, "gate_bias has no frames, or hop is not positive");
-    layer.bias = {values.const_data_ptr<float>(), values.stride(0), values.size(1), settings.hop, settings.start,
+    layer.bias = {values.const_data_ptr<float>(),
+                  values.stride(0),
+                  values.size(1),
+                  settings.hop,
+                  settings.start,
                   settings.linear};
     layer.frame_stride = values.stride(1);
   }
@@ -102,8 +109,8 @@ void bind_gates(GatedLayer& layer, const char* name, const Tensor& gates, Scalar
   layer.gates_row_stride = gates.stride(1);
 }
 
-std::tuple<Tensor, Tensor> gated_layer(const Tensor& x, const Tensor& dilated_weight, const Tensor& dilated_bias,
-                                       const std::optional<Tensor>& output_weight,
+std::tuple<Tensor, Tensor> gated_layer(const Tensor& x, const Tensor& dilated_weight,
+                                       const Tensor& dilated_bias, const std::optional<Tensor>& output_weight,
                                        const std::optional<Tensor>& output_bias,
                                        const std::optional<Tensor>& gate_bias, const Tensor& gates,
                                        int64_t dilation, int64_t hop, int64_t start, bool linear, bool bf16) {

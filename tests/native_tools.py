@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from wavenet.backends import native
 from wavenet.backends.native import NativeBackend
 from wavenet.config import WaveNetConfig
+from wavenet.extension import load_extension
 from wavenet.model import WaveNet
 from wavenet.state import GeneratorState
 
-UNAVAILABLE = native.load_extension()
+UNAVAILABLE = load_extension()
 needs_extension = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 
 INSTRUCTION_SETS = native.INSTRUCTION_SETS

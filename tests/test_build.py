@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from wavenet.backends import native
+from wavenet import extension
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -260,8 +260,8 @@ def test_editable_without_the_engine_says_why(tree, value, reason, monkeypatch):
     (tree / "wavenet" / "_C.abi3.so").write_text("left by an earlier build")
     result = build(tree, "build_editable", WAVENET_BUILD=value, CXX="/nonexistent/c++")
     assert result.returncode == 0, result.stderr
-    monkeypatch.setattr(native, "_PACKAGE", tree / "wavenet")
-    found = native.load_extension.__wrapped__()
+    monkeypatch.setattr(extension, "_PACKAGE", tree / "wavenet")
+    found = extension.load_extension.__wrapped__()
     assert found is not None and found.startswith("the extension was not built: ") and reason in found
 
 
@@ -309,8 +309,8 @@ def test_editable_puts_the_library_beside_the_sources(tree, works):
 
 
 def test_the_engine_says_why_it_is_not_there(tmp_path, monkeypatch):
-    load = native.load_extension.__wrapped__
-    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
+    load = extension.load_extension.__wrapped__
+    monkeypatch.setattr(extension, "_PACKAGE", tmp_path)
     assert "was not built" in load()
     (tmp_path / "_C.abi3.so").write_text("not a library")
     assert "could not be loaded" in load()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from native_tools import empty_state, model_of, needs_extension, random_model, random_state
 
-from wavenet import backends
-from wavenet.backends import cuda, native
+from wavenet import backends, extension
+from wavenet.backends import cuda
 from wavenet.backends.cuda import CudaBackend
 from wavenet.backends.native import NativeBackend
 from wavenet.conditioning import GateBias
@@ -221,7 +221,7 @@ def test_an_extension_without_cuda_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "load_extension", lambda: None)
     monkeypatch.setattr(torch.ops, "wavenet", object())
     (tmp_path / "_build_info.json").write_text('{"extension": true, "reason": null, "cuda": "no nvcc"}')
-    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(extension, "_PACKAGE", tmp_path)
     assert CudaBackend.available() == "the extension was built without CUDA: no nvcc"
 
 

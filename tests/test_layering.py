@@ -37,6 +37,8 @@ ORDER = [
     "dataset",
     "pairing",
     "weights",
+    "extension",
+    "fused",
     "model",
     "state",
     "packing",

@@ -51,7 +51,11 @@ def usable(hidden: torch.Tensor) -> bool:
 
 @functools.cache
 def _can_train(bf16: bool) -> bool:
-    return load_extension() is None and torch.ops.wavenet.cpu_can_train(bf16)
+    try:
+        return load_extension() is None and torch.ops.wavenet.cpu_can_train(bf16)
+    except RuntimeError:
+        # WAVENET_CPU names an instruction set that is not there, which the engine for generation will tell.
+        return False
 
 
 def gates(

@@ -1,11 +1,10 @@
-#include "cpu/training_run.h"
-
 #include <algorithm>
 #include <stdexcept>
 #include <vector>
 
 #include "cpu/denormals.h"
 #include "cpu/run.h"
+#include "cpu/training_run.h"
 
 namespace wavenet::cpu {
 
@@ -161,14 +160,16 @@ bool can_train(bool bf16) { return chosen(bf16) != nullptr; }
 void forward(GatedLayer layer, const LayerWeights& weights, bool bf16, const Spread& spread) {
   const LayerPasses& passes = passes_for(bf16);
   const int64_t inputs = layer.taps * layer.residual, channels = layer.channels, width = layer.residual;
-  const Packed dilated(whole_vectors(inputs), 2 * whole_vectors(channels), bf16, [&](int64_t input, int64_t output) {
-    const int64_t row = row_of_branches(layer, output);
-    return row < 0 || input >= inputs ? 0.0f : weights.dilated[row * inputs + input];
-  });
-  const Packed output(whole_vectors(channels), whole_vectors(width), bf16, [&](int64_t input, int64_t output) {
-    const bool padding = layer.last || input >= channels || output >= width;
-    return padding ? 0.0f : weights.output[output * channels + input];
-  });
+  const Packed dilated(whole_vectors(inputs), 2 * whole_vectors(channels), bf16,
+                       [&](int64_t input, int64_t output) {
+                         const int64_t row = row_of_branches(layer, output);
+                         return row < 0 || input >= inputs ? 0.0f : weights.dilated[row * inputs + input];
+                       });
+  const Packed output(whole_vectors(channels), whole_vectors(width), bf16,
+                      [&](int64_t input, int64_t output) {
+                        const bool padding = layer.last || input >= channels || output >= width;
+                        return padding ? 0.0f : weights.output[output * channels + input];
+                      });
   layer.dilated = dilated.matrix();
   layer.output = output.matrix();
   run_pass(layer, passes.forward, layer.steps, spread);
@@ -178,10 +179,11 @@ void backward(GatedLayer layer, const LayerWeights& weights, const LayerGradient
               const Spread& spread) {
   const LayerPasses& passes = passes_for(bf16);
   const int64_t inputs = layer.taps * layer.residual, channels = layer.channels, width = layer.residual;
-  const Packed to_gates(whole_vectors(width), whole_vectors(channels), bf16, [&](int64_t input, int64_t output) {
-    const bool padding = layer.last || input >= width || output >= channels;
-    return padding ? 0.0f : weights.output[input * channels + output];
-  });
+  const Packed to_gates(whole_vectors(width), whole_vectors(channels), bf16,
+                        [&](int64_t input, int64_t output) {
+                          const bool padding = layer.last || input >= width || output >= channels;
+                          return padding ? 0.0f : weights.output[input * channels + output];
+                        });
   std::vector<Packed> taps;
   std::vector<PackedMatrix> to_taps;
   taps.reserve(static_cast<size_t>(layer.taps));

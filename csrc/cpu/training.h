@@ -31,7 +31,7 @@ struct GatedLayer {
   bool last;  // without a residual path
 
   const float* x;  // (batch, steps + context, residual)
-  GateBias bias;    // of this layer, (batch, frames, 2 * channels); position 0 is a segment's first row
+  GateBias bias;   // of this layer, (batch, frames, 2 * channels); position 0 is a segment's first row
   int64_t frame_stride;
   const float* dilated_bias;   // (2 * channels)
   const float* residual_bias;  // (residual)
@@ -85,7 +85,8 @@ struct Room {
 };
 
 inline Room room_of(const GatedLayer& layer) {
-  const int64_t taps = whole_vectors(layer.taps * layer.residual), branches = 2 * whole_vectors(layer.channels);
+  const int64_t taps = whole_vectors(layer.taps * layer.residual),
+                branches = 2 * whole_vectors(layer.channels);
   const int64_t width = whole_vectors(layer.residual > layer.channels ? layer.residual : layer.channels);
   Room room{};
   room.taps = 0;
@@ -97,8 +98,8 @@ inline Room room_of(const GatedLayer& layer) {
   return room;
 }
 
-// Each takes a range of blocks: of all segments' rows in order, kBlockRows of one segment at a time. `room` is
-// working memory, `part` says which sums to add to.
+// Each takes a range of blocks: of all segments' rows in order, kBlockRows of one segment at a time. `room`
+// is working memory, `part` says which sums to add to.
 using LayerPass = void (*)(const GatedLayer& layer, int64_t first, int64_t stop, float* room, int64_t part);
 
 // What an instruction set provides, in one of two precisions of the products.

@@ -4,6 +4,6 @@
 #include "cpu/training.h"
 
 namespace wavenet::cpu::avx2 {
-#include "cpu/vector256.inc"
 #include "cpu/training.inc"
+#include "cpu/vector256.inc"
 }  // namespace wavenet::cpu::avx2

@@ -4,6 +4,6 @@
 #include "cpu/training.h"
 
 namespace wavenet::cpu::avx512 {
-#include "cpu/vector512.inc"
 #include "cpu/training.inc"
+#include "cpu/vector512.inc"
 }  // namespace wavenet::cpu::avx512

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from wavenet.backends.native import NativeBackend
-from wavenet.extension import build_info, load_extension
 from wavenet.backends.reference import ReferenceBackend, draw
 from wavenet.conditioning import GateBias
 from wavenet.config import WaveNetConfig
 from wavenet.errors import BackendError
+from wavenet.extension import build_info, load_extension
 from wavenet.model import WaveNet
 from wavenet.packing import LAYOUTS, pack
 from wavenet.packing_cuda import TILE_LAYOUTS, pack_tiles
