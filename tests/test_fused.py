@@ -246,14 +246,15 @@ def test_wrong_arguments_are_refused(change, words):
 
 def test_what_is_not_trained_here_goes_another_way(counted):
     model, (samples, weights) = network(EVEN), problem(EVEN)
-    with torch.inference_mode():
-        model(samples)
     with torch.autocast("cpu", torch.float16):
         model(samples)
     model.double()(samples)
     assert not counted
-    differentiate(network(EVEN), samples, None, weights)
-    assert counted
+    found = differentiate(network(EVEN), samples, None, weights)["logits"]
+    assert len(counted) == 1
+    with torch.inference_mode():
+        assert torch.equal(network(EVEN)(samples).double(), found)
+    assert len(counted) == 2
 
 
 def test_dropout_goes_another_way(counted):

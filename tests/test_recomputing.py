@@ -9,6 +9,7 @@ import torch
 from training_tools import CONFIG, TRAINING, equal, metrics, trainer, weights
 
 from wavenet import checkpoint
+from wavenet import fused
 from wavenet.conditioning import GateBias
 from wavenet.config import WaveNetConfig
 from wavenet.evaluation import autocast
@@ -56,8 +57,10 @@ def test_gradients_are_the_same_but_for_rounding(config, dropout, linear):
     assert max(errors(found, expected)) < 2e-6
 
 
-def test_in_bfloat16_it_is_no_further_from_the_truth():
+def test_in_bfloat16_it_is_no_further_from_the_truth(monkeypatch):
     truth = gradients(DEEP, False, linear=True)
+    # Against the same operators, each layer computed once.
+    monkeypatch.setattr(fused, "usable", lambda hidden: False)
     plain = errors(gradients(DEEP, False, "bf16", linear=True), truth)
     found = errors(gradients(DEEP, True, "bf16", linear=True), truth)
     assert all(0 < a < 2 * b for a, b in zip(found, plain, strict=True))

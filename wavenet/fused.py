@@ -1,4 +1,4 @@
-"""Training's layers in the compiled extension: a stack of gated layers as one step of autograd, on the CPU.
+"""The parallel form's layers in the compiled extension: a stack as one step of autograd, on the CPU.
 
 A block of samples goes through a layer - products, biases, gate, residual path - while it is in the
 processor's cache; between layers only the residual path and the two halves of the gate are kept. The network
@@ -39,10 +39,8 @@ class LayerWeights(NamedTuple):
 
 
 def usable(hidden: torch.Tensor) -> bool:
-    """Return whether a stack that begins with these activations can run here, and is to be differentiated."""
-    if not (torch.is_grad_enabled() and hidden.requires_grad and hidden.dtype == torch.float32):
-        return False
-    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+    """Return whether a stack that begins with these activations can run here."""
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
     if not torch.is_autocast_enabled("cpu"):
         return _can_train(False)
@@ -86,7 +84,8 @@ def gates(
     values = None
     if gate_bias is not None:
         values = gate_bias.values.expand(len(hidden), -1, -1, -1).contiguous()
-    plan = _Plan(tuple(layer.dilation for layer in layers), steps, end, *told, bf16)
+    dilations = tuple(layer.dilation for layer in layers)
+    plan = _Plan(dilations, steps, end, *told, bf16, torch.is_grad_enabled())
     flat = [tensor for layer in layers for tensor in layer[1:]]
     return _Stack.apply(plan, hidden.contiguous(), values, *flat)
 
@@ -99,6 +98,7 @@ class _Plan(NamedTuple):
     start: int
     linear: bool
     bf16: bool
+    keep: bool
 
     def settings(self, index: int, steps: int) -> tuple[int, int, int, bool, bool]:
         """Return what the operators take for a layer whose outputs are the `steps` before the end."""
@@ -124,7 +124,8 @@ class _Stack(torch.autograd.Function):
             halves, after = torch.ops.wavenet.gated_layer(
                 hidden, *weights, bias, part, *plan.settings(index, steps)
             )
-            kept += [hidden, halves]
+            if plan.keep:
+                kept += [hidden, halves]
             hidden = after
         ctx.plan = plan
         ctx.save_for_backward(values, *flat, *kept)

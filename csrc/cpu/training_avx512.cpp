@@ -4,6 +4,8 @@
 #include "cpu/training.h"
 
 namespace wavenet::cpu::avx512 {
-#include "cpu/training.inc"
+// clang-format off
 #include "cpu/vector512.inc"
+#include "cpu/training.inc"
+// clang-format on
 }  // namespace wavenet::cpu::avx512
