@@ -4,19 +4,8 @@
 #include "cpu/task.h"
 
 namespace wavenet::cpu::avx2 {
+#include "cpu/vector256.inc"
 namespace {
-
-typedef float Vec __attribute__((vector_size(32)));
-typedef int32_t IntVec __attribute__((vector_size(32)));
-constexpr int kRegisters = 16;
-constexpr bool kSignedInputs = false;
-
-inline Vec splat(float x) { return (Vec)_mm256_set1_ps(x); }
-inline IntVec splat_word(int32_t x) { return (IntVec)_mm256_set1_epi32(x); }
-inline Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-inline void held(IntVec& x) { asm("" : "+x"(x)); }
-inline Vec larger(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
-inline Vec smaller(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
 
 // The instruction for products of bytes saturates, so they are widened in place to 16 bits: the even bytes of
 // a lane, then the odd ones.

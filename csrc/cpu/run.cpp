@@ -9,9 +9,9 @@
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__) && defined(__APPLE__)
+#include "cpu/denormals.h"
+
+#if defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
@@ -80,28 +80,6 @@ const InstructionSet& chosen() {
   throw std::runtime_error("WAVENET_CPU = " + std::string(forced) +
                            ": not available on this machine; choose from: " + available_instruction_sets());
 }
-
-// Numbers too small to matter would otherwise take a hundred times longer. Set for the sample loop only, and
-// on every thread of it, so that results do not depend on what the caller had set.
-class FlushDenormals {
- public:
-#if defined(__x86_64__)
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(before_); }
-
- private:
-  unsigned int before_;
-#elif defined(__aarch64__)
-  FlushDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t{1} << 24)));
-  }
-  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  uint64_t before_;
-#endif
-};
 
 int64_t groups_of(int64_t streams) { return (streams + kGroup - 1) / kGroup; }
 
