@@ -1,18 +1,19 @@
 #!/bin/sh
-# Builds csrc/cpu/kernel_check.cpp under the sanitizers and runs it; fails on the first thing they find. Where an
-# ARM compiler and qemu's user mode are installed, does the same without sanitizers on two 64-bit ARM processors,
+# Builds csrc/cpu/kernel_check.cpp, and on x86-64 csrc/cpu/training_check.cpp, under the sanitizers and runs them;
+# fails on the first thing they find. Where an ARM compiler and qemu's user mode are installed, does the same without sanitizers on two 64-bit ARM processors,
 # with and without products of bytes, and compares what int8 gives there with what it gives here.
 # Usage: csrc/cpu/check.sh [cases]
 set -eu
 cd "$(dirname "$0")/.."
 build="$(mktemp -d)"
 trap 'rm -rf "$build"' EXIT
-sources="core/network.cpp core/sampling.cpp cpu/run.cpp cpu/kernel_base.cpp cpu/kernel_check.cpp"
+engine="core/network.cpp core/sampling.cpp cpu/run.cpp cpu/kernel_base.cpp"
 avx2="-mavx2 -mfma"
 # GCC 12 takes the undefined operands in its own header of intrinsics for a mistake.
 avx512="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-uninitialized -Wno-maybe-uninitialized"
 
-# build_check FOLDER COMPILER ARCHITECTURE FLAGS: makes the folder, and the program `check` in it.
+# build_check FOLDER COMPILER ARCHITECTURE FLAGS: makes the folder, and in it the program `check` and, on
+# x86-64, `training_check`.
 build_check() {
   folder="$1"
   shift
@@ -24,7 +25,7 @@ build_check() {
     $1 $flags $3 -c "$2" -o "$object"
     objects="$objects $object"
   }
-  for source in $sources; do compile "$1" "$source" ""; done
+  for source in $engine; do compile "$1" "$source" ""; done
   case "$2" in
     x86_64)
       compile "$1" cpu/kernel_avx2.cpp "$avx2"
@@ -36,13 +37,26 @@ build_check() {
       compile "$1" cpu/kernel_neondot.cpp "-march=armv8.2-a+dotprod"
       ;;
   esac
+  shared="$objects"
+  compile "$1" cpu/kernel_check.cpp ""
   $1 $flags $objects -o "$folder/check"
+  if [ "$2" = x86_64 ]; then
+    objects="$shared"
+    compile "$1" cpu/training.cpp ""
+    compile "$1" cpu/training_avx2.cpp "$avx2"
+    compile "$1" cpu/training_avx512.cpp "$avx512"
+    compile "$1" cpu/training_avx512bf16.cpp "$avx512 -mavx512bf16"
+    compile "$1" cpu/training_check.cpp ""
+    $1 $flags $objects -o "$folder/training_check"
+  fi
 }
 
 # sanitized SANITIZER CASES: builds and runs; what it says goes into a file.
 sanitized() {
   build_check "$build/$1" "${CXX:-c++}" "$(uname -m)" "-O1 -fsanitize=$1 -fno-sanitize-recover=all"
-  "$build/$1/check" "$2" > "$build/$1/said"
+  # The check of training first, as the last line said is compared below.
+  if [ -e "$build/$1/training_check" ]; then "$build/$1/training_check" "$2" > "$build/$1/said"; fi
+  "$build/$1/check" "$2" >> "$build/$1/said"
 }
 
 # Both at once.
