@@ -16,8 +16,6 @@ from wavenet.state import GeneratorState
 UNAVAILABLE = load_extension()
 needs_extension = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 
-INSTRUCTION_SETS = native.INSTRUCTION_SETS
-
 
 def use_instruction_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Force an instruction set for one test, or skip it where there is none of that name."""

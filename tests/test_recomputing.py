@@ -8,8 +8,7 @@ import pytest
 import torch
 from training_tools import CONFIG, TRAINING, equal, metrics, trainer, weights
 
-from wavenet import checkpoint
-from wavenet import fused
+from wavenet import checkpoint, fused
 from wavenet.conditioning import GateBias
 from wavenet.config import WaveNetConfig
 from wavenet.evaluation import autocast
