@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from wavenet.backends import native
 from wavenet.backends.native import NativeBackend
 from wavenet.config import WaveNetConfig
 from wavenet.extension import load_extension
@@ -15,6 +16,8 @@ from wavenet.state import GeneratorState
 
 UNAVAILABLE = load_extension()
 needs_extension = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
+
+INSTRUCTION_SETS = native.INSTRUCTION_SETS
 
 
 def use_instruction_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

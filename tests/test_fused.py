@@ -118,7 +118,8 @@ def exact(
 
 def errors(found: dict[str, torch.Tensor], true: dict[str, torch.Tensor]) -> dict[str, float]:
     assert found.keys() == true.keys()
-    return {name: float((found[name] - true[name]).norm() / true[name].norm()) for name in true}
+    # A gradient may be nothing at all, where no rectifier lets it pass.
+    return {name: float((found[name] - true[name]).norm() / max(true[name].norm(), 1e-9)) for name in true}
 
 
 def problem(config: WaveNetConfig, batch: int = 2, steps: int = 101) -> tuple[torch.Tensor, torch.Tensor]:
