@@ -213,7 +213,7 @@ class Generator:
         float32 tensor (batch, quantization_channels, time)
             The logits at index i predict samples[:, i].
         """
-        self._check_state(state)
+        self.check(state)
         samples = self._classes(samples).to(state.queues.device)
         if len(samples) != state.batch:
             raise ConfigError(f"samples of batch {len(samples)} given to a state of {state.batch} stream(s)")
@@ -274,7 +274,7 @@ class Generator:
         temperature, top_k, top_p, gate_bias
             As in `generate`; the sound is what they will draw.
         """
-        self._check_state(state)
+        self.check(state)
         return first_sounds(
             lambda ahead, chunk: self.stream(ahead, limit, chunk, temperature, top_k, top_p, gate_bias),
             self.decode,
@@ -304,7 +304,7 @@ class Generator:
             raise ConfigError(
                 f"chunk = {chunk}, steps = {steps}: a chunk has at least 1 sample, steps at least 0"
             )
-        self._check_state(state)
+        self.check(state)
         sampling = Sampling(temperature, top_k, top_p)
         if not isinstance(gate_bias, Steering):
             gate_bias = self._fit(gate_bias, state.batch, self.backend.device)
@@ -373,7 +373,8 @@ class Generator:
         values = gate_bias.values.to(device).expand(batch, frames, *shape)
         return dataclasses.replace(gate_bias, values=values)
 
-    def _check_state(self, state: GeneratorState) -> None:
+    def check(self, state: GeneratorState) -> None:
+        """Raise `ConfigError` unless a state is one of this network's."""
         state.check()
         expected = (state.batch, self.config.queue_steps, self.config.residual_channels)
         if tuple(state.queues.shape) != expected:

@@ -89,28 +89,30 @@ class GeneratorState:
         numbers = stream_numbers(batch, first_stream).to(self.stream.device)
         return dataclasses.replace(self.select([0] * batch), stream=numbers)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state as a safetensors file that appears whole or not at all."""
+    def save(self, path: str | os.PathLike[str], notes: dict[str, str] | None = None) -> None:
+        """Write the state, and notes beside it, as a safetensors file that appears whole or not at all."""
         seed = torch.tensor(self.seed, dtype=torch.int64)
         tensors = {name: getattr(self, name) for name in _TENSORS}
         with atomic_output(path) as file:
-            file.write(serialized({**tensors, "seed": seed}))
+            file.write(serialized({**tensors, "seed": seed}, notes))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GeneratorState:
         """Read a state written by `save`; `CheckpointError` if the file is not one."""
-        tensors = read_tensors(Path(path))
+        tensors = read_tensors(Path(path), _ADVICE)
         # Older files know no sub-streams.
         if {*tensors, "substream"} != {*_TENSORS, "seed"}:
-            raise CheckpointError(f"{path}: is not a generator's saved state")
+            raise CheckpointError(f"{path}: is not a generator's saved state; {_ADVICE}")
         seed = tensors.pop("seed")
         if seed.numel() != 1 or seed.dtype != torch.int64:
-            raise CheckpointError(f"{path}: is not a generator's saved state")
-        state = cls(**tensors, seed=int(seed))
+            raise CheckpointError(f"{path}: is not a generator's saved state; {_ADVICE}")
         try:
+            state = cls(**tensors, seed=int(seed))
             state.check()
         except ConfigError as error:
-            raise CheckpointError(f"{path}: is damaged ({error})") from None
+            raise CheckpointError(f"{path}: is damaged ({error}); {_ADVICE}") from None
+        if not bool(torch.isfinite(state.queues).all()):
+            raise CheckpointError(f"{path}: is damaged (its queues hold NaN or infinity); {_ADVICE}")
         return state
 
     def check(self) -> None:
@@ -135,6 +137,8 @@ class GeneratorState:
 
 MAX_BATCH = 1_000_000
 """Streams in one state; more is a slip of the hand."""
+
+_ADVICE = "use another state"
 
 _TENSORS = ("queues", "position", "last_sample", "stream", "substream")
 

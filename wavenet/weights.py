@@ -97,24 +97,24 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: is damaged (not JSON: {error}); use another checkpoint") from None
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file; `CheckpointError` if it is missing or damaged."""
+def read_tensors(path: Path, advice: str = "use another checkpoint") -> dict[str, torch.Tensor]:
+    """Read a safetensors file; `CheckpointError`, with advice, if it is missing or damaged."""
     try:
         with open(path, "rb") as file:
-            _check_length(path, file.read(8), os.fstat(file.fileno()).st_size)
+            _check_length(path, file.read(8), os.fstat(file.fileno()).st_size, advice)
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: not a checkpoint: {path.name} is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: is damaged ({error}); use another checkpoint") from None
+        raise CheckpointError(f"{path}: is damaged ({error}); {advice}") from None
 
 
-def _check_length(path: Path, head: bytes, size: int) -> None:
+def _check_length(path: Path, head: bytes, size: int, advice: str) -> None:
     # The header's own length comes first; a damaged one must not decide how much is allocated.
     if len(head) < 8 or struct.unpack("<Q", head)[0] + 8 > size:
-        raise CheckpointError(f"{path}: is damaged (cut short at {size} bytes); use another checkpoint")
+        raise CheckpointError(f"{path}: is damaged (cut short at {size} bytes); {advice}")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -122,10 +122,17 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     path.write_bytes(serialized(tensors))
 
 
-def serialized(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Return tensors in the safetensors format."""
+def serialized(tensors: Mapping[str, torch.Tensor], notes: dict[str, str] | None = None) -> bytes:
+    """Return tensors, and notes beside them, in the safetensors format."""
     # The same memory under two names is refused, hence the copies.
-    return safetensors.torch.save({n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()})
+    copies = {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}
+    return safetensors.torch.save(copies, metadata=notes)
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """Return the notes in a safetensors file that `read_tensors` has read."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def write_network(directory: Path, config: WaveNetConfig, tensors: Mapping[str, torch.Tensor]) -> None:
