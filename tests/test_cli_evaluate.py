@@ -320,3 +320,20 @@ def test_a_folder_for_validation_alone_is_refused(home, monkeypatch, capsys):
     code, _, errors = evaluate(home, monkeypatch, capsys, "--val-dir", "audio")
     assert code == 1
     assert "--val-dir audio: goes with --audio-dir; to score it alone: --audio-dir audio --part all" in errors
+
+
+def test_scores_are_drawn(home, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    code, _, errors = evaluate(home, monkeypatch, capsys, *DATA, "--plot", "bars.png")
+    assert code == 0, errors
+    assert (home / "bars.png").read_bytes()[:4] == b"\x89PNG"
+    for name, words in (
+        ("bars.png", "exists"),
+        ("bars.txt", "must end in"),
+        ("no/bars.png", "does not exist"),
+    ):
+        code, _, errors = evaluate(home, monkeypatch, capsys, *DATA, "--plot", name)
+        assert code == 1 and f"--plot {name}: " in errors and words in errors
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, errors = evaluate(home, monkeypatch, capsys, *DATA, "--plot", "more.png")
+    assert code == 1 and errors.endswith("pip install 'wavenet[plot]'\n")

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from cli_tools import assert_one_line_error, environment, run
 
-from wavenet.errors import ConfigError
-from wavenet.plots import draw, series
+from wavenet.errors import AudioError, ConfigError
+from wavenet.plots import draw, draw_scores, series
+from wavenet.portraits import draw_take, envelope
 
 
 def write(folder, records):
@@ -109,3 +111,39 @@ def test_without_matplotlib_the_extra_is_named(account, monkeypatch):
 def test_refusals_of_the_command(tmp_path):
     assert_one_line_error(run("train", "--plot", "none", cwd=tmp_path), "--plot none", "name a run")
     assert_one_line_error(run("train", "--plot-to", "x.png", cwd=tmp_path), "--plot-to x.png", "--plot RUN")
+
+
+def test_an_envelope_holds_every_sample():
+    random = np.random.default_rng(0)
+    for count in (1, 5, 1600, 1601, 50_000):
+        values = random.normal(size=count)
+        low, high, mean = envelope(values)
+        assert len(low) == len(high) == len(mean) == min(count, 1600)
+        assert low.min() == values.min() and high.max() == values.max() and (low <= mean).all()
+        sizes = np.diff(np.linspace(0, count, len(mean) + 1).astype(int))
+        assert (mean * sizes).sum() == pytest.approx(values.sum(), abs=1e-6)
+    assert [part.tolist() for part in envelope(np.zeros(0))] == [[0], [0], [0]]
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("seconds", [0.001, 0.05, 3])
+def test_a_take_of_any_length_is_drawn(tmp_path, kind, seconds):
+    pytest.importorskip("matplotlib")
+    count = round(seconds * 8000)
+    random = np.random.default_rng(0)
+    path = tmp_path / f"take.{kind}"
+    draw_take(path, random.normal(size=count) / 10, 8000, random.uniform(0, 8, count), 256)
+    heads = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    assert path.read_bytes().startswith(heads[kind])
+
+
+def test_scores_are_drawn_beside_the_baselines(tmp_path):
+    pytest.importorskip("matplotlib")
+    scores = [("uniform", 8.0, None), ("unigram", 7.4, None), ("cpu fp32", 3.91, (3.5, 4.3))]
+    draw_scores(tmp_path / "bars.svg", scores)
+    text = (tmp_path / "bars.svg").read_text()
+    assert all(f"<!-- {label} -->" in text for label in ("uniform", "cpu fp32", "3.910", "7.400"))
+    with pytest.raises(ConfigError, match=r"bars\.txt: must end in \.png"):
+        draw_scores(tmp_path / "bars.txt", scores)
+    with pytest.raises(AudioError, match="folder does not exist"):
+        draw_scores(tmp_path / "nowhere" / "bars.png", scores)

@@ -318,6 +318,7 @@ class WavWriter:
         self.sample_rate = sample_rate
         self.frames = frames
         self.header = header
+        self.rewind = rewind
         self.written = 0
         self._seekable = header and rewind and stream.seekable()
         self._start = stream.tell() if self._seekable else 0

@@ -1,13 +1,15 @@
-"""The curves of a run, drawn from its `metrics.jsonl`."""
+"""Figures as pictures: the curves of a run, drawn from its `metrics.jsonl`, and scores beside baselines."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from wavenet import metrics
+from wavenet.drawing import figure, save
 from wavenet.errors import ConfigError
-from wavenet.files import atomic_output, cause
+from wavenet.files import cause
 
 CURVES_FILE = "curves.png"
 
@@ -26,6 +28,9 @@ LABELS = {
     "unigram_bits": "unigram",
     "uniform_bits": "uniform",
 }
+
+BASELINES = ("uniform", "unigram", "linear prediction")
+"""Names of scores that no network has made."""
 
 
 def series(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
@@ -58,15 +63,8 @@ def draw(run: Path, to: Path | None = None) -> Path:
     """
     records = _records(run)
     to = to or run / CURVES_FILE
-    kind = to.suffix[1:].lower()
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("--plot: matplotlib is not installed: pip install 'wavenet[plot]'") from None
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise ConfigError(f"--plot-to {to}: must end in .png, .pdf or .svg")
-    for axes, (title, keys, logarithmic) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+    picture = figure("--plot-to", to, (11, 7))
+    for axes, (title, keys, logarithmic) in zip(picture.subplots(2, 2).flat, PANELS, strict=True):
         for key in keys:
             steps, values = series(records, key)
             axes.plot(steps, values, "." if len(steps) == 1 else "-", label=LABELS.get(key, title))
@@ -77,9 +75,41 @@ def draw(run: Path, to: Path | None = None) -> Path:
             axes.set_yscale("log")
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
-    with atomic_output(to) as stream:
-        figure.savefig(stream, format=kind)
+    save(picture, to)
     return to
+
+
+def draw_scores(path: Path, scores: Sequence[tuple[str, float, tuple[float, float] | None]]) -> None:
+    """Draw bits per sample as bars.
+
+    Parameters
+    ----------
+    path : Path
+        Of the picture: png, pdf or svg.
+    scores : sequence of (name, bits, interval or None)
+        From top to bottom.
+
+    Raises
+    ------
+    ConfigError
+        If matplotlib is not installed, or the format is unknown.
+    AudioError
+        If the picture cannot be written.
+    """
+    picture = figure("--plot", path, (8, 1.2 + 0.45 * len(scores)))
+    axes = picture.subplots()
+    names, bits = [name for name, _, _ in scores], [value for _, value, _ in scores]
+    colors = ["tab:gray" if name in BASELINES else "tab:blue" for name in names]
+    bars = axes.barh(range(len(names)), bits, color=colors, tick_label=names)
+    axes.bar_label(bars, [f"{value:.3f}" for value in bits], padding=18)
+    for place, (_, value, interval) in enumerate(scores):
+        if interval is not None:
+            spread = [[value - interval[0]], [interval[1] - value]]
+            axes.errorbar(value, place, xerr=spread, color="black", capsize=3)
+    axes.invert_yaxis()
+    most = max([*bits, *(interval[1] for _, _, interval in scores if interval)])
+    axes.set(xlabel="bits per sample (bars: 95 % interval over recordings)", xlim=(0, 1.2 * most))
+    save(picture, path)
 
 
 def _records(run: Path) -> list[dict[str, Any]]:

@@ -200,6 +200,11 @@ class Evaluation:
     def _of(self, name: str, index: int) -> float:
         return float(self.sums[name].recordings[index]) / int(self.samples[index])
 
+    def bars(self, networks: list[str], baseline: str) -> list[tuple[str, float, tuple[float, float] | None]]:
+        """Return name, bits per sample and interval of every score, baselines first; see `as_dict`."""
+        found = [(name, self.bits(name), self.interval(name)) for name in [baseline, *networks]]
+        return [("uniform", self.uniform_bits, None), ("unigram", self.unigram_bits, None), *found]
+
     def table(self, networks: list[str], baseline: str, reference: str, rate: int) -> str:
         """Return the scores as lines for a person; parameters as in `as_dict`, and the sample rate in Hz."""
         told = [*networks, baseline]

@@ -104,6 +104,12 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--json", metavar="FILE", help="write everything as JSON; - prints it in place of the table"
     )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw the scores as bars beside the baselines, .png, .pdf or .svg (extra [plot])",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
     return parser
 
@@ -147,22 +153,17 @@ def check(options: Namespace) -> None:
 def _check_output(options: Namespace) -> None:
     from pathlib import Path
 
-    from wavenet.errors import AudioError, ConfigError
-    from wavenet.files import printable
+    from wavenet.cli.places import check_file
+    from wavenet.drawing import figure
+    from wavenet.errors import ConfigError
 
     if sys.stdout is None and options.json in (None, "-"):
         raise ConfigError("standard output is closed: open it, or name a file with --json")
-    if options.json in (None, "-"):
-        return
-    path = Path(options.json)
-    if path.is_dir() or not path.name:
-        raise AudioError(f"--json {printable(path)}: is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise AudioError(f"--json {printable(path)}: its folder does not exist; create it first")
-    if path.is_file() and not options.force:
-        raise AudioError(
-            f"--json {printable(path)}: exists; add --force to overwrite it, or choose another name"
-        )
+    if options.json not in (None, "-"):
+        check_file("--json", Path(options.json), options.force)
+    if options.plot is not None:
+        check_file("--plot", options.plot, options.force)
+        figure("--plot", options.plot, (1, 1))
 
 
 def work(options: Namespace) -> int:
@@ -180,6 +181,7 @@ def work(options: Namespace) -> int:
     from wavenet.evaluation import evaluate, history
     from wavenet.files import printable
     from wavenet.model import WaveNet
+    from wavenet.plots import draw_scores
     from wavenet.progress import Console
 
     interrupts.check()
@@ -220,6 +222,8 @@ def work(options: Namespace) -> int:
         "window_seconds": WINDOW_SECONDS,
         **found.as_dict(facts, BASELINE, reference),
     }
+    if options.plot is not None:
+        draw_scores(options.plot, found.bars(networks, BASELINE))
     _write(options, values, found.table(networks, BASELINE, reference, rate))
     return 0
 

@@ -11,8 +11,12 @@ from wavenet.cli import interrupted
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
+    from pathlib import Path
 
     from wavenet.cli.common import Parser
+    from wavenet.cli.making import Job
+    from wavenet.cli.playing import Beginning
+    from wavenet.distributed import World
 
 PROGRAM = "wavenet-generate"
 DEFAULT_RUN = "checkpoints"
@@ -43,13 +47,14 @@ def work(options: Namespace) -> int:
     from pathlib import Path
 
     from wavenet import backends, checkpoint
-    from wavenet.cli import outputs
     from wavenet.cli.common import device_named
     from wavenet.cli.interrupts import interrupts
+    from wavenet.cli.making import Job, typical_bits
     from wavenet.cli.playing import beginning_of, source
     from wavenet.files import printable
     from wavenet.generation import Generator
     from wavenet.progress import Console
+    from wavenet.saved import load_state
     from wavenet.state import Sampling
 
     interrupts.check()
@@ -62,29 +67,65 @@ def work(options: Namespace) -> int:
     )
     if options.backend == "auto" and generator.backend.name == "reference":
         console.line(f"warning: the fast engine is not there, generating slowly: {backends.report()['cpu']}")
-    seed = secrets.randbelow(2**31) if options.seed is None else options.seed
+    left_off = None if options.from_state is None else load_state(options.from_state, generator)
+    seed = options.seed
+    if seed is None:
+        seed = secrets.randbelow(2**31) if left_off is None else left_off[0].seed
+    rate = generator.config.sample_rate
     console.line(
-        f"checkpoint {printable(directory)}  {generator.config.sample_rate} Hz  "
+        f"checkpoint {printable(directory)}  {rate} Hz  "
         f"backend {generator.backend.name}  {generator.backend.precision}  seed {seed}"
     )
     told, length = source(options, generator.config)
-    seconds = next(each for each in (options.seconds, length, SECONDS) if each is not None)
-    beginning, bias = beginning_of(generator, options, seed, console, told)
-    steps = None if seconds == 0 else max(1, round(seconds * generator.config.sample_rate))
+    beginning = beginning_of(generator, options, seed, console, told, left_off)
+    seconds = _seconds(options, length, beginning, rate)
+    steps = None if seconds == 0 else max(1, round(seconds * rate))
+    typical = typical_bits(directory, beginning, told) if options.best_of else None
+    job = Job(generator, options, console, seed, beginning, told, steps, typical)
     interrupts.check()
+    code = _make(job, paths, world)
+    if options.json is not None:
+        from wavenet.cli.looking import write_json
+
+        write_json(job, directory)
+    return code
+
+
+def _seconds(options: Namespace, length: float | None, beginning: Beginning, rate: int) -> float:
+    """Return how long takes become: as asked, or what is left of that which is to be played."""
+    from wavenet.errors import ConfigError
+
+    if options.seconds is not None:
+        return options.seconds
+    if length is None:
+        return SECONDS
+    left = length - (beginning.position - beginning.told_from) / rate
+    if left <= 0:
+        raise ConfigError(
+            f"--from-state: what is to be played ended {-left:.1f} s before; give --seconds to go on"
+        )
+    return left
+
+
+def _make(job: Job, paths: list[Path], world: World) -> int:
+    """Make takes, those of a folder in groups; return the exit code."""
+    from wavenet.cli import outputs
+    from wavenet.cli.interrupts import interrupts
+
+    options = job.options
     if options.out_dir is None:
-        return outputs.write(generator, beginning(0, options.batch), steps, paths, options, console, bias)
+        return outputs.write(job, job.streams(0, options.batch), paths)
     options.out_dir.mkdir(parents=True, exist_ok=True)
     if world.size > 1:
-        console.line(f"{world.size} processes; told of here are the first one's {len(paths)} takes")
-    first, code = world.share(options.batch).start, 0
-    for done in range(0, len(paths), GROUP):
-        group = paths[done : done + GROUP]
-        state = beginning(first + done, len(group))
+        job.console.line(f"{world.size} processes; told of here are the first one's {len(paths)} takes")
+    first, group = world.share(options.batch).start, max(1, GROUP // job.candidates)
+    for done in range(0, len(paths), group):
+        some = paths[done : done + group]
+        state = job.streams(first + done, len(some))
         interrupts.check()
-        if code := outputs.write(generator, state, steps, group, options, console, bias):
-            break
-    return code
+        if code := outputs.write(job, state, some):
+            return code
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

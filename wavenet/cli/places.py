@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from wavenet.distributed import World
+from wavenet.drawing import figure
 from wavenet.errors import AudioError, ConfigError
 from wavenet.files import printable
 
@@ -20,6 +21,15 @@ MAX_BATCH = 1000
 MAX_FOLDER = 1_000_000
 """The most takes in a folder, which are made in groups."""
 
+MAX_CANDIDATES = 1000
+"""To choose a take from."""
+
+MAX_PLOTS = 16
+"""Pictures at once."""
+
+MAX_PLOT_SECONDS = 600.0
+"""Longest take in a picture."""
+
 OTHER_FILES = 64
 """Files open besides the takes, generously."""
 
@@ -29,10 +39,38 @@ def check(options: Namespace, world: World, group: int) -> list[Path]:
 
     Of a folder of takes they are those of this process, which makes `group` of them at a time.
     """
-    seconds, output = options.seconds, options.output
+    _check_counts(options, world)
+    _check_views(options)
+    if options.play:
+        if options.out_dir is not None or options.batch > 1:
+            raise ConfigError("--play: plays a single take; leave out --out-dir and --batch")
+        from wavenet.live import Device
+
+        # Said now rather than once the network is loaded.
+        Device()
+    if options.output == "-":
+        _check_standard_output(options)
+        return []
+    if options.output is None and options.out_dir is None:
+        return []
+    if options.seconds == 0:
+        raise ConfigError(
+            "--seconds 0 streams for ever and needs - as its output, or --play; give a file a length"
+        )
+    paths = _files(options, world)
+    if not options.force:
+        _refuse(paths)
+    _allow_open_files(min(options.batch, group) if options.out_dir else options.batch)
+    return paths
+
+
+def _check_counts(options: Namespace, world: World) -> None:
+    seconds = options.seconds
     if world.size > 1 and (options.out_dir is None or options.seed is None):
         missing = "--out-dir DIR" if options.out_dir is None else "--seed N"
         raise ConfigError(f"{world.size} processes share the takes of one seed in one folder: add {missing}")
+    if world.size > 1 and options.json is not None:
+        raise ConfigError("--json: tells of the takes of one process; leave it out under torchrun")
     if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
         raise ConfigError(f"--seconds {seconds:g}: must be between 0 and {MAX_SECONDS:g}")
     most = MAX_FOLDER if options.out_dir else MAX_BATCH
@@ -41,28 +79,62 @@ def check(options: Namespace, world: World, group: int) -> list[Path]:
         raise ConfigError(f"--batch {options.batch}: must be from 1 to {most}{hint}")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise ConfigError(f"--seed {options.seed}: must be from 0 to 2^63 - 1")
-    if output == "-":
-        if options.batch > 1:
-            raise ConfigError(
-                f"--batch {options.batch}: only one take fits standard output; name a file instead"
-            )
-        if sys.stdout is None:
-            raise ConfigError("standard output is closed: open it, or name a file instead of -")
-        if sys.stdout.isatty():
-            raise ConfigError("standard output is a terminal: pipe it into a player, or name a file")
-        return []
-    if seconds == 0:
-        raise ConfigError("--seconds 0 streams for ever and needs - as its output; give a file a length")
-    paths = _files(options, world)
-    if not options.force:
-        _refuse(paths)
-    _allow_open_files(min(options.batch, group) if options.out_dir else options.batch)
-    return paths
+    if options.best_of is not None:
+        if not 1 <= options.best_of <= MAX_CANDIDATES:
+            raise ConfigError(f"--best-of {options.best_of}: must be from 1 to {MAX_CANDIDATES}")
+        if seconds == 0:
+            raise ConfigError("--best-of chooses among whole takes: give them a length with --seconds")
+    if options.from_state is not None and options.prime is not None:
+        raise ConfigError("--from-state and --prime both say where to go on: give one of them")
+    if options.out_dir is not None and options.save_state is not None:
+        raise ConfigError("--save-state: goes with OUT, whose takes are made together, not with --out-dir")
+
+
+def _check_views(options: Namespace) -> None:
+    for flag in ("plot", "json", "save_state"):
+        path = getattr(options, flag)
+        for each in numbered(path, options.batch if flag == "plot" else 1) if path is not None else []:
+            check_file(f"--{flag.replace('_', '-')}", each, options.force)
+    if options.seconds == 0 and (options.plot is not None or options.entropy):
+        raise ConfigError("--plot and --entropy look at a whole take: give it a length with --seconds")
+    if options.plot is not None:
+        if options.out_dir is not None or options.batch > MAX_PLOTS:
+            raise ConfigError(f"--plot: draws up to {MAX_PLOTS} takes of OUT; make fewer, or leave it out")
+        if options.seconds is not None and options.seconds > MAX_PLOT_SECONDS:
+            raise ConfigError(f"--plot: draws up to {MAX_PLOT_SECONDS:g} s; give fewer --seconds")
+        figure("--plot", options.plot, (1, 1))
+
+
+def _check_standard_output(options: Namespace) -> None:
+    if options.batch > 1:
+        raise ConfigError(f"--batch {options.batch}: only one take fits standard output; name a file instead")
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed: open it, or name a file instead of -")
+    if sys.stdout.isatty():
+        raise ConfigError("standard output is a terminal: pipe it into a player, or name a file")
+
+
+def numbered(path: Path, batch: int) -> list[Path]:
+    """Return the names of the files of several takes, out-0.wav, ..., or of the only one, out.wav."""
+    if batch == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{take}{path.suffix}") for take in range(batch)]
+
+
+def check_file(flag: str, path: Path, force: bool) -> None:
+    """Raise `AudioError` if a file that a flag names cannot be written, or exists and is to stay."""
+    shown = printable(path)
+    if path.is_dir() or not path.name:
+        raise AudioError(f"{flag} {shown}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise AudioError(f"{flag} {shown}: its folder does not exist; create it first")
+    if path.is_file() and not force:
+        raise AudioError(f"{flag} {shown}: exists; add --force to overwrite it, or choose another name")
 
 
 def _files(options: Namespace, world: World) -> list[Path]:
     if options.out_dir is not None:
-        return _numbered(options, world)
+        return _in_folder(options, world)
     path = Path(options.output)
     suffix = path.suffix.lower()
     if options.format == "wav" and suffix not in ("", ".wav", ".wave"):
@@ -73,13 +145,10 @@ def _files(options: Namespace, world: World) -> list[Path]:
         raise AudioError(f"{printable(path)}: is a folder; name a file in it")
     if not path.parent.is_dir():
         raise AudioError(f"{printable(path)}: its folder does not exist; create it first")
-    paths = [path]
-    if options.batch > 1:
-        paths = [path.with_name(f"{path.stem}-{take}{path.suffix}") for take in range(options.batch)]
-    return paths
+    return numbered(path, options.batch)
 
 
-def _numbered(options: Namespace, world: World) -> list[Path]:
+def _in_folder(options: Namespace, world: World) -> list[Path]:
     """Return this process's files in a folder of takes, named by the numbers of their streams."""
     if options.out_dir.exists() and not options.out_dir.is_dir():
         raise AudioError(f"--out-dir {printable(options.out_dir)}: is no folder; choose another name")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from wavenet.files import cause, printable
 from wavenet.generation import Generator
 from wavenet.midi import read_midi
 from wavenet.progress import Console
+from wavenet.saved import Origin
 from wavenet.state import GeneratorState
 from wavenet.steering import Classes, Given, MelOf, Notes, Source, Steering, Together, class_points, expect
 
@@ -64,20 +67,48 @@ def source(options: Namespace, config: WaveNetConfig) -> tuple[Source | None, fl
     return classes or features, seconds
 
 
-def beginning_of(
-    generator: Generator, options: Namespace, seed: int, console: Console, told: Source | None
-) -> tuple[Callable[[int, int], GeneratorState], Steering | None]:
-    """Return what gives the streams to go on from, and what steers them.
+@dataclass(frozen=True)
+class Beginning:
+    """Where takes begin.
 
-    They are asked for by the number of the first and how many there are, and stand in silence, or after the
-    recording given.
+    Attributes
+    ----------
+    streams : callable
+        Given the number of the first stream and how many there are, returns them.
+    steering : Steering or None
+        What they are told.
+    told_from : int
+        Position at which that begins.
+    position : int
+        At which the streams begin, what is skipped left out.
+    fresh : bool
+        Whether they begin in silence, with nothing to go on from.
     """
+
+    streams: Callable[[int, int], GeneratorState]
+    steering: Steering | None
+    told_from: int = 0
+    position: int = 0
+    fresh: bool = True
+
+
+def beginning_of(
+    generator: Generator,
+    options: Namespace,
+    seed: int,
+    console: Console,
+    told: Source | None,
+    left_off: tuple[GeneratorState, Origin] | None = None,
+) -> Beginning:
+    """Return the streams to go on from: in silence, after the recording given, or where others were left."""
+    if left_off is not None:
+        return _left_off(generator, options, seed, told, *left_off)
     if options.prime is None:
         steering = None if told is None else generator.steering(told, guidance=options.guidance)
         begun = generator.start(1, seed, gate_bias=steering)
         if options.keep_silence or (told is not None and not told.constant):
-            return lambda first, batch: begun.fan_out(batch, first), steering
-        return (
+            return Beginning(lambda first, batch: begun.fan_out(batch, first), steering)
+        return Beginning(
             lambda first, batch: _sounding(
                 generator, options, begun.fan_out(batch, first), console, steering
             ),
@@ -91,7 +122,34 @@ def beginning_of(
     # What is to be played begins where the recording ends.
     steering = None if told is None else generator.steering(told, len(audio), options.guidance)
     primed = generator.prime(generator.encode(audio), seed, gate_bias=steering)
-    return lambda first, batch: primed.fan_out(batch, first), steering
+    return Beginning(
+        lambda first, batch: primed.fan_out(batch, first), steering, len(audio), len(audio), False
+    )
+
+
+def _left_off(
+    generator: Generator,
+    options: Namespace,
+    seed: int,
+    told: Source | None,
+    state: GeneratorState,
+    origin: Origin,
+) -> Beginning:
+    """Return the streams of a saved state, or branches of its only one."""
+    shown = printable(options.from_state)
+    state = dataclasses.replace(state, seed=seed)
+    several = state.batch > 1
+    if several and (options.batch != state.batch or options.out_dir is not None or options.best_of):
+        raise ConfigError(
+            f"--from-state {shown}: holds {state.batch} takes; go on with all, --batch {state.batch} and OUT"
+        )
+    own = int(state.stream[0])
+
+    def streams(first: int, batch: int) -> GeneratorState:
+        return state.clone() if several else state.fan_out(batch, own + first)
+
+    steering = None if told is None else generator.steering(told, origin.told_from, options.guidance)
+    return Beginning(streams, steering, origin.told_from, int(state.position.max()), False)
 
 
 def _sounding(
