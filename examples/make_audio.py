@@ -1,4 +1,7 @@
-"""Play the public-domain tunes of ``tunes.py`` into FLAC files, on a plucked-string model or FluidSynth."""
+"""Play the public-domain tunes of ``tunes.py`` into FLAC files, on a plucked-string model or FluidSynth.
+
+With --scores, write what is played as MIDI files instead.
+"""
 
 from __future__ import annotations
 
@@ -112,11 +115,16 @@ def render_fluidsynth(played: list[Played], sample_rate: int, soundfont: Path) -
     return mono * (PEAK / peak)
 
 
+def luck(tune: Tune, seed: int) -> random.Random:
+    """What makes the playing of a tune uneven; first the notes draw from it, then the strings."""
+    return random.Random(f"{seed}/{tune.stem}")
+
+
 def render_tune(tune: Tune, sample_rate: int, seed: int, soundfont: Path | None = None) -> np.ndarray:
     """Mono float32 sound of a tune, peak 0.7, the same for the same seed."""
     from pluck import render
 
-    rng = random.Random(f"{seed}/{tune.stem}")
+    rng = luck(tune, seed)
     played = perform(tune, rng)
     if soundfont is not None:
         return render_fluidsynth(played, sample_rate, soundfont)
@@ -136,6 +144,27 @@ def write_flac(path: Path, audio: np.ndarray, sample_rate: int) -> None:
         part.unlink(missing_ok=True)
 
 
+def write_scores(folder: Path, seed: int, force: bool) -> None:
+    """Write what is played of every tune as a MIDI file, under the name that its audio has."""
+    paths = [folder / f"{tune.stem}.mid" for tune in TUNES]
+    refuse_standing(paths, force)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for tune, path in zip(TUNES, paths, strict=True):
+            played = perform(tune, luck(tune, seed))
+            path.write_bytes(midi_file(played))
+            print(f"{path}  {len(played)} notes", file=sys.stderr)
+    except OSError as error:
+        raise ExampleError(f"cannot write to {folder}: {error}") from error
+
+
+def refuse_standing(paths: list[Path], force: bool) -> None:
+    """Raise `ExampleError` if a file stands where one is to be written."""
+    standing = [path for path in paths if os.path.lexists(path)]
+    if standing and not force:
+        raise ExampleError(f"{standing[0]} exists ({len(standing)} files in all): use --force to overwrite")
+
+
 def make_all(out_dir: Path, sample_rate: int, seed: int, force: bool, soundfont: Path | None) -> None:
     """Render every tune into ``out_dir``; nothing is written if something stands in the way."""
     if not 8000 <= sample_rate <= 96000:
@@ -149,9 +178,7 @@ def make_all(out_dir: Path, sample_rate: int, seed: int, force: bool, soundfont:
     except ImportError:
         raise ExampleError("writing FLAC needs the package soundfile: pip install soundfile") from None
     paths = [out_dir / f"{tune.stem}.flac" for tune in TUNES]
-    standing = [path for path in paths if os.path.lexists(path)]
-    if standing and not force:
-        raise ExampleError(f"{standing[0]} exists ({len(standing)} files in all): use --force to overwrite")
+    refuse_standing(paths, force)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         for tune, path in zip(TUNES, paths, strict=True):
@@ -180,8 +207,14 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="SOUNDFONT",
         help="play through FluidSynth with this .sf2 file instead",
     )
+    parser.add_argument(
+        "--scores", type=Path, metavar="DIR", help="write the scores as MIDI files there, and no audio"
+    )
     options = parser.parse_args(arguments)
     try:
+        if options.scores is not None:
+            write_scores(options.scores, options.seed, options.force)
+            return 0
         make_all(options.out_dir, options.sample_rate, options.seed, options.force, options.fluidsynth)
     except ExampleError as error:
         print(f"make_audio: {error}", file=sys.stderr)

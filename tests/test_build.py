@@ -288,7 +288,7 @@ def test_the_source_distribution_is_whole(tmp_path):
     (path,) = (tmp_path / "dist").glob("*.tar.gz")
     with tarfile.open(path) as archive:
         files = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    folders = ("tests/", "csrc/", "examples/", "benchmarks/", "wavenet/", ".ci/")
+    folders = ("tests/", "csrc/", "examples/", "benchmarks/", "docs/", "wavenet/", ".ci/")
     needed = {name for name in names if name.startswith(folders)}
     needed |= {"setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"}
     assert needed <= files

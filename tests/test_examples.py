@@ -256,6 +256,24 @@ def test_command_does_not_guess_options():
     assert "default: 16000" in command("--help", COLUMNS="200").stdout
 
 
+def test_scores_are_what_the_committed_audio_plays(tmp_path, minuet):
+    """Where the score has a note the sound rises, and not so a little later."""
+    assert make_audio.main(["--scores", str(tmp_path)]) == 0
+    assert sorted(path.stem for path in tmp_path.iterdir()) == [path.stem for path in AUDIO]
+    events = read_midi((tmp_path / "minuet-1.mid").read_bytes())
+    struck = np.array(sorted({seconds for seconds, status, _ in events if status == 0x90}))
+
+    def rises(times):
+        places = (times * 16000).astype(int)
+        before, after = (
+            np.array([minuet[p + a : p + b].std() for p in places]) for a, b in ((-480, 0), (0, 480))
+        )
+        return np.median(np.log(after / before)[1:])
+
+    assert rises(struck) > 0.2 > rises(struck + 0.1)
+    assert make_audio.main(["--scores", str(tmp_path)]) == 1
+
+
 # FluidSynth
 
 
