@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 
 from wavenet.config import ConditioningConfig, WaveNetConfig
+from wavenet.errors import BackendError
+from wavenet.generation import Generator
 from wavenet.midi import Score
 from wavenet.model import WaveNet
 
@@ -29,6 +32,17 @@ KINDS = {
 def config(kind: str, hop: int = 37, **changes) -> WaveNetConfig:
     told = ConditioningConfig(**{"hop": hop, "conditioning_channels": 7, **KINDS[kind], **changes})
     return dataclasses.replace(BASE, conditioning=told)
+
+
+ENGINES = ["reference", "numba", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def engine(model: WaveNet, backend: str) -> Generator:
+    """A generator on a backend, which a test without it passes over."""
+    try:
+        return Generator(model, backend, "cuda" if backend == "cuda" else "cpu", threads=1)
+    except BackendError as error:
+        pytest.skip(str(error))
 
 
 def network(config: WaveNetConfig, seed: int = 0) -> WaveNet:

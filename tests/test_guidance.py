@@ -5,21 +5,13 @@ import itertools
 
 import pytest
 import torch
-from conditioned import config, network, tune
+from conditioned import ENGINES, config, engine, network, tune
 
-from wavenet import backends
 from wavenet.conditioning import GateBias
-from wavenet.errors import BackendError, ConfigError
+from wavenet.errors import ConfigError
 from wavenet.generation import Generator
 from wavenet.model import WaveNet
 from wavenet.steering import Classes, Notes, class_points
-
-
-def engine(model: WaveNet, backend: str) -> Generator:
-    try:
-        return Generator(model, backend, threads=1)
-    except BackendError as error:
-        pytest.skip(str(error))
 
 
 def drawn(generator: Generator, guidance: float, steps: int = 120) -> torch.Tensor:
@@ -35,7 +27,7 @@ def untold(model: WaveNet) -> WaveNet:
     return plain.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("backend", [name for name in backends.NAMES if name != "cuda"])
+@pytest.mark.parametrize("backend", ENGINES)
 def test_none_is_told_nothing_and_one_is_as_trained(backend):
     model = network(config("score"))
     generator = engine(model, backend)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from wavenet.config import WaveNetConfig
@@ -156,6 +157,18 @@ class Conditioner(nn.Module):
         nn.init.zeros_(self.projection.weight)
 
     @property
+    def convolutions(self) -> list[nn.Conv1d]:
+        """Those over frames, in order; none without features."""
+        layers = self.frames if self.told.features != "none" else ()
+        return [layer for layer in layers if isinstance(layer, nn.Conv1d)]
+
+    def settle(self) -> None:
+        """Lay weights that will change no more so that `forward` need not turn them each time."""
+        for convolution in self.convolutions:
+            weight = convolution.weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
+            convolution.weight = nn.Parameter(weight, requires_grad=False)
+
+    @property
     def reach(self) -> int:
         """Frames before and after one that its bias depends on."""
         return reach(self.told.features)
@@ -193,18 +206,22 @@ class Conditioner(nn.Module):
         count, reach = len(self.told.class_names), self.reach
         hidden: torch.Tensor | None = None
         if self.told.features != "none":
-            found = (frames[:, count:] - self.centre) * self.scale
-            for number, convolution in enumerate(self.frames):
-                found = levelled(convolution(found if number == 0 else torch.tanh(found)))
-            hidden = found.transpose(1, 2)
+            found = ((frames[:, count:] - self.centre) * self.scale).transpose(1, 2)
+            for number, (convolution, dilation) in enumerate(zip(self.convolutions, DILATIONS, strict=True)):
+                found = found if number == 0 else torch.tanh(found)
+                steps = found.shape[1] - (TAPS - 1) * dilation
+                taps = [found[:, tap * dilation : tap * dilation + steps] for tap in range(TAPS)]
+                matrix = convolution.weight.transpose(1, 2).flatten(1)
+                found = levelled(F.linear(torch.cat(taps, dim=2), matrix, convolution.bias))
+            hidden = found
         if count:
             weights = frames[:, :count, reach : frames.shape[2] - reach].transpose(1, 2)
             mixed = self.classes(weights)
             hidden = mixed if hidden is None else hidden + mixed
         assert hidden is not None
         batch, length, _ = hidden.shape
-        bias = self.projection(hidden).float() * (GAIN / math.sqrt(self.told.conditioning_channels))
-        bias = LIMIT * torch.tanh(bias / LIMIT)
+        gain = GAIN / math.sqrt(self.told.conditioning_channels)
+        bias = LIMIT * torch.tanh(self.projection(hidden).float() * (gain / LIMIT))
         return bias.reshape(batch, length, *self.shape)
 
     def gate_bias(self, frames: Frames) -> GateBias:
@@ -217,13 +234,12 @@ class Conditioner(nn.Module):
 
 
 def levelled(hidden: torch.Tensor) -> torch.Tensor:
-    """Return values (batch, channels, frames) with a root mean square below 1 in each frame.
+    """Return values (batch, frames, channels) with a root mean square below 1 in each frame.
 
     They are divided by sqrt(1 + mean square): root mean square normalisation (Zhang and Sennrich 2019), but
     that soft notes stay softer than loud ones, and silence stays silence.
     """
-    hidden = hidden.float()
-    return hidden * torch.rsqrt(1 + hidden.square().mean(dim=1, keepdim=True))
+    return F.rms_norm(hidden.float(), hidden.shape[-1:], eps=1.0)
 
 
 TAPS = 3

@@ -73,6 +73,8 @@ class Generator:
     ):
         self.config = model.config
         self.model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+        if self.model.conditioner is not None:
+            self.model.conditioner.settle()
         self.backend = backends.create(self.model, backend, device, threads, precision)
 
     @classmethod

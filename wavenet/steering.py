@@ -316,7 +316,8 @@ class Steering:
         low = math.floor((first - self.start) / told.hop) // BLOCK
         # With interpolation the frame after the last one counts as well.
         high = (math.floor((stop - 1 - self.start) / told.hop) + 1) // BLOCK
-        values = torch.cat([self._block(block) for block in range(low, high + 1)], dim=1)
+        blocks = [self._block(block) for block in range(low, high + 1)]
+        values = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
         return GateBias(values, told.hop, self.start + low * BLOCK * told.hop, told.linear)
 
     def _block(self, number: int) -> torch.Tensor:
@@ -325,8 +326,8 @@ class Steering:
             frames = self.source.read(number * BLOCK - reach, BLOCK + 2 * reach)
             with single_thread():
                 rows = [self.conditioner.gate_bias(Frames(row[None])).values for row in frames]
-            # By 1 nothing changes, to the bit.
-            self._blocks[number] = torch.cat(rows) * self.guidance
+            values = rows[0] if len(rows) == 1 else torch.cat(rows)
+            self._blocks[number] = values if self.guidance == 1 else values * self.guidance
             if len(self._blocks) > _BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
         return self._blocks[number]
