@@ -22,6 +22,7 @@ from generation import PRESETS, peak_memory
 
 RATE = 16000
 CHUNK = 2048
+MEMORY_SECONDS = 60
 
 
 def networks(name: str, hop: int) -> tuple[Any, Any]:
@@ -71,7 +72,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     generator, steering, _ = kinds["told"]
     before = peak_memory()
     state = generator.start(gate_bias=steering)
-    for _ in generator.stream(state, 60 * RATE, gate_bias=steering):
+    for _ in generator.stream(state, MEMORY_SECONDS * RATE, gate_bias=steering):
         pass
     plain, told = (statistics.median(rates[kind]) for kind in ("plain", "told"))
     return {

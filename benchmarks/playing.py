@@ -21,36 +21,40 @@ import transcription
 SHOWN = ("own", "pitch", "onset", "rise_db")
 
 
-def held_out(checkpoint: Path, audio_dir: Path, midi_dir: Path) -> dict[str, tuple[np.ndarray, Any]]:
-    """Return the audio and the score of each recording that a checkpoint's training held out, by name."""
+def held_out(checkpoint: Path, audio_dir: Path) -> dict[str, np.ndarray]:
+    """Return the recordings that a checkpoint's training held out, by name."""
     from wavenet.audio import load_audio
     from wavenet.dataset import held_out
     from wavenet.evaluation import history
     from wavenet.files import find_audio
-    from wavenet.midi import read_midi
     from wavenet.weights import read_config
 
     past = history(checkpoint)
     if past is None:
         raise SystemExit(f"{checkpoint}: does not tell what was held out in training; name one of a run")
-    rate = read_config(checkpoint).sample_rate
+    config = read_config(checkpoint)
     names = [name for name in find_audio(audio_dir).names if held_out(name, past[0].validation_fraction)]
-    found = {}
-    for name in names:
-        score = read_midi((midi_dir / name).with_suffix(".mid"))
-        found[name] = load_audio(audio_dir / name, rate), score
-    return found
+    return {name: load_audio(audio_dir / name, config.sample_rate, config.normalization) for name in names}
 
 
-def play(generator: Any, score: Any, steps: int, seed: int, temperature: float) -> np.ndarray:
-    """Return what a network makes of the beginning of a score, float32 (steps,)."""
-    from wavenet.steering import Notes
-
-    steering = generator.steering(Notes(generator.config, score))
+def play(generator: Any, source: Any, steps: int, options: argparse.Namespace) -> np.ndarray:
+    """Return what a network makes of the beginning of what it is told, float32 (steps,)."""
+    steering = generator.steering(source, guidance=options.guidance)
     with torch.inference_mode():
-        state = generator.start(seed=seed, gate_bias=steering)
-        samples = generator.generate(steps, state, temperature=temperature, gate_bias=steering)
+        state = generator.start(seed=options.seed, gate_bias=steering)
+        samples = generator.generate(steps, state, temperature=options.temperature, gate_bias=steering)
     return generator.decode(samples[0]).numpy()
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how takes are drawn."""
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, metavar="X", help="of each piece (default: 30)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the takes (default: 0)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="(default: 1)")
+    parser.add_argument("--guidance", type=float, default=1.0, metavar="X", help="(default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,31 +63,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     parser.add_argument("--audio-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--midi-dir", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--seconds", type=float, default=30.0, metavar="X", help="of each piece (default: 30)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the takes (default: 0)")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="(default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    add_sampling(parser)
     options = parser.parse_args(arguments)
 
     from wavenet import checkpoint
     from wavenet.generation import Generator
+    from wavenet.midi import read_midi
+    from wavenet.steering import Notes
 
     directory = checkpoint.find(options.checkpoint)
     generator = Generator.from_pretrained(directory)
     rate, results = generator.config.sample_rate, {}
-    print(f"{directory}  {generator.backend.name}  temperature {options.temperature:g}  seed {options.seed}")
+    print(
+        f"{directory}  {generator.backend.name}  temperature {options.temperature:g}  seed {options.seed}  "
+        f"guidance {options.guidance:g}"
+    )
     print(f"{'':44}" + "".join(f"{name:>10}" for name in SHOWN))
-    for name, (audio, score) in held_out(directory, options.audio_dir, options.midi_dir).items():
+    for name, audio in held_out(directory, options.audio_dir).items():
+        score = read_midi((options.midi_dir / name).with_suffix(".mid"))
         audio = audio[: round(options.seconds * rate)]
-        takes = {
-            "recording": audio,
-            "true score": play(generator, score, len(audio), options.seed, options.temperature),
-            "shuffled score": play(
-                generator, score.shuffled(0), len(audio), options.seed, options.temperature
-            ),
-        }
+        told = {"true score": score, "shuffled score": score.shuffled(0)}
+        takes = {"recording": audio}
+        for kind, each in told.items():
+            takes[kind] = play(generator, Notes(generator.config, each), len(audio), options)
         judged = {kind: transcription.check(take, rate, score) for kind, take in takes.items()}
         results[name] = judged
         for kind, figures in judged.items():

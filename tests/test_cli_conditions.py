@@ -186,10 +186,26 @@ def test_spectra_are_taken_from_recordings_and_files(tmp_path):
     assert result.returncode == 0, result.stderr
     assert len(soundfile.read(tmp_path / "given-frames.wav")[0]) == round(0.8 * RATE)
 
+    # Fewer or more seconds than there are frames: a part of the same take, or more of it, told silence.
+    whole = soundfile.read(tmp_path / "given-frames.wav")[0]
+    for seconds in (0.33, 1.1):
+        result = run(
+            "generate", *common, "--features", "frames.npy", "--seconds", seconds, "other.wav", "--force",
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        other = soundfile.read(tmp_path / "other.wav")[0]
+        assert len(other) == round(seconds * RATE)
+        # Convolutions over frames look 70 ms ahead, as does the end of what is known.
+        same = min(len(other), len(whole) - 8 * 40)
+        assert (other[:same] == whole[:same]).all()
+
     np.save(tmp_path / "wrong.npy", np.zeros((17, 5), np.float32))
+    np.save(tmp_path / "nan.npy", np.where(np.arange(5) == 3, np.nan, np.zeros((16, 5), np.float32)))
     (tmp_path / "text.npy").write_text("frames")
     for name, words in (
         ("wrong.npy", "expected floating point (16, frames)"),
+        ("nan.npy", "frame 3 holds NaN or infinity; mend it first"),
         ("text.npy", "is no .npy file"),
     ):
         result = run("generate", *common, "--features", name, "x.wav", cwd=tmp_path)
@@ -217,9 +233,11 @@ def test_what_a_network_with_classes_refuses(classes, arguments, fragments):
 
 def test_what_a_network_with_scores_refuses(scores):
     (scores / "text.mid").write_text("no score")
+    write_midi(scores / "empty.mid", played([], 0.1))
     for arguments, words in (
         ([], "--midi FILE"),
         (["--midi", "text.mid"], "text.mid"),
+        (["--midi", "empty.mid"], "empty.mid: holds no notes; choose another score"),
         (["--midi", "none.mid"], "none.mid: does not exist"),
         (["--midi", "midi"], "midi"),
         (["--class", "high", "--midi", "midi/0.mid"], "trained without classes"),

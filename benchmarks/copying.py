@@ -1,0 +1,141 @@
+"""Ask how well a network copies spectra: copying.py --checkpoint RUN --audio-dir DIR [--without RUN]
+
+Takes the recordings that training held out and has a network that was trained with mel features play their
+spectra (copy-synthesis), and as controls the spectrum of another of them, and nothing. Two figures:
+
+- distance: how far the take's log mel spectrum is from the recording's, root mean square over frames and
+  bands in dB, from 60 dB below the recording's loudest band on. The spectrum is not the one that the network
+  is told: windows of 2,048 samples every 512, 64 bands. The recording is taken after mu-law, as the network
+  is told it.
+- bits per sample of the recordings, told their spectra, told nothing, and by another network that was never
+  told anything (`--without`), on the same samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from playing import add_sampling, held_out, play
+
+N_FFT, HOP, BANDS = 2048, 512, 64
+RANGE_DB = 60.0
+
+
+def spectrum(audio: np.ndarray, rate: int) -> np.ndarray:
+    """Return the log mel spectrum in dB, (BANDS, frames)."""
+    from wavenet.mel import log_mel, unscaled
+
+    mel = log_mel(audio, rate, N_FFT, HOP, BANDS, 30.0, rate / 2)
+    return unscaled(mel) * (20 / np.log(10))
+
+
+def distance(audio: np.ndarray, take: np.ndarray, rate: int) -> float:
+    """Return how far a take's spectrum is from a recording's of the same length, in dB."""
+    true, found = spectrum(audio, rate), spectrum(take, rate)
+    least = true.max() - RANGE_DB
+    return float(np.sqrt(np.mean((np.maximum(true, least) - np.maximum(found, least)) ** 2)))
+
+
+class Untold:
+    """Scores with a network that is told nothing, whatever comes with the windows."""
+
+    def __init__(self, scorer: Any):
+        self.scorer = scorer
+
+    def nats(self, inputs: Any, targets: Any, frames: Any = None) -> np.ndarray:
+        """Return the cost of each target; see `wavenet.evaluation.Scorer`."""
+        return self.scorer.nats(inputs, targets)
+
+
+def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Return the bits per sample of what was held out."""
+    from wavenet import checkpoint
+    from wavenet.cli.common import default_cache
+    from wavenet.dataset import DataConfig, prepare
+    from wavenet.evaluation import Parallel, evaluate, history
+    from wavenet.model import WaveNet
+    from wavenet.pairing import attach
+
+    model = WaveNet.from_pretrained(directory)
+    past = history(directory)
+    assert past is not None
+    settings = DataConfig(past[0].silence_db, past[0].validation_fraction)
+    data = prepare(options.audio_dir, options.cache_dir or default_cache(), model.config, settings)
+    attach(model.config, data)
+    scorers: dict[str, Any] = {
+        "told": Parallel(model, rows=4),
+        "told nothing": Untold(Parallel(model, rows=4)),
+    }
+    if options.without is not None:
+        other = WaveNet.from_pretrained(checkpoint.find(options.without))
+        if other.config.receptive_field != model.config.receptive_field:
+            raise SystemExit(
+                f"{options.without}: its receptive field is another; train one of the same shape"
+            )
+        scorers["another network"] = Untold(Parallel(other, rows=4))
+    rate = model.config.sample_rate
+    found = evaluate(data.validation, scorers, rate // 2, round(options.scored_seconds * rate))
+    return {name: found.bits(name) for name in scorers}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Copy and compare; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--audio-dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--without", type=Path, metavar="DIR", help="a network trained without features")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="prepared audio (default: the usual)")
+    parser.add_argument(
+        "--scored-seconds", type=float, default=60.0, metavar="X", help="of which bits are told (default: 60)"
+    )
+    add_sampling(parser)
+    options = parser.parse_args(arguments)
+
+    from wavenet import checkpoint
+    from wavenet.generation import Generator
+    from wavenet.mulaw import decode
+    from wavenet.steering import MelOf
+
+    directory = checkpoint.find(options.checkpoint)
+    generator = Generator.from_pretrained(directory)
+    rate = generator.config.sample_rate
+    steps = round(options.seconds * rate)
+    classes = {
+        name: generator.encode(audio[:steps])
+        for name, audio in held_out(directory, options.audio_dir).items()
+    }
+    names = list(classes)
+    results: dict[str, dict[str, float]] = {}
+    for index, name in enumerate(names):
+        heard = decode(classes[name], generator.config.quantization_channels).numpy()
+        other = decode(classes[names[index - 1]], generator.config.quantization_channels).numpy()
+        untold = argparse.Namespace(**{**vars(options), "guidance": 0.0})
+        source = MelOf(generator.config, heard)
+        takes = {
+            "told": play(generator, source, len(heard), options),
+            "told another": play(generator, MelOf(generator.config, other), len(heard), options),
+            "told nothing": play(generator, source, len(heard), untold),
+        }
+        results[name] = {kind: distance(heard, take, rate) for kind, take in takes.items()}
+        print(
+            f"{name[:34]:36}"
+            + "".join(f"{kind} {value:6.2f} dB   " for kind, value in results[name].items()),
+            flush=True,
+        )
+    means = {kind: float(np.mean([each[kind] for each in results.values()])) for kind in results[names[0]]}
+    print(f"{'distance, mean':36}" + "".join(f"{kind} {value:6.2f} dB   " for kind, value in means.items()))
+    scored = bits(directory, options)
+    print(f"{'bits per sample':36}" + "".join(f"{kind} {value:.4f}   " for kind, value in scored.items()))
+    if options.json is not None:
+        values = {**vars(options), "pieces": results, "distance_db": means, "bits_per_sample": scored}
+        options.json.write_text(json.dumps(values, indent=1, default=str) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
