@@ -131,6 +131,8 @@ class Workspace {
     take(scratch_.weights, net.classes_padded);
     take(scratch_.order, net.classes);
     take(scratch_.frame, streams);
+    take(scratch_.sums, net.layers * 2 * net.dilated_padded);
+    take(scratch_.begun, 1);
   }
 
   std::vector<unsigned char> memory_;

@@ -39,6 +39,13 @@ struct Bytes {
   int64_t stride;
 };
 
+// The sums of all layers' biases and the frame of conditioning `of`; `values` is null unless all rows hold it
+// at this step, and it is that of no interpolation.
+struct Begun {
+  const float* of;
+  const float* values;
+};
+
 // One thread's working memory: a row of every array for each that shares a reading of the weights. Rows and
 // arrays are padded and aligned to 64 bytes.
 struct Scratch {
@@ -55,6 +62,8 @@ struct Scratch {
   float* weights;    // (classes_padded)
   int32_t* order;    // (classes)
   GateFrame* frame;  // (kGroup)
+  float* sums;       // (layers * 2 * dilation_padded)
+  Begun* begun;      // (1)
 };
 
 constexpr int64_t kFinite = -1;
