@@ -150,6 +150,13 @@ def test_a_score_counts_more_or_less(scores):
     assert not (scores / "no.wav").exists()
 
 
+def test_without_a_score_a_tune_is_composed(scores):
+    result = run("generate", "--checkpoint", "run", "--seed", "4", "--seconds", "0.5", "made.wav", cwd=scores)
+    assert result.returncode == 0, result.stderr
+    assert "composed by rule, number 4; --midi FILE plays yours" in result.stderr
+    assert len(soundfile.read(scores / "made.wav")[0]) == RATE // 2
+
+
 def test_a_score_goes_on_from_a_recording(scores):
     write_midi(scores / "next.mid", played([71, 55], 0.2))
     result = run(
@@ -235,7 +242,6 @@ def test_what_a_network_with_scores_refuses(scores):
     (scores / "text.mid").write_text("no score")
     write_midi(scores / "empty.mid", played([], 0.1))
     for arguments, words in (
-        ([], "--midi FILE"),
         (["--midi", "text.mid"], "text.mid"),
         (["--midi", "empty.mid"], "empty.mid: holds no notes; choose another score"),
         (["--midi", "none.mid"], "none.mid: does not exist"),

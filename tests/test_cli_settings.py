@@ -192,7 +192,7 @@ def test_starting_from_a_network_takes_its_weights_and_its_format(home):
         ),
         (["--init-from", "run", "--preset", "tiny"], ["layers 6, not 16"]),
         (["--init-from", "run", "--sample-rate", "8000"], ["sample_rate 4000, not 8000"]),
-        (["--init-from", "nowhere"], ["--init-from nowhere", "is no folder"]),
+        (["--init-from", "nowhere"], ["nowhere: does not exist"]),
         (["--init-from", "audio"], ["audio: holds no checkpoint"]),
         (["--init-from", "run", "--resume"], ["--init-from begins a run and --resume goes on"]),
         (["--max-time", "soon"], ["--max-time soon: must be"]),

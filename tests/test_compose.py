@@ -86,8 +86,8 @@ def test_file_reads_back(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bars", "7"], "--bars 7: use an even number from 8 to 16"),
-        (["--bars", "18"], "--bars 18"),
+        (["--bars", "7"], "7 bars: use an even number from 8 to 16"),
+        (["--bars", "18"], "18 bars"),
         (["--tempo", "0"], "--tempo 0 is not between 20 and 400"),
         (["--tempo", "nan"], "--tempo nan is not between"),
     ],

@@ -51,6 +51,7 @@ ORDER = [
     "backends",
     "checkpoint",
     "steering",
+    "composing",
     "listening",
     "takes",
     "generation",

@@ -40,6 +40,12 @@ PROGRESS_FILE = "training.json"
 SUMS_FILE = "SHA256SUMS"
 BEST = "best"
 
+RUN = Path("checkpoints")
+"""Where training writes by default, and where a checkpoint is looked for when none is named."""
+
+SHIPPED = Path(__file__).parent / "pretrained" / "piano"
+"""A network that comes with the package: a piano that plays scores. Its README.md tells of it."""
+
 
 @dataclass
 class Checkpoint:
@@ -197,8 +203,12 @@ def _progress(path: Path) -> dict[str, Any]:
 def find(path: Path) -> Path:
     """Return the checkpoint meant by a path: the directory itself, or the newest in a run directory.
 
+    "piano", where there is nothing of that name, is `SHIPPED`.
+
     Raises `CheckpointError` if the path does not exist or holds none.
     """
+    if str(path) == SHIPPED.name and not path.exists():
+        return SHIPPED
     if not path.is_dir():
         kind = "is not a folder" if path.exists() else "does not exist"
         raise CheckpointError(f"{path}: {kind}; train a network first, or name one with --checkpoint DIR")
@@ -216,6 +226,17 @@ def find(path: Path) -> Path:
         runs.setdefault(each.parent, []).append(each)
     latest = [max(group, key=lambda each: (_step_of(each), _written(each))) for group in runs.values()]
     return max(latest, key=_written)
+
+
+def at_hand() -> Path:
+    """Return the newest checkpoint under `RUN`, or `SHIPPED` where there is none.
+
+    Raises `CheckpointError` if `RUN` is something else than a folder.
+    """
+    recover(RUN)
+    if not RUN.exists() or (RUN.is_dir() and not any(RUN.rglob(CONFIG_FILE))):
+        return SHIPPED
+    return find(RUN)
 
 
 def _step_of(path: Path) -> int:

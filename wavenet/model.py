@@ -224,10 +224,13 @@ class WaveNet(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         return gate_bias.at(end - steps, steps, index, dtype)
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into a directory, replacing what was there."""
+    def save_pretrained(self, directory: str | os.PathLike[str], half: bool = False) -> None:
+        """Write `config.json` and `model.safetensors` into a directory, replacing what was there.
+
+        With `half` weights are rounded to float16, half the size; `ConfigError` if one is too large for it.
+        """
         with new_directory(Path(directory)) as target:
-            write_network(target, self.config, self.state_dict())
+            write_network(target, self.config, self.state_dict(), half)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> WaveNet:

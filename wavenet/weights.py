@@ -98,17 +98,23 @@ def read_json(path: Path) -> Any:
 
 
 def read_tensors(path: Path, advice: str = "use another checkpoint") -> dict[str, torch.Tensor]:
-    """Read a safetensors file; `CheckpointError`, with advice, if it is missing or damaged."""
+    """Read a safetensors file; `CheckpointError`, with advice, if it is missing or damaged.
+
+    Weights that are all stored as float16, to take half the room, become float32.
+    """
     try:
         with open(path, "rb") as file:
             _check_length(path, file.read(8), os.fstat(file.fileno()).st_size, advice)
-        return safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: not a checkpoint: {path.name} is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: is damaged ({error}); {advice}") from None
+    if all(tensor.dtype == torch.float16 for tensor in tensors.values()):
+        return {name: tensor.float() for name, tensor in tensors.items()}
+    return tensors
 
 
 def _check_length(path: Path, head: bytes, size: int, advice: str) -> None:
@@ -135,8 +141,15 @@ def read_notes(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def write_network(directory: Path, config: WaveNetConfig, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write configuration and weights into an existing directory."""
+def write_network(
+    directory: Path, config: WaveNetConfig, tensors: Mapping[str, torch.Tensor], half: bool = False
+) -> None:
+    """Write configuration and weights, as float16 if `half`, into an existing directory."""
+    if half:
+        tensors = {name: tensor.half() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ConfigError(f"tensor {name!r} does not fit float16: store float32")
     write_json(directory / CONFIG_FILE, {"format": FORMAT, "version": VERSION, "network": config.to_json()})
     save_tensors(directory / WEIGHTS_FILE, tensors)
 

@@ -170,12 +170,9 @@ def work(options: Namespace) -> int:
     """Carry out parsed options; return the exit code."""
     check(options)
 
-    from pathlib import Path
-
     import torch
 
     from wavenet import checkpoint
-    from wavenet.cli.generate import DEFAULT_RUN
     from wavenet.cli.interrupts import interrupts
     from wavenet.errors import AudioError
     from wavenet.evaluation import evaluate, history
@@ -188,7 +185,7 @@ def work(options: Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console = Console()
-    directory = checkpoint.find(options.checkpoint or Path(DEFAULT_RUN))
+    directory = checkpoint.find(options.checkpoint or checkpoint.RUN)
     past = history(directory)
     model = WaveNet.from_pretrained(directory)
     console.line(f"checkpoint {printable(directory)}  {model.parameter_count:,} parameters")

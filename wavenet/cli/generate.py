@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from wavenet.distributed import World
 
 PROGRAM = "wavenet-generate"
-DEFAULT_RUN = "checkpoints"
 
 SECONDS = 4.0
 """The length of a take where nothing says another."""
@@ -44,7 +43,6 @@ def work(options: Namespace) -> int:
     paths = check(options, world, GROUP)
 
     import secrets
-    from pathlib import Path
 
     from wavenet import backends, checkpoint
     from wavenet.cli.common import device_named
@@ -60,7 +58,9 @@ def work(options: Namespace) -> int:
     interrupts.check()
     Sampling(options.temperature, options.top_k, options.top_p)
     console = Console(silent=not world.leads)
-    directory = checkpoint.find(options.checkpoint or Path(DEFAULT_RUN))
+    directory = checkpoint.find(options.checkpoint) if options.checkpoint else checkpoint.at_hand()
+    if directory == checkpoint.SHIPPED and not options.checkpoint:
+        console.line("no checkpoint lies under ./checkpoints: the piano that comes with wavenet plays")
     device = options.device if world.size == 1 else str(world.device(device_named(options.device)))
     generator = Generator.from_pretrained(
         directory, options.backend, device, options.threads, options.precision
@@ -76,7 +76,7 @@ def work(options: Namespace) -> int:
         f"checkpoint {printable(directory)}  {rate} Hz  "
         f"backend {generator.backend.name}  {generator.backend.precision}  seed {seed}"
     )
-    told, length = source(options, generator.config)
+    told, length = source(options, generator.config, seed, console)
     beginning = beginning_of(generator, options, seed, console, told, left_off)
     seconds = _seconds(options, length, beginning, rate)
     steps = None if seconds == 0 else max(1, round(seconds * rate))

@@ -53,7 +53,8 @@ def build_parser(program: str) -> Parser:
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="a checkpoint, or a training run (default: the newest under ./checkpoints)",
+        help="a checkpoint, or a training run (default: the newest under ./checkpoints, or else piano, which "
+        "comes with wavenet)",
     )
     parser.add_argument(
         "--seconds",

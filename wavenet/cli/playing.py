@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wavenet.audio import load_audio
+from wavenet.composing import Tunes
 from wavenet.config import WaveNetConfig
 from wavenet.errors import AudioError, ConfigError
 from wavenet.files import cause, printable
@@ -30,8 +31,12 @@ FLAGS = {"midi": "score", "mel_from": "mel", "features": "mel or score"}
 """What each flag tells."""
 
 
-def source(options: Namespace, config: WaveNetConfig) -> tuple[Source | None, float | None]:
+def source(
+    options: Namespace, config: WaveNetConfig, seed: int, console: Console
+) -> tuple[Source | None, float | None]:
     """Return what is to be played, and how long it lasts in seconds if it says so.
+
+    A network that plays scores and is given none plays tunes that are composed by rule from the seed.
 
     Raises
     ------
@@ -48,9 +53,14 @@ def source(options: Namespace, config: WaveNetConfig) -> tuple[Source | None, fl
             raise ConfigError(f"--{flag}: this network was trained without conditions; leave it out")
         return None, None
     features, seconds = _features(options, config) if given else (None, None)
+    if told.features == "score" and features is None:
+        features = Tunes(config, seed)
+        console.line(f"plays a tune composed by rule, number {seed}; --midi FILE plays yours")
     if told.features != "none" and features is None:
-        ask = "--midi FILE" if told.features == "score" else "--mel-from FILE or --features FILE"
-        raise ConfigError(f"this network was trained with {told.features} features: say what to play, {ask}")
+        raise ConfigError(
+            f"this network was trained with {told.features} features: say what to play, --mel-from FILE or "
+            "--features FILE"
+        )
     classes = None
     if told.class_names:
         if options.classes is None:

@@ -215,8 +215,6 @@ def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any)
     from wavenet import checkpoint
     from wavenet.model import WaveNet
 
-    if not options.init_from.is_dir():
-        raise CheckpointError(f"--init-from {options.init_from}: is no folder; name a run or a checkpoint")
     path = checkpoint.find(options.init_from)
     model = WaveNet.from_pretrained(path)
     config = model.config
