@@ -33,7 +33,12 @@ def load_extension() -> str | None:
         torch.ops.load_library(str(found[0]))
     except (OSError, RuntimeError) as error:
         return f"the extension {found[0]} could not be loaded: {first_line(error)}"
-    _register_fakes()
+    try:
+        _register_fakes()
+    except RuntimeError as error:
+        return (
+            f"the extension {found[0]} is of another version: install the package again ({first_line(error)})"
+        )
     return None
 
 
