@@ -293,10 +293,6 @@ def test_usage_errors_exit_with_2(home):
         assert result.returncode == 2 and "usage:" in result.stderr
 
 
-def test_no_checkpoint_anywhere(tmp_path):
-    assert_one_line_error(run("generate", "x.wav", cwd=tmp_path), "checkpoints", "train")
-
-
 @pytest.mark.parametrize(
     ("file", "content", "fragment"),
     [
