@@ -59,7 +59,9 @@ def melody(rng: random.Random, chain: list[int], lowest: int) -> list[tuple[int,
         if half <= bar < len(chain) - 2:
             # The first half again.
             notes += [
-                (start + half * eighths, *rest) for start, *rest in notes if start // eighths == bar - half
+                (start + half * eighths, length, each)
+                for start, length, each in notes
+                if start // eighths == bar - half
             ]
             step = notes[-1][2]
             continue
