@@ -19,7 +19,7 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()
-    told = ("out of memory", "allocate memory", "bad_alloc", "failed to allocate")
+    told = ("out of memory", "not enough memory", "allocate memory", "bad_alloc", "failed to allocate")
     return isinstance(error, RuntimeError) and any(each in text for each in told)
 
 
