@@ -60,10 +60,10 @@ sanitized() {
   "$build/$1/check" "$2" >> "$build/$1/said"
 }
 
-# Both at once.
+# Both at once. Races do not hide in sizes, and looking for them is slow: a third of the networks.
 sanitized address,undefined "${1:-30}" &
 first=$!
-sanitized thread "${1:-30}" &
+sanitized thread "$(((${1:-30} + 2) / 3))" &
 second=$!
 failed=0
 wait "$first" || failed=1
@@ -86,7 +86,7 @@ for processor in cortex-a53 max; do
   if [ "$cases" -gt 2 ]; then cases=2; fi
   qemu-aarch64 -cpu "$processor" "$build/arm/check" "$cases" > "$build/there" || { cat "$build/there"; exit 1; }
   cat "$build/there"
-  if [ "$(tail -n 1 "$build/thread/said")" != "$(tail -n 1 "$build/there")" ]; then
+  if [ "$(tail -n 1 "$build/address,undefined/said")" != "$(tail -n 1 "$build/there")" ]; then
     echo "int8 gives other bits on 64-bit ARM, $processor, than here" >&2
     exit 1
   fi
