@@ -28,6 +28,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -169,7 +170,9 @@ def write_build_info(package: Path, reason: str | None, **more: str | None) -> N
     """Record beside the package whether the extension was built, for `wavenet.backends.report`."""
     package.mkdir(parents=True, exist_ok=True)
     info = {"extension": reason is None, "reason": reason, **more}
-    (package / BUILD_INFO).write_text(json.dumps(info) + "\n")
+    beside = package / f"{BUILD_INFO}.new"
+    beside.write_text(json.dumps(info) + "\n")
+    beside.replace(package / BUILD_INFO)
 
 
 def warn(reason: str) -> None:
@@ -218,6 +221,13 @@ class BuildExtension(build_ext):
         # The base class clears `inplace` while it builds, and copies the result to the sources afterwards.
         self.to_sources = bool(self.inplace)
         super().run()
+
+    def copy_file(self, infile: str, outfile: str, *options: Any, **more: Any) -> tuple[str, bool]:
+        # Beside and renamed: a process that starts meanwhile finds the old library or the new one, whole.
+        beside = f"{outfile}.new"
+        super().copy_file(infile, beside, *options, **more)
+        os.replace(beside, outfile)
+        return outfile, True
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))

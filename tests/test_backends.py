@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from native_tools import needs_extension
 
+import wavenet
 from wavenet import __version__, backends
 from wavenet.backends import native
 from wavenet.backends.native import NativeBackend
+from wavenet.backends.numba import NumbaBackend
 from wavenet.cli import generate
 
 
@@ -40,6 +42,44 @@ def test_instruction_sets_in_use_there_and_missing(monkeypatch):
 def test_why_an_engine_is_not_there(monkeypatch):
     monkeypatch.setattr(native, "load_extension", lambda: "the extension was not built: no C++ compiler")
     assert line_of("cpu") == "cpu        not available: the extension was not built: no C++ compiler"
+
+
+NOT_BUILT = "the extension was not built: no C++ compiler"
+
+
+@pytest.mark.parametrize(
+    ("numba", "told"),
+    [
+        (None, f"warning: the C++ engine cannot run here, numba does instead: {NOT_BUILT}"),
+        (
+            "numba cannot be loaded",
+            f"warning: the C++ engine cannot run here, reference does instead, slowly: {NOT_BUILT}; "
+            "numba: numba cannot be loaded",
+        ),
+    ],
+)
+def test_what_auto_passes_over_is_told(numba, told, monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(native, "load_extension", lambda: NOT_BUILT)
+    monkeypatch.setattr(NumbaBackend, "available", staticmethod(lambda: numba))
+    name, reasons = backends.choose("auto")
+    assert name == ("reference" if numba else "numba")
+    assert backends.passed_over(name, reasons) == told
+    if numba is None:
+        assert backends.choose("numba") == ("numba", {})
+        return
+    model = wavenet.WaveNet(wavenet.WaveNetConfig(layers=2, stacks=1))
+    assert wavenet.Generator(model, "reference").passed_over is None
+    model.save_pretrained(tmp_path / "model")
+    take = str(tmp_path / "take.wav")
+    assert generate.main(["--checkpoint", str(tmp_path / "model"), "--seconds", "0.01", take]) == 0
+    assert told in capfd.readouterr().err.splitlines()
+
+
+@needs_extension
+def test_the_preferred_engine_is_taken_without_a_word():
+    assert backends.choose("auto") == ("cpu", {})
+    model = wavenet.WaveNet(wavenet.WaveNetConfig(layers=2, stacks=1))
+    assert wavenet.Generator(model).passed_over is None
 
 
 def test_version_says_it(capsys):

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -306,6 +308,29 @@ def test_editable_puts_the_library_beside_the_sources(tree, works):
     assert info["extension"] is works
     if works:
         assert (tree / "wavenet" / "_C.abi3.so").read_text() == "built\n"
+
+
+def test_a_rebuild_leaves_no_moment_without_the_engine(tree):
+    """Who starts while it is built anew finds the old library or the new one, each whole."""
+    library, info = tree / "wavenet" / "_C.abi3.so", tree / "wavenet" / "_build_info.json"
+    library.write_text("old")
+    info.write_text('{"extension": true}')
+    seen, done = set(), threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(library.stat().st_size if library.exists() else None)
+            json.loads(info.read_text())
+
+    compiler = stand_in(tree, 'head -c 50000000 /dev/zero > "$out"')
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        result = build(tree, "build_editable", CXX=compiler)
+        done.set()
+        looking.result()
+    assert result.returncode == 0, result.stderr
+    assert seen == {3, 50000000}
+    assert not list(tree.glob("wavenet/*.new"))
 
 
 def test_the_engine_says_why_it_is_not_there(tmp_path, monkeypatch):

@@ -57,6 +57,11 @@ class Generator:
         little less accurate: "bf16" and "int8" on the CPU, "fp16" on a GPU. Priming is exact always, and a
         state may go on in another precision.
 
+    Attributes
+    ----------
+    passed_over : str or None
+        One line where "auto" could not take the engine it prefers: what it took, and why.
+
     Raises
     ------
     BackendError
@@ -75,7 +80,9 @@ class Generator:
         self.model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
         if self.model.conditioner is not None:
             self.model.conditioner.settle()
-        self.backend = backends.create(self.model, backend, device, threads, precision)
+        name, reasons = backends.choose(backend, device, precision)
+        self.backend = backends.create(self.model, name, device, threads, precision)
+        self.passed_over = backends.passed_over(name, reasons)
 
     @classmethod
     def from_pretrained(

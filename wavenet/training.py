@@ -15,7 +15,6 @@ import torch
 from wavenet import checkpoint, resuming
 from wavenet.account import due, final, status, window
 from wavenet.audio import write_wav
-from wavenet.backends import report
 from wavenet.boards import Board
 from wavenet.clips import Segments
 from wavenet.compiling import compile_network
@@ -96,7 +95,6 @@ class Trainer:
         self.model = WaveNet(config, training.checkpoint_layers).to(device)
         self.segment = max(1, round(training.segment * config.sample_rate))
         adapt(self.model, data.train, self.segment, training.seed)
-        self._told = False
         self.loader = Loader(self._segments, ahead=device.type == "cuda")
         self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
         if training.compile:
@@ -311,7 +309,6 @@ class Trainer:
         step = self.counters["step"]
         try:
             generator = Generator(self.averaged)
-            self._tell_of_slowness(generator)
             steps = round(self.training.sample_seconds * self.config.sample_rate)
             bias = generator.gate_bias(self.data.beginning(steps))
             chunks = generator.stream(generator.start(1, self.training.seed, 0, bias), steps, gate_bias=bias)
@@ -328,13 +325,6 @@ class Trainer:
         self.log(f"step {step}: wrote {path}")
         if self.board is not None:
             self.board.audio(step, audio, self.config.sample_rate)
-
-    def _tell_of_slowness(self, generator: Generator) -> None:
-        if generator.backend.name == "reference" and not self._told:
-            self.log(
-                f"warning: samples are generated slowly, the fast engine is not there: {report()['cpu']}"
-            )
-            self._told = True
 
     # -- saving and resuming -------------------------------------------------------------------------
 

@@ -128,7 +128,22 @@ def create(
         If the name or the precision is unknown, the backend cannot run here, or it does not serve the device
         or the precision.
     """
+    name, _ = choose(name, device, precision)
+    threads = torch.get_num_threads() if threads is None else threads
+    if not 1 <= threads <= MAX_THREADS:
+        raise BackendError(f"threads = {threads}: must be from 1 to {MAX_THREADS}")
     name, _, kernel = name.partition(":")
+    if name == "cuda":
+        return CudaBackend(model, threads, precision, device, kernel)
+    return _BACKENDS[name](model, threads, precision)
+
+
+def choose(name: str, device: str = "cpu", precision: str = "fp32") -> tuple[str, dict[str, str]]:
+    """Return the name of the backend to use, and why each that "auto" would rather have used cannot run here.
+
+    The parameters and errors are those of `create`.
+    """
+    name, colon, kernel = name.partition(":")
     if name != "auto" and name not in _BACKENDS:
         raise BackendError(f"unknown backend {name!r}: choose from auto, {', '.join(NAMES)}")
     if kernel and name != "cuda":
@@ -137,9 +152,6 @@ def create(
     if name != "auto" and name not in serving:
         own = "cuda" if name == "cuda" else "cpu"
         raise BackendError(f"backend {name!r} does not generate on device {device!r}: use --device {own}")
-    threads = torch.get_num_threads() if threads is None else threads
-    if not 1 <= threads <= MAX_THREADS:
-        raise BackendError(f"threads = {threads}: must be from 1 to {MAX_THREADS}")
     if precision not in PRECISIONS:
         raise BackendError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
     reasons: dict[str, str] = {}
@@ -147,9 +159,7 @@ def create(
     for each in serving if name == "auto" else [name]:
         reason = _reason(each, precision)
         if reason is None:
-            if each == "cuda":
-                return CudaBackend(model, threads, precision, device, kernel)
-            return _BACKENDS[each](model, threads, precision)
+            return each + colon + kernel, reasons
         if name == "auto" and "WAVENET_CPU" in reason:
             # Someone asked for an instruction set by name: falling back would hide the slip.
             raise BackendError(reason)
@@ -163,6 +173,17 @@ def create(
     raise BackendError(
         f"no backend can generate in {precision} here: {told}; try {other or '--precision fp32'}"
     )
+
+
+def passed_over(name: str, reasons: dict[str, str]) -> str | None:
+    """Return one line on what `choose` passed over for the backend it names; None if that was nothing."""
+    if not reasons:
+        return None
+    # Only on a CPU is there a choice, and there the C++ engine comes first.
+    (_, why), *others = reasons.items()
+    told = "; ".join([why, *(f"{each}: {reason}" for each, reason in others)])
+    slowly = ", slowly" if name == "reference" else ""
+    return f"warning: the C++ engine cannot run here, {name} does instead{slowly}: {told}"
 
 
 def _serving(device: str) -> list[str]:

@@ -241,7 +241,6 @@ def _step(directory: Path) -> int | None:
 
 def _scorers(model: Any, options: Namespace, console: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the scorers by name, and for those of the network what is to be said of each."""
-    from wavenet import backends
     from wavenet.baselines import LinearPrediction
     from wavenet.cli.common import device_named
     from wavenet.evaluation import Loop, Parallel, rows_per_pass
@@ -258,9 +257,8 @@ def _scorers(model: Any, options: Namespace, console: Any) -> tuple[dict[str, An
         else:
             generator = Generator(model, options.backend, "cpu", options.threads, precision)
             device, scorer, backend = generator.backend.device, Loop(generator), generator.backend.name
-            if options.backend == "auto" and backend == "reference":
-                why = backends.report()["cpu"]
-                console.line(f"warning: the fast engine is not there, scoring slowly: {why}")
+            if generator.passed_over:
+                console.line(generator.passed_over)
         name = f"{backend} {precision}"
         scorers[name] = scorer
         facts[name] = {"backend": backend, "precision": precision, "device": str(device)}

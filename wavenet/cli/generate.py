@@ -44,7 +44,7 @@ def work(options: Namespace) -> int:
 
     import secrets
 
-    from wavenet import backends, checkpoint
+    from wavenet import checkpoint
     from wavenet.cli.common import device_named
     from wavenet.cli.interrupts import interrupts
     from wavenet.cli.making import Job, typical_bits
@@ -65,8 +65,8 @@ def work(options: Namespace) -> int:
     generator = Generator.from_pretrained(
         directory, options.backend, device, options.threads, options.precision
     )
-    if options.backend == "auto" and generator.backend.name == "reference":
-        console.line(f"warning: the fast engine is not there, generating slowly: {backends.report()['cpu']}")
+    if generator.passed_over:
+        console.line(generator.passed_over)
     left_off = None if options.from_state is None else load_state(options.from_state, generator)
     seed = options.seed
     if seed is None:

@@ -68,7 +68,7 @@ def work(options: argparse.Namespace) -> int:
 
     import torch
 
-    from wavenet import checkpoint
+    from wavenet import backends, checkpoint
     from wavenet.boards import writer_class
     from wavenet.compiling import compiling_explained
     from wavenet.conditions import refuse_speed
@@ -130,6 +130,8 @@ def work(options: argparse.Namespace) -> int:
         f"{config.receptive_field:,} samples ({1000 * config.receptive_field / config.sample_rate:.0f} ms), "
         f"{training.precision} on {device}" + (f", {world.size} processes" if world.size > 1 else "")
     )
+    if device.type == "cpu" and (why := backends.report()["cpu"]):
+        console.line(f"warning: the C++ engine cannot run here, training is slower without it: {why}")
     if first is not None:
         trainer.start_from(first)
     if found is not None:
