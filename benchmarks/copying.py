@@ -55,9 +55,9 @@ class Untold:
 def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
     """Return the bits per sample of what was held out."""
     from wavenet import checkpoint
-    from wavenet.cli.common import default_cache
     from wavenet.dataset import DataConfig, prepare
     from wavenet.evaluation import Parallel, evaluate, history
+    from wavenet.files import user_cache
     from wavenet.model import WaveNet
     from wavenet.pairing import attach
 
@@ -65,7 +65,7 @@ def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
     past = history(directory)
     assert past is not None
     settings = DataConfig(past[0].silence_db, past[0].validation_fraction)
-    data = prepare(options.audio_dir, options.cache_dir or default_cache(), model.config, settings)
+    data = prepare(options.audio_dir, options.cache_dir or user_cache(), model.config, settings)
     attach(model.config, data)
     scorers: dict[str, Any] = {
         "told": Parallel(model, rows=4),

@@ -390,6 +390,23 @@ def test_without_a_folder_to_keep_it_in_it_is_compiled_all_the_same(small_kernel
     assert values.tolist() == [3]
 
 
+def test_what_is_compiled_is_kept_for_the_user_and_not_in_the_package(small_kernel, tmp_path, monkeypatch):
+    from numba.core import config
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    source = tmp_path / "package" / "kernel.py"
+    source.parent.mkdir()
+    source.write_text("def kernel(values):\n    values[0] = 3\n")
+    names: dict = {}
+    exec(compile(source.read_text(), str(source), "exec"), names)
+    monkeypatch.setattr(small_kernel, "_run", names["kernel"])
+    _, _, model = random_model(38)
+    NumbaBackend(model)
+    assert list((tmp_path / "cache" / "wavenet" / "numba").rglob("*.nbi"))
+    assert list(source.parent.iterdir()) == [source] and config.CACHE_DIR == ""
+
+
 def test_an_interrupt_of_the_compilation_leaves_no_trace(small_kernel, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

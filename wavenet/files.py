@@ -48,6 +48,12 @@ def free_name(path: Path, word: str) -> Path:
     return next(each for name in names if not os.path.lexists(each := path.with_name(name)))
 
 
+def user_cache() -> Path:
+    """Return the folder for what can be made anew: `wavenet` under the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "wavenet"
+
+
 def cause(error: OSError) -> str:
     """Return the operating system's reason in lower case, for use inside a sentence."""
     return (error.strerror or str(error) or type(error).__name__).lower()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import torch
 
 from wavenet.conditioning import GateBias
 from wavenet.errors import BackendError
+from wavenet.files import user_cache
 from wavenet.model import WaveNet
 from wavenet.packing import pack
 from wavenet.state import GeneratorState, Sampling
@@ -51,7 +54,8 @@ class NumbaBackend:
         self.weights = packed.data.numpy()
         self.network, self.layers = _places(packed.geometry, len(self.weights))
         try:
-            self._run = numba_kernel.compiled()
+            with _kept_for_the_user():
+                self._run = numba_kernel.compiled()
         except Exception as error:
             raise BackendError(
                 f"backend 'numba' failed to compile: {_first_line(error)}; try --backend reference"
@@ -210,6 +214,23 @@ def _places(geometry: list[int], size: int) -> tuple[Network, np.ndarray]:
     if at != size:
         raise BackendError(f"backend 'numba': {size} packed weights, expected {at}")
     return network, np.array(rows, np.int64)
+
+
+@contextlib.contextmanager
+def _kept_for_the_user() -> Iterator[None]:
+    """Have numba keep machine code in the user's cache: beside the package it would outlast its removal."""
+    from numba.core import config as found
+
+    # Its names are made while it is loaded.
+    config: Any = found
+    before = config.CACHE_DIR
+    # Where there is no home, numba finds a place.
+    with contextlib.suppress(RuntimeError):
+        config.CACHE_DIR = before or str(user_cache() / "numba")
+    try:
+        yield
+    finally:
+        config.CACHE_DIR = before
 
 
 @functools.cache

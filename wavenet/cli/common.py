@@ -8,7 +8,6 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from wavenet import __version__
@@ -121,12 +120,6 @@ def run(
                 Console().line(traceback.format_exc().rstrip())
     Console().line(f"{parser.prog}: error: {told_by()}{message}")
     return USER_ERROR
-
-
-def default_cache() -> Path:
-    """Return the folder for prepared audio: `wavenet` under the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "wavenet"
 
 
 def device_named(name: str) -> Any:

@@ -282,9 +282,8 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
     """Return the part to score and the prepared data, divided and cleaned as for training."""
     from pathlib import Path
 
-    from wavenet.cli.common import default_cache
     from wavenet.dataset import DataConfig, prepare
-    from wavenet.files import printable
+    from wavenet.files import printable, user_cache
     from wavenet.pairing import attach
     from wavenet.report import reasons_told
     from wavenet.resuming import fingerprint
@@ -305,7 +304,7 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
         config=model.config,
         data=settings,
         progress=lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
-        cache_dir=options.cache_dir or default_cache(),
+        cache_dir=options.cache_dir or user_cache(),
         **_sources(options, trained),
     )
     console.clear()

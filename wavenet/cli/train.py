@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wavenet.cli import interrupted
-from wavenet.cli.common import INTERRUPTED, default_cache, device_named, run
+from wavenet.cli.common import INTERRUPTED, device_named, run
 from wavenet.cli.flags import (
     AUTO,
     NETWORK_FLAGS,
@@ -31,6 +31,7 @@ from wavenet.cli.interrupts import interrupts
 from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, flat, preset
 from wavenet.distributed import World
 from wavenet.errors import CheckpointError, ConfigError
+from wavenet.files import user_cache
 
 DATA_FLAGS = ("validation_fraction", "silence_db")
 """What decides which audio is trained on; fixed for a run."""
@@ -187,7 +188,7 @@ def _source(options: argparse.Namespace) -> dict[str, Any]:
     audio = [str(each.resolve()) for each in options.audio_dir or ()]
     return {
         "audio_dir": audio if len(audio) > 1 else next(iter(audio), None),
-        "cache_dir": str((options.cache_dir or default_cache()).resolve()),
+        "cache_dir": str((options.cache_dir or user_cache()).resolve()),
         "val_dir": options.val_dir and str(options.val_dir.resolve()),
         "exclude": options.exclude,
         "weight": options.weight,
