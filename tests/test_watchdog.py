@@ -14,6 +14,7 @@ from wavenet import takes, watchdog
 from wavenet.generation import Generator
 from wavenet.state import Sampling
 from wavenet.steering import Classes, Given, Notes, Together
+from wavenet.takes import KINDS
 from wavenet.watchdog import Rewind, Watched, judged_by
 
 RATE = 4000
@@ -166,8 +167,29 @@ def test_what_cannot_be_mended_stays_and_costs_a_bounded_number_of_attempts(monk
     assert torch.equal(made(watched), plain)
     assert torch.equal(watched.state_given().position, torch.tensor([4 + 20 * RATE]))
     assert watched.state_given().substream.tolist() == [0]
+    # Nothing was well before it: one more second says that it is no chance.
+    assert [(each.at, each.helped) for each in watched.rewinds] == [(0, True), (0, False)]
+    assert sum(drawn) == 21 * RATE
+    # What is looked for from the third second on has something before it to go back to.
+    drawn.clear()
+    watched = Watched(
+        generator, begun(generator), 20 * RATE, judged=lambda first, stop: KINDS if first >= 2 * RATE else ()
+    )
+    assert torch.equal(made(watched), plain)
     assert [each.helped for each in watched.rewinds] == [True] * watchdog.ATTEMPTS + [False]
     assert sum(drawn) <= (20 + watchdog.ATTEMPTS * 4) * RATE
+
+
+@pytest.mark.parametrize("ending", [SILENT, CYCLE[0]])
+def test_what_is_wrong_from_the_beginning_is_tried_once_more_or_several_times_if_silent(ending):
+    generator = troubled(ending, chance=1.0, lasting=0)
+    plain = generator.generate(12 * RATE, begun(generator, 2))
+    watched = Watched(generator, begun(generator, 2), 12 * RATE)
+    assert torch.equal(made(watched), plain)
+    tried = watchdog.ATTEMPTS if ending == SILENT else watchdog.ATTEMPTS_FROM_NOTHING
+    for row in range(2):
+        found = [each.helped for each in watched.rewinds if each.row == row]
+        assert found == [True] * tried + [False]
 
 
 def test_after_an_interrupt_what_is_held_back_can_be_had_and_gone_on_from():

@@ -31,6 +31,9 @@ MARGIN = 2
 ATTEMPTS = 4
 """After these what was made first stays, and the trouble's kind is let pass until it has ended."""
 
+ATTEMPTS_FROM_NOTHING = 1
+"""Where noise or a tone has been all there is from the beginning, twice: no network does that by chance."""
+
 Judged = Callable[[int, int], Collection[str]]
 """The kinds of trouble to look for in the positions [first, stop) of a stream."""
 
@@ -333,7 +336,10 @@ class Watched:
         row.attempts = row.attempts + 1 if row.blocks <= row.trouble_at + WINDOWS[kind] else 1
         row.trouble_at = row.blocks
         target = max(row.blocks - WINDOWS[kind] - MARGIN * row.attempts, row.snapshots[0][0], self._given)
-        if row.attempts > ATTEMPTS or target >= row.blocks:
+        # A stream that begins with silence may well begin later.
+        nothing = row.blocks == WINDOWS[kind] and kind != SILENCE
+        attempts = ATTEMPTS_FROM_NOTHING if nothing else ATTEMPTS
+        if row.attempts > attempts or target >= row.blocks:
             self.rewinds.append(Rewind(number, kind, self._samples(self._restored(number, target)), False))
             row.muted.add(kind)
             row.attempts = 0

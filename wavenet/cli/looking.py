@@ -95,7 +95,9 @@ class Look:
             counts = Counter(each.kind for _, each in found if each.helped)
             which = ", ".join(f"{kind} {count}" for kind, count in counts.items())
             takes = len({take for take, _ in found})
-            told = f"watchdog  went back {sum(counts.values())} times" + (f" ({which})" if which else "")
+            total = sum(counts.values())
+            told = "watchdog  went back " + ("once" if total == 1 else f"{total} times")
+            told += f" ({which})" if which else ""
             lines.append(told + (f" in {takes} of {len(shown)} takes" if len(shown) > 1 else ""))
         lost = [(take, each) for take, each in found if not each.helped]
         for take, each in lost[:MOST_TAKES]:
