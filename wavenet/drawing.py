@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from wavenet.files import atomic_output, printable
 
 
 def figure(flag: str, path: Path, size: tuple[float, float]) -> Any:
-    """Return an empty figure that `save` can write to a path.
+    """Return an empty figure, of which `picture` makes a file.
 
     Parameters
     ----------
@@ -36,7 +38,13 @@ def figure(flag: str, path: Path, size: tuple[float, float]) -> Any:
     return found
 
 
-def save(found: Any, path: Path) -> None:
-    """Write a figure to a file that appears whole or not at all; `AudioError` if it cannot be written."""
+@contextmanager
+def picture(flag: str, path: Path, size: tuple[float, float]) -> Iterator[Any]:
+    """Lend an empty figure, and write it to a file that appears whole or not at all.
+
+    Parameters and errors are those of `figure`; and `AudioError` if the file cannot be written.
+    """
+    found = figure(flag, path, size)
+    yield found
     with atomic_output(path) as stream:
         found.savefig(stream, format=path.suffix[1:].lower())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wavenet import metrics
-from wavenet.drawing import figure, save
+from wavenet.drawing import picture
 from wavenet.errors import ConfigError
 from wavenet.files import cause
 
@@ -57,47 +57,35 @@ def draw(run: Path, to: Path | None = None) -> Path:
     Raises
     ------
     ConfigError
-        If there is nothing to draw, or matplotlib is not installed.
-    AudioError
-        If the picture cannot be written.
+        If there is nothing to draw; further errors are those of `drawing.picture`.
     """
     records = _records(run)
     to = to or run / CURVES_FILE
-    picture = figure("--plot-to", to, (11, 7))
-    for axes, (title, keys, logarithmic) in zip(picture.subplots(2, 2).flat, PANELS, strict=True):
-        for key in keys:
-            steps, values = series(records, key)
-            axes.plot(steps, values, "." if len(steps) == 1 else "-", label=LABELS.get(key, title))
-        if title == PANELS[0][0]:
-            _baselines(axes, records)
-            axes.legend()
-        if logarithmic:
-            axes.set_yscale("log")
-        axes.set(title=title, xlabel="step")
-        axes.grid(alpha=0.3)
-    save(picture, to)
+    with picture("--plot-to", to, (11, 7)) as figure:
+        for axes, (title, keys, logarithmic) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+            for key in keys:
+                steps, values = series(records, key)
+                axes.plot(steps, values, "." if len(steps) == 1 else "-", label=LABELS.get(key, title))
+            if title == PANELS[0][0]:
+                _baselines(axes, records)
+                axes.legend()
+            if logarithmic:
+                axes.set_yscale("log")
+            axes.set(title=title, xlabel="step")
+            axes.grid(alpha=0.3)
     return to
 
 
 def draw_scores(path: Path, scores: Sequence[tuple[str, float, tuple[float, float] | None]]) -> None:
-    """Draw bits per sample as bars.
+    """Draw bits per sample, with an interval where there is one, as bars from top to bottom.
 
-    Parameters
-    ----------
-    path : Path
-        Of the picture: png, pdf or svg.
-    scores : sequence of (name, bits, interval or None)
-        From top to bottom.
-
-    Raises
-    ------
-    ConfigError
-        If matplotlib is not installed, or the format is unknown.
-    AudioError
-        If the picture cannot be written.
+    Errors are those of `drawing.picture`.
     """
-    picture = figure("--plot", path, (8, 1.2 + 0.45 * len(scores)))
-    axes = picture.subplots()
+    with picture("--plot", path, (8, 1.2 + 0.45 * len(scores))) as figure:
+        _bars(figure.subplots(), scores)
+
+
+def _bars(axes: Any, scores: Sequence[tuple[str, float, tuple[float, float] | None]]) -> None:
     names, bits = [name for name, _, _ in scores], [value for _, value, _ in scores]
     colors = ["tab:gray" if name in BASELINES else "tab:blue" for name in names]
     bars = axes.barh(range(len(names)), bits, color=colors, tick_label=names)
@@ -109,7 +97,6 @@ def draw_scores(path: Path, scores: Sequence[tuple[str, float, tuple[float, floa
     axes.invert_yaxis()
     most = max([*bits, *(interval[1] for _, _, interval in scores if interval)])
     axes.set(xlabel="bits per sample (bars: 95 % interval over recordings)", xlim=(0, 1.2 * most))
-    save(picture, path)
 
 
 def _records(run: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wavenet.drawing import figure, save
+from wavenet.drawing import picture
 
 COLUMNS = 1600
 """Most points across; beyond these samples are drawn as ranges."""
@@ -36,24 +36,23 @@ def draw_take(path: Path, audio: np.ndarray, sample_rate: int, entropy: np.ndarr
     classes : int
         Of the network.
 
-    Raises
-    ------
-    ConfigError
-        If matplotlib is not installed, or the format is unknown.
-    AudioError
-        If the picture cannot be written.
+    Errors are those of `drawing.picture`.
     """
-    picture = figure("--plot", path, (11, 7))
-    wave, bands, bits = picture.subplots(3, 1, sharex=True, height_ratios=(1, 2, 1))
-    seconds = len(audio) / sample_rate
-    low, high, _ = envelope(audio)
-    wave.fill_between(np.linspace(0, seconds, len(low)), low, high, step="mid", linewidth=0.5)
-    wave.set(ylabel="amplitude", ylim=(-1, 1))
-    _spectrogram(bands, audio, sample_rate)
+    with picture("--plot", path, (11, 7)) as figure:
+        wave, bands, bits = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 1))
+        seconds = len(audio) / sample_rate
+        low, high, _ = envelope(audio)
+        wave.fill_between(np.linspace(0, seconds, len(low)), low, high, step="mid", linewidth=0.5)
+        wave.set(ylabel="amplitude", ylim=(-1, 1))
+        spectrogram(bands, audio, sample_rate)
+        _entropies(bits, entropy, seconds, classes)
+
+
+def _entropies(bits: Any, entropy: np.ndarray, seconds: float, classes: int) -> None:
     low, high, _ = envelope(entropy)
     places = np.linspace(0, seconds, len(low))
     bits.fill_between(places, low, high, step="mid", alpha=0.3, linewidth=0, label="range")
-    width = max(1, round(SMOOTH_SECONDS * sample_rate / max(1, len(entropy) / len(low))))
+    width = max(1, round(SMOOTH_SECONDS * len(low) / max(seconds, 1e-3)))
     bits.plot(
         places, _smooth(envelope(entropy)[2], width), linewidth=1, label=f"mean of {SMOOTH_SECONDS:g} s"
     )
@@ -61,7 +60,6 @@ def draw_take(path: Path, audio: np.ndarray, sample_rate: int, entropy: np.ndarr
     bits.axhline(most, linestyle=":", color="gray", label="knowing nothing")
     bits.set(ylabel="entropy (bits)", xlabel="seconds", xlim=(0, max(seconds, 1e-3)), ylim=(0, most * 1.05))
     bits.legend(loc="lower right", fontsize="small", ncols=3)
-    save(picture, path)
 
 
 def envelope(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -79,7 +77,8 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.convolve(padded, np.full(width, 1 / width), mode="valid")
 
 
-def _spectrogram(axes: Any, audio: np.ndarray, sample_rate: int) -> None:
+def spectrogram(axes: Any, audio: np.ndarray, sample_rate: int) -> None:
+    """Draw the spectrogram of audio (samples,), black where it is far below its loudest point."""
     size = 1 << max(4, round(math.log2(WINDOW_SECONDS * sample_rate)))
     audio = np.pad(audio.astype(np.float32), (0, max(0, size - len(audio))))
     hop = max(size // 4, (len(audio) - size) // COLUMNS + 1)

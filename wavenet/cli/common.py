@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from wavenet import __version__
@@ -120,6 +121,36 @@ def run(
                 Console().line(traceback.format_exc().rstrip())
     Console().line(f"{parser.prog}: error: {told_by()}{message}")
     return USER_ERROR
+
+
+def add_recordings(group: Any, validation: str, excluded: str) -> None:
+    """Add the flags that say which recordings are meant.
+
+    Parameters
+    ----------
+    group : argparse.ArgumentParser or a group of its
+    validation, excluded : str
+        What --val-dir and --exclude are by default, for the help.
+    """
+    group.add_argument(
+        "--audio-dir",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+        help="folders of recordings, searched in depth",
+    )
+    group.add_argument(
+        "--val-dir", type=Path, metavar="DIR", help=f"recordings for validation (default: {validation})"
+    )
+    group.add_argument(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        metavar="GLOB",
+        help="leave out recordings by their path in the folder, as 'drafts/*' or '*.mp3' "
+        f"(default: {excluded})",
+    )
 
 
 def device_named(name: str) -> Any:

@@ -30,7 +30,7 @@ def build_parser() -> Parser:
     """Return the parser of `wavenet-evaluate`."""
     from pathlib import Path
 
-    from wavenet.cli.common import Parser
+    from wavenet.cli.common import Parser, add_recordings
 
     parser = Parser(
         prog=PROGRAM,
@@ -45,27 +45,7 @@ def build_parser() -> Parser:
         metavar="DIR",
         help="a checkpoint, or a training run (default: the newest under ./checkpoints)",
     )
-    parser.add_argument(
-        "--audio-dir",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="DIR",
-        help="folders of recordings, searched in depth",
-    )
-    parser.add_argument(
-        "--val-dir",
-        type=Path,
-        metavar="DIR",
-        help="recordings for validation (default: those of training, if --audio-dir is what it was given)",
-    )
-    parser.add_argument(
-        "--exclude",
-        nargs="+",
-        action="extend",
-        metavar="GLOB",
-        help="recordings to leave out, by their path in the folder (default: as for --val-dir)",
-    )
+    add_recordings(parser, "those of training, if --audio-dir is what it was given", "as for --val-dir")
     parser.add_argument(
         "--cache-dir",
         type=Path,

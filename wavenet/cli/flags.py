@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from wavenet.cli.common import Parser
+from wavenet.cli.common import Parser, add_recordings
 from wavenet.config import (
     FEATURES,
     INTERPOLATIONS,
@@ -157,27 +157,7 @@ def build_parser() -> Parser:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data", argument_default=ABSENT)
-    group.add_argument(
-        "--audio-dir",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="DIR",
-        help="folders of recordings, searched in depth",
-    )
-    group.add_argument(
-        "--val-dir",
-        type=Path,
-        metavar="DIR",
-        help="recordings for validation (default: a share of those in --audio-dir)",
-    )
-    group.add_argument(
-        "--exclude",
-        nargs="+",
-        action="extend",
-        metavar="GLOB",
-        help="leave out recordings by their path in the folder, as 'drafts/*' or '*.mp3' (default: none)",
-    )
+    add_recordings(group, "a share of those in --audio-dir", "none")
     group.add_argument(
         "--weight",
         nargs="+",
