@@ -6,10 +6,13 @@ import json
 import shlex
 
 import pytest
+import torch
 from cli_tools import NETWORK_FLAGS, assert_one_line_error, make_audio, run
 from training_tools import equal, metrics, weights
 
+from wavenet import WaveNet, WaveNetConfig
 from wavenet.cli.flags import DEFAULTS, build_parser, complete, read_settings, seconds
+from wavenet.config import ConditioningConfig
 from wavenet.errors import ConfigError
 
 # Together more than ten seconds: left to those who ask for it, as continuous integration does.
@@ -181,6 +184,46 @@ def test_starting_from_a_network_takes_its_weights_and_its_format(home):
         result = train("--resume", "--out-dir", "tuned", "--steps", 2, *more, cwd=home)
         assert result.returncode == 0 and "start    from" not in result.stderr, result.stderr
     assert not equal(weights(home / "tuned/step-00000002"), before)
+
+
+def test_a_network_that_plays_scores_goes_on_without(home, tmp_path):
+    """The conditioner is left out; what the network was where it was told nothing, it stays."""
+    torch.manual_seed(0)
+    told = WaveNet(
+        WaveNetConfig(
+            sample_rate=4000, layers=3, stacks=1, residual_channels=8, dilation_channels=8,
+            conditioning=ConditioningConfig(features="score", hop=40, conditioning_channels=4),
+        )
+    )  # fmt: skip
+    told.save_pretrained(home / "told")
+    more = [
+        "--sample-every",
+        "0",
+        "--validate-every",
+        "0",
+        "--batch",
+        "1",
+        "--segment",
+        "0.1",
+        "--steps",
+        "1",
+    ]
+    first = ["--audio-dir", "audio", "--init-from", "told", "--out-dir", str(tmp_path / "untold"), *more]
+    result = train(*first, cwd=home)
+    assert_one_line_error(
+        result, "--init-from told: its network plays scores", "--midi-dir DIR", "--features none"
+    )
+    result = train(*first, "--features", "none", "--lr", "1e-12", cwd=home)
+    assert result.returncode == 0, result.stderr
+    found, before = WaveNet.from_pretrained(tmp_path / "untold" / "step-00000001"), told.state_dict()
+    assert found.config.conditioning is None
+    for name, value in found.state_dict().items():
+        assert torch.allclose(value, before[name], atol=1e-6), name
+    # Its settings can be given again.
+    again = train(
+        "--config", tmp_path / "untold" / "effective.json", "--out-dir", tmp_path / "again", cwd=home
+    )
+    assert again.returncode == 0 and "start    from" in again.stderr, again.stderr
 
 
 @pytest.mark.parametrize(

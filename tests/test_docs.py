@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 import torch
 from cli_tools import chord
+from conditioned import tune
+from test_conditions import write_midi
 
 from wavenet import backends
 from wavenet.audio import write_wav
@@ -30,15 +32,21 @@ from wavenet.steering import Given
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-RUN = [ROOT / "examples" / "README.md", *DOCS]
+README = ROOT / "README.md"
+RUN = [README, ROOT / "examples" / "README.md", *DOCS]
 pytestmark = pytest.mark.skipif(not DOCS, reason="runs in a source tree only")
 
 QUICK = {
     "preset": "tiny", "sample_rate": 8000, "layers": 6, "stacks": 1, "steps": 2, "batch": 1, "segment": 0.1,
-    "validation_seconds": 0.1, "sample_seconds": 0.02, "silence_db": None, "device": "cpu",
-    "precision": "fp32",
+    "validation_seconds": 0.1, "sample_seconds": 0.02, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
 COMMANDS = ("train", "generate", "evaluate")
+
+RECORDINGS = ("guitar/one", "guitar/two", "guitar/three", "guitar/four", "piano/one", "piano/two")
+"""Training holds out two of these names."""
+
+FRAMES = {"mel": torch.zeros(80, 64), "more": torch.ones(80, 32)}
+"""What a text-to-speech model would have made."""
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -95,9 +103,9 @@ def run(command: str, folder: Path, capfd) -> tuple[int, str]:
 
 def form(line: str) -> re.Pattern[str]:
     """Return what a line of output looks like whatever its numbers are."""
-    # The reader's home, and the processor's choice.
+    # The reader's home, the processor's choice, and on which side of a baseline a score lies.
     line = line.removesuffix("...")
-    line = re.sub(r"/home/me/|(bf16|fp32)(?= on cpu)", "\0", line)
+    line = re.sub(r"/home/me/|(bf16|fp32)(?= on cpu)|below(?= the unigram)", "\0", line)
     parts = re.split(r"[-+]?\d[\d,.:]*\s*(?:ms|min|s|MB|GB|h)?\b", line.strip())
     escaped = [r"\s+".join(map(re.escape, re.split(r"\s+", part))) for part in parts]
     pattern = r"[-+]?\s*[\d,.:]+\s*\w*".join(escaped)
@@ -115,11 +123,13 @@ def copy_examples(folder: Path) -> None:
 def place(tmp_path, monkeypatch):
     """A reader's folder: recordings with scores, in two subfolders, and stand-ins for what is not here."""
     rng = np.random.default_rng(0)
-    for number, name in enumerate(("guitar/one", "guitar/two", "piano/one", "piano/two")):
+    for number, name in enumerate(RECORDINGS):
         path = tmp_path / "recordings" / f"{name}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         sound = chord(1.5, 8000, 200.0 + 30 * number) + 0.02 * rng.standard_normal(12000)
-        write_wav(path, sound.astype(np.float32), 8000)
+        whole = np.concatenate([sound, np.zeros(8000 if number == 0 else 0), sound])
+        write_wav(path, (0.7 * whole / np.abs(whole).max()).astype(np.float32), 8000)
+        write_midi(tmp_path / "scores" / f"{name}.mid", tune(number, 1.5))
     (tmp_path / "quick.json").write_text(json.dumps(QUICK))
     copy_examples(tmp_path)
     write_wav(tmp_path / "take.wav", chord(0.5, 8000), 8000)
@@ -154,7 +164,7 @@ def test_commands_do_what_is_shown(document, place, capfd):
         assert code == 0, f"{command}\n{told}"
         for line in shown:
             assert form(line).search(told), f"{command}\nshown: {line}\n{told}"
-    scope: dict[str, object] = {}
+    scope: dict[str, object] = dict(FRAMES)
     for block in blocks(document, "python"):
         exec(compile(block, str(document), "exec"), scope)
 
@@ -215,6 +225,18 @@ def test_the_vocoder_says_the_same_however_frames_arrive(frames, monkeypatch):
     spoken = list(vocoder.speak(generator, pieces, seed=3))
     assert len(spoken) > 1 or frames == 50
     assert np.array_equal(np.concatenate(spoken), whole)
+
+
+def test_flags_that_are_named_exist():
+    known = {"--no-build-isolation", "--nproc-per-node", "--install"}
+    for name in COMMANDS:
+        known |= set(importlib.import_module(f"wavenet.cli.{name}").build_parser()._option_string_actions)
+    scripts = [*ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob(".ci/*.py")]
+    for path in scripts:
+        known |= set(re.findall(r'"(--[a-z][\w-]*)"', path.read_text(encoding="utf-8")))
+    for path in [*RUN, ROOT / "benchmarks" / "RESULTS.md", ROOT / "CHANGELOG.md"]:
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", path.read_text(encoding="utf-8")))
+        assert named <= known, path
 
 
 # -- messages --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -45,6 +46,30 @@ def test_a_command_in_an_empty_folder_plays(tmp_path):
     named = run("generate", "--checkpoint", "piano", "--seconds", "0.5", "--seed", "2", "b.wav", cwd=tmp_path)
     assert named.returncode == 0, named.stderr
     assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "out.wav").read_bytes()
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_it_and_names_it(tmp_path):
+    for number in range(2):
+        noise = np.random.default_rng(number).normal(0, 0.1, 16000)
+        soundfile.write(tmp_path / f"{number}.wav", noise, 16000)
+    more = [
+        "--steps",
+        "1",
+        "--batch",
+        "1",
+        "--segment",
+        "0.1",
+        "--validate-every",
+        "0",
+        "--sample-every",
+        "0",
+    ]
+    flags = ["--audio-dir", str(tmp_path), "--init-from", "piano", "--features", "none", *more]
+    result = run("train", *flags, "--out-dir", "mine", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert read_config(checkpoint.find(tmp_path / "mine")).conditioning is None
+    assert json.loads((tmp_path / "mine" / "effective.json").read_text())["init_from"] == "piano"
 
 
 def test_a_run_comes_first_and_a_damaged_one_is_told(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ import torch
 
 from wavenet.config import WaveNetConfig
 from wavenet.errors import CheckpointError
-from wavenet.files import cause
+from wavenet.files import cause, printable
 from wavenet.weights import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -226,6 +226,11 @@ def find(path: Path) -> Path:
         runs.setdefault(each.parent, []).append(each)
     latest = [max(group, key=lambda each: (_step_of(each), _written(each))) for group in runs.values()]
     return max(latest, key=_written)
+
+
+def shown(directory: Path) -> str:
+    """Return a checkpoint's name for a line of text: its path, or "piano"."""
+    return SHIPPED.name if directory == SHIPPED else printable(directory)
 
 
 def at_hand() -> Path:

@@ -312,7 +312,8 @@ def flat(config: WaveNetConfig) -> dict[str, Any]:
     """Return a network's settings by the names of their flags; which classes there are the data say."""
     values = config.to_json()
     told = values.pop("conditioning") or {}
-    return {**values, **{name: value for name, value in told.items() if name != "class_names"}}
+    told.pop("class_names", None)
+    return {**values, "features": "none", **told}
 
 
 PRESETS: dict[str, dict[str, int]] = {

@@ -49,7 +49,6 @@ def work(options: Namespace) -> int:
     from wavenet.cli.interrupts import interrupts
     from wavenet.cli.making import Job, typical_bits
     from wavenet.cli.playing import beginning_of, source
-    from wavenet.files import printable
     from wavenet.generation import Generator
     from wavenet.progress import Console
     from wavenet.saved import load_state
@@ -73,7 +72,7 @@ def work(options: Namespace) -> int:
         seed = secrets.randbelow(2**31) if left_off is None else left_off[0].seed
     rate = generator.config.sample_rate
     console.line(
-        f"checkpoint {printable(directory)}  {rate} Hz  "
+        f"checkpoint {checkpoint.shown(directory)}  {rate} Hz  "
         f"backend {generator.backend.name}  {generator.backend.precision}  seed {seed}"
     )
     told, length = source(options, generator.config, seed, console)

@@ -92,7 +92,8 @@ def work(options: argparse.Namespace) -> int:
     found = first = None
     if options.init_from is not None:
         config, first = _initial(options, network, console)
-        source["init_from"] = str(options.init_from.resolve())
+        own = checkpoint.find(options.init_from) == checkpoint.SHIPPED
+        source["init_from"] = checkpoint.SHIPPED.name if own else str(options.init_from.resolve())
     if options.resume:
         found = world.in_turn(
             lambda: checkpoint.load_latest(options.out_dir, lambda text: console.line(f"warning: {text}"))
@@ -226,6 +227,14 @@ def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any)
         # A network that has been told nothing can learn to be.
         config = dataclasses.replace(config, conditioning=conditioning(options, config.sample_rate))
         known = flat(config)
+    elif getattr(options, "features", None) == "none" and not config.conditioning.class_names:
+        model = _untold(model)
+        config, known = model.config, flat(model.config)
+    elif config.conditioning.features == "score" and options.midi_dir is None:
+        raise ConfigError(
+            f"--init-from {options.init_from}: its network plays scores: name those of the recordings with "
+            "--midi-dir DIR, or have it forget about scores with --features none"
+        )
     asked = _asked(options, network)
     others = [
         f"{name} {known.get(name)}, not {asked[name]}" for name in asked if known.get(name) != asked[name]
@@ -236,11 +245,21 @@ def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any)
             "leave the network's flags out, or train one from the beginning"
         )
     console.line(
-        f"start    from {path}: {config.layers} layers, {model.parameter_count:,} parameters, "
-        f"{config.sample_rate} Hz, {config.quantization_channels} classes, normalization "
+        f"start    from {checkpoint.shown(path)}: {config.layers} layers, {model.parameter_count:,} "
+        f"parameters, {config.sample_rate} Hz, {config.quantization_channels} classes, normalization "
         f"{config.normalization}; the optimiser starts anew"
     )
     return config, model.state_dict()
+
+
+def _untold(model: Any) -> Any:
+    """Return the network that a conditioned one is where it is told nothing."""
+    from wavenet.model import WaveNet
+
+    # Without a gate bias nothing of the conditioner is left.
+    network = WaveNet(dataclasses.replace(model.config, conditioning=None))
+    network.load_state_dict({name: model.state_dict()[name] for name in network.state_dict()})
+    return network
 
 
 def _resumed(
