@@ -50,7 +50,9 @@ def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -
     from plain_training import PlainWaveNet
 
     from wavenet.evaluation import autocast, cross_entropy
+    from wavenet.memory import ask_for_large_pages
 
+    ask_for_large_pages()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -134,6 +134,10 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
       "gated_layer_backward(Tensor x, Tensor dilated_weight, Tensor dilated_bias, Tensor? output_weight, "
       "Tensor? output_bias, Tensor? gate_bias, Tensor halves, Tensor dgates, Tensor? dy, int dilation, "
       "int hop, int start, bool linear, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("cross_entropy(Tensor logits, Tensor targets, int ignored) -> (Tensor, Tensor)");
+  m.def(
+      "cross_entropy_backward(Tensor logits, Tensor targets, Tensor nats, Tensor normalizers, Tensor dnats, "
+      "int ignored) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CPU, m) {

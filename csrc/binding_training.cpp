@@ -1,5 +1,5 @@
-// torch.ops.wavenet.gated_layer and its backward: training's layers on the CPU. The schemas stand in
-// binding.cpp.
+// torch.ops.wavenet.gated_layer and cross_entropy, and their backwards: training on the CPU. The schemas
+// stand in binding.cpp.
 #include <tuple>
 
 #include "arguments.h"
@@ -164,6 +164,56 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_layer_backward(
   });
 }
 
+// Checks what both operators of the loss share.
+wavenet::cpu::Losses make_losses(const Tensor& logits, const Tensor& targets, int64_t ignored, bool bf16) {
+  require(wavenet::cpu::can_train(bf16), "this processor has no native training in ", bf16 ? "bf16" : "fp32");
+  check("logits", logits, bf16 ? ScalarType::BFloat16 : ScalarType::Float, {-1, -1});
+  wavenet::cpu::Losses losses{};
+  losses.rows = logits.size(0);
+  losses.classes = logits.size(1);
+  check("targets", targets, ScalarType::Long, {losses.rows});
+  losses.logits = logits.const_data_ptr();
+  losses.targets = targets.const_data_ptr<int64_t>();
+  losses.ignored = ignored;
+  for (int64_t row = 0; row < losses.rows; ++row) {
+    const int64_t target = losses.targets[row];
+    require(target == ignored || (target >= 0 && target < losses.classes), "target ", target,
+            " is out of range: there are ", losses.classes, " classes");
+  }
+  return losses;
+}
+
+std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& targets, int64_t ignored) {
+  return marked([&]() -> std::tuple<Tensor, Tensor> {
+    const bool bf16 = logits.scalar_type() == ScalarType::BFloat16;
+    wavenet::cpu::Losses losses = make_losses(logits, targets, ignored, bf16);
+    Tensor nats = allocate_as(logits, {losses.rows}, ScalarType::Float);
+    Tensor normalizers = allocate_as(logits, {losses.rows}, ScalarType::Float);
+    losses.nats = nats.mutable_data_ptr<float>();
+    losses.normalizers = normalizers.mutable_data_ptr<float>();
+    wavenet::cpu::cross_entropy(losses, bf16, spread);
+    return {nats, normalizers};
+  });
+}
+
+Tensor cross_entropy_backward(const Tensor& logits, const Tensor& targets, const Tensor& nats,
+                              const Tensor& normalizers, const Tensor& dnats, int64_t ignored) {
+  return marked([&] {
+    const bool bf16 = logits.scalar_type() == ScalarType::BFloat16;
+    wavenet::cpu::Losses losses = make_losses(logits, targets, ignored, bf16);
+    check("nats", nats, ScalarType::Float, {losses.rows});
+    check("normalizers", normalizers, ScalarType::Float, {losses.rows});
+    check("dnats", dnats, ScalarType::Float, {losses.rows});
+    losses.nats = const_cast<float*>(nats.const_data_ptr<float>());
+    losses.normalizers = const_cast<float*>(normalizers.const_data_ptr<float>());
+    losses.dnats = dnats.const_data_ptr<float>();
+    Tensor dlogits = allocate_as(logits, {losses.rows, losses.classes}, logits.scalar_type());
+    losses.dlogits = dlogits.mutable_data_ptr();
+    wavenet::cpu::cross_entropy_backward(losses, bf16, spread);
+    return dlogits;
+  });
+}
+
 bool can_train(bool bf16) {
   return marked([&] { return wavenet::cpu::can_train(bf16); });
 }
@@ -173,6 +223,8 @@ bool can_train(bool bf16) {
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CPU, m) {
   m.impl("gated_layer", TORCH_BOX(&gated_layer));
   m.impl("gated_layer_backward", TORCH_BOX(&gated_layer_backward));
+  m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
+  m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CompositeExplicitAutograd, m) {

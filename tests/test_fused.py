@@ -18,6 +18,7 @@ from wavenet import fused
 from wavenet.clips import Segments
 from wavenet.conditioning import GateBias
 from wavenet.config import TrainingConfig, WaveNetConfig
+from wavenet.evaluation import cross_entropy
 from wavenet.model import WaveNet
 from wavenet.objectives import add_gradients
 
@@ -288,3 +289,103 @@ def test_instruction_sets_agree(tmp_path):
         results[name] = torch.load(tmp_path / name)
     for found in results.values():
         assert max(errors(found, results["base"]).values()) < 1e-5
+
+
+# -- the loss ---------------------------------------------------------------------------------------------
+
+
+def entropies_in_float64(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cross-entropies of rows and their gradients, by the formula; 0 where targets are -1."""
+    rows = logits.double().numpy()
+    rows = rows - rows.max(1, keepdims=True)
+    probabilities = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
+    wanted = np.eye(rows.shape[1])[np.maximum(targets.numpy(), 0)]
+    used = targets.numpy() >= 0
+    nats = np.log(np.exp(rows).sum(1)) - (rows * wanted).sum(1)
+    return np.where(used, nats, 0), np.where(used[:, None], probabilities - wanted, 0)
+
+
+@given(
+    rows=st.integers(0, 70),
+    classes=st.integers(1, 300),
+    scale=st.sampled_from([0.1, 3, 40]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_cross_entropies_against_float64(rows, classes, scale, seed):
+    torch.manual_seed(seed)
+    logits = scale * torch.randn(rows, classes) + scale
+    targets = torch.randint(-1, classes, (rows,))
+    weights = torch.randn(rows)
+    logits.requires_grad_(True)
+    found = fused.cross_entropies(logits, targets, -1)
+    (found * weights).sum().backward()
+    nats, gradients = entropies_in_float64(logits.detach(), targets)
+    np.testing.assert_allclose(found.detach(), nats, rtol=2e-6, atol=1e-6 * scale)
+    np.testing.assert_allclose(
+        logits.grad, weights.double()[:, None].numpy() * gradients, rtol=2e-5, atol=1e-6 * scale
+    )
+
+
+@needs_bf16
+@pytest.mark.parametrize("classes", [256, 250, 7])
+def test_cross_entropies_of_bfloat16_logits_are_as_exact_as_their_rounding(classes):
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(200, classes)).bfloat16()
+    targets = torch.randint(-1, classes, (200,))
+    logits.requires_grad_(True)
+    found = fused.cross_entropies(logits, targets, -1)
+    found.sum().backward()
+    nats, gradients = entropies_in_float64(logits.detach(), targets)
+    assert found.dtype == torch.float32 and logits.grad.dtype == torch.bfloat16
+    np.testing.assert_allclose(found.detach(), nats, rtol=2e-6, atol=4e-6)
+    # Of 8 binary digits, the first of which is 1, half a unit of the last: 2^-8 at most. And a sum of float32
+    # probabilities is not nearer to 1 than their last digit.
+    np.testing.assert_allclose(logits.grad.double(), gradients, rtol=1.01 * 2**-8, atol=2**-23)
+
+
+def test_cross_entropies_of_far_logits_and_of_none():
+    logits = torch.tensor([[1e4, -1e4, 0.0], [-torch.inf, 0.0, 0.0], [torch.nan, 0.0, 0.0], [3e38, 0.0, 0.0]])
+    targets = torch.tensor([0, 1, 2, 1])
+    logits.requires_grad_(True)
+    found = fused.cross_entropies(logits, targets, -1)
+    expected = torch.nn.functional.cross_entropy(logits.detach(), targets, reduction="none")
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-6)
+    found[:2].sum().backward()
+    assert logits.grad[0].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(logits.grad[1], [0, -0.5, 0.5], atol=1e-7)
+    assert fused.cross_entropies(logits[:0], targets[:0], -1).tolist() == []
+
+
+@pytest.mark.parametrize("target", [3, -2])
+def test_a_target_that_is_no_class_is_refused(target):
+    with pytest.raises(RuntimeError, match=f"target {target} is out of range: there are 3 classes"):
+        fused.cross_entropies(torch.zeros(2, 3), torch.tensor([0, target]), -1)
+
+
+def test_the_loss_does_not_depend_on_threads():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(1000, 256), torch.randint(256, (1000,))
+
+    def found(threads):
+        torch.set_num_threads(threads)
+        rows = logits.clone().requires_grad_(True)
+        nats = fused.cross_entropies(rows, targets, -1)
+        nats.sum().backward()
+        return nats.detach(), rows.grad
+
+    before = torch.get_num_threads()
+    try:
+        one, two = found(1), found(2)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy_is_the_same_with_and_without_the_extension(reduction, monkeypatch):
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 9, 30), torch.randint(-1, 9, (2, 30))
+    here = cross_entropy(logits, targets, reduction)
+    monkeypatch.setattr(fused, "can_score", lambda rows: False)
+    np.testing.assert_allclose(here, cross_entropy(logits, targets, reduction), rtol=1e-6, atol=1e-6)

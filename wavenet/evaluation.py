@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wavenet import checkpoint
+from wavenet import checkpoint, fused
 from wavenet.clips import IGNORED, Clips, Segments
 from wavenet.conditioning import Frames
 from wavenet.config import TrainingConfig, WaveNetConfig
@@ -60,9 +60,15 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str = 
     reduction : str
         "mean", "sum", or "none" for a tensor like `targets`, 0 where they are `IGNORED`.
     """
-    rows = logits.transpose(1, 2).reshape(targets.numel(), -1).float()
-    found = F.cross_entropy(rows, targets.reshape(-1), ignore_index=IGNORED, reduction=reduction)
-    return found.reshape(targets.shape) if reduction == "none" else found
+    rows, wanted = logits.transpose(1, 2).reshape(targets.numel(), -1), targets.reshape(-1)
+    if not fused.can_score(rows):
+        found = F.cross_entropy(rows.float(), wanted, ignore_index=IGNORED, reduction=reduction)
+        return found.reshape(targets.shape) if reduction == "none" else found
+    found = fused.cross_entropies(rows, wanted, IGNORED).reshape(targets.shape)
+    if reduction == "none":
+        return found
+    total = found.sum()
+    return total / (wanted != IGNORED).sum() if reduction == "mean" else total
 
 
 class Scorer(Protocol):

@@ -1,4 +1,4 @@
-"""The parallel form's layers in the compiled extension: a stack as one step of autograd, on the CPU.
+"""The parallel form's layers and the loss in the compiled extension: each one step of autograd, on the CPU.
 
 A block of samples goes through a layer - products, biases, gate, residual path - while it is in the
 processor's cache; between layers only the residual path and the two halves of the gate are kept. The network
@@ -156,6 +156,52 @@ class _Stack(torch.autograd.Function):
             if told is not None:
                 told[:, :, index] = frames
         return None, above, told, *weights_gradients
+
+
+def can_score(logits: torch.Tensor) -> bool:
+    """Return whether `cross_entropies` takes these logits."""
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return logits.dtype in (torch.float32, torch.bfloat16) and _can_train(logits.dtype == torch.bfloat16)
+
+
+def cross_entropies(logits: torch.Tensor, targets: torch.Tensor, ignored: int) -> torch.Tensor:
+    """Return -ln of the targets' probabilities, 0 where they are `ignored`.
+
+    A row goes through exp, sum and logarithm in float32 while it is in the processor's cache, forwards and
+    backwards; of the probabilities nothing is kept.
+
+    Parameters
+    ----------
+    logits : float32 or bfloat16 tensor (rows, classes)
+    targets : int64 tensor (rows,)
+    ignored : int
+
+    Returns
+    -------
+    float32 tensor (rows,)
+
+    Raises
+    ------
+    RuntimeError
+        If a target is none of the classes.
+    """
+    return _CrossEntropies.apply(logits.contiguous(), targets.contiguous(), ignored)
+
+
+class _CrossEntropies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, ignored: int) -> torch.Tensor:
+        nats, normalizers = torch.ops.wavenet.cross_entropy(logits, targets, ignored)
+        ctx.ignored = ignored
+        ctx.save_for_backward(logits, targets, nats, normalizers)
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        (found,) = gradients
+        made = torch.ops.wavenet.cross_entropy_backward(*ctx.saved_tensors, found.contiguous(), ctx.ignored)
+        return made, None, None
 
 
 def _steps(hidden: torch.Tensor, weight: torch.Tensor | None, dilation: int) -> int:

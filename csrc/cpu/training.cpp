@@ -11,7 +11,7 @@ namespace wavenet::cpu {
 namespace {
 
 // The passes of the instruction set in use, null where it has none.
-const LayerPasses* chosen(bool bf16) {
+const Passes* chosen(bool bf16) {
 #if defined(__x86_64__)
   const std::string set = instruction_set();
   const bool wide = set == "avx512" || set == "avx512vnni";
@@ -23,8 +23,8 @@ const LayerPasses* chosen(bool bf16) {
   return nullptr;
 }
 
-const LayerPasses& passes_for(bool bf16) {
-  const LayerPasses* passes = chosen(bf16);
+const Passes& passes_for(bool bf16) {
+  const Passes* passes = chosen(bf16);
   if (passes == nullptr) throw std::runtime_error("this processor has no native training in that precision");
   return *passes;
 }
@@ -158,7 +158,7 @@ int64_t row_of_branches(const GatedLayer& layer, int64_t padded_row) {
 bool can_train(bool bf16) { return chosen(bf16) != nullptr; }
 
 void forward(GatedLayer layer, const LayerWeights& weights, bool bf16, const Spread& spread) {
-  const LayerPasses& passes = passes_for(bf16);
+  const Passes& passes = passes_for(bf16);
   const int64_t inputs = layer.taps * layer.residual, channels = layer.channels, width = layer.residual;
   const Packed dilated(whole_vectors(inputs), 2 * whole_vectors(channels), bf16,
                        [&](int64_t input, int64_t output) {
@@ -177,7 +177,7 @@ void forward(GatedLayer layer, const LayerWeights& weights, bool bf16, const Spr
 
 void backward(GatedLayer layer, const LayerWeights& weights, const LayerGradients& gradients, bool bf16,
               const Spread& spread) {
-  const LayerPasses& passes = passes_for(bf16);
+  const Passes& passes = passes_for(bf16);
   const int64_t inputs = layer.taps * layer.residual, channels = layer.channels, width = layer.residual;
   const Packed to_gates(whole_vectors(width), whole_vectors(channels), bf16,
                         [&](int64_t input, int64_t output) {
@@ -220,6 +220,25 @@ void backward(GatedLayer layer, const LayerWeights& weights, const LayerGradient
       }
     });
   }
+}
+
+namespace {
+
+void run_losses(const Losses& losses, LossPass pass, const Spread& spread) {
+  spread(kParts, [&](int64_t part) {
+    const FlushDenormals flush;
+    pass(losses, losses.rows * part / kParts, losses.rows * (part + 1) / kParts);
+  });
+}
+
+}  // namespace
+
+void cross_entropy(const Losses& losses, bool bf16, const Spread& spread) {
+  run_losses(losses, passes_for(bf16).loss, spread);
+}
+
+void cross_entropy_backward(const Losses& losses, bool bf16, const Spread& spread) {
+  run_losses(losses, passes_for(bf16).loss_backward, spread);
 }
 
 }  // namespace wavenet::cpu

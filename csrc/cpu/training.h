@@ -1,4 +1,5 @@
-// One gated layer of the network as training computes it, forwards and backwards, over whole segments.
+// One gated layer of the network as training computes it, forwards and backwards, over whole segments; and
+// the loss.
 //
 // Plain data only, as in task.h: included where special instruction sets are switched on.
 //
@@ -102,21 +103,38 @@ inline Room room_of(const GatedLayer& layer) {
 // is working memory, `part` says which sums to add to.
 using LayerPass = void (*)(const GatedLayer& layer, int64_t first, int64_t stop, float* room, int64_t part);
 
-// What an instruction set provides, in one of two precisions of the products.
-struct LayerPasses {
+// Cross-entropies in nats of rows of logits, float32 or bfloat16, and their gradient.
+struct Losses {
+  int64_t rows, classes;
+  const void* logits;      // (rows, classes)
+  const int64_t* targets;  // (rows): classes, or `ignored`, whose row gives 0
+  int64_t ignored;
+  float* nats;         // (rows)
+  float* normalizers;  // (rows): ln of the sum of exp(logits)
+  // Backwards.
+  const float* dnats;  // (rows)
+  void* dlogits;       // (rows, classes), as the logits
+};
+
+// Takes a range of rows.
+using LossPass = void (*)(const Losses& losses, int64_t first, int64_t stop);
+
+// What an instruction set provides, in one of two precisions: of the products and of what is stored.
+struct Passes {
   LayerPass forward;
   LayerPass backward_gates;   // from dy and the skip path's gradient to dactivation, and all sums
   LayerPass backward_inputs;  // from dactivation to dx; blocks of steps + context rows
+  LossPass loss, loss_backward;
 };
 
 namespace avx2 {
-extern const LayerPasses fp32_passes;
+extern const Passes fp32_passes;
 }
 namespace avx512 {
-extern const LayerPasses fp32_passes;
+extern const Passes fp32_passes;
 }
 namespace avx512bf16 {
-extern const LayerPasses bf16_passes;
+extern const Passes bf16_passes;
 }
 
 }  // namespace wavenet::cpu

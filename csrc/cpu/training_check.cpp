@@ -1,5 +1,5 @@
-// Runs training's layers on random shapes without torch or Python, for the sanitizers: csrc/cpu/check.sh
-// builds it. Every array has its exact size, so that a read or write beyond it is seen.
+// Runs training's layers and its loss on random shapes without torch or Python, for the sanitizers:
+// csrc/cpu/check.sh builds it. Every array has its exact size, so that a read or write beyond it is seen.
 //
 // Checked here: what a layer gives, and every gradient, against plain loops in double; one thread and several
 // give the same bits.
@@ -271,6 +271,43 @@ int check_case(unsigned seed, const std::string& set) {
   return 0;
 }
 
+// Cross-entropies of rows of logits and their gradients, against sums in double.
+template <typename Stored>
+int check_losses(unsigned seed, const std::string& set) {
+  std::mt19937 random(seed);
+  const int64_t rows = pick(random, 0, 40), classes = pick(random, 1, 70);
+  const std::vector<Stored> logits = stored<Stored>(noise(random, rows * classes, 3.0f));
+  const std::vector<float> dnats = noise(random, rows, 1.0f);
+  std::vector<int64_t> targets;
+  for (int64_t row = 0; row < rows; ++row) targets.push_back(pick(random, -1, classes - 1));
+  std::vector<float> nats(dnats.size()), normalizers(dnats.size());
+  std::vector<Stored> dlogits(logits.size());
+  wavenet::cpu::Losses losses{
+      rows,         classes,       logits.data(), targets.data(), -1, nats.data(), normalizers.data(),
+      dnats.data(), dlogits.data()};
+  const auto spread = [](int64_t count, const std::function<void(int64_t)>& work) {
+    for (int64_t number = 0; number < count; ++number) work(number);
+  };
+  wavenet::cpu::cross_entropy(losses, sizeof(Stored) == 2, spread);
+  wavenet::cpu::cross_entropy_backward(losses, sizeof(Stored) == 2, spread);
+  Doubles expected, gradients;
+  for (int64_t row = 0; row < rows; ++row) {
+    double sum = 0;
+    for (int64_t i = 0; i < classes; ++i) sum += std::exp(wide(logits[row * classes + i]));
+    const int64_t target = targets[row];
+    expected.push_back(target < 0 ? 0.0 : std::log(sum) - wide(logits[row * classes + target]));
+    for (int64_t i = 0; i < classes; ++i) {
+      const double gradient = std::exp(wide(logits[row * classes + i])) / sum - (i == target ? 1.0 : 0.0);
+      gradients.push_back(target < 0 ? 0.0 : gradient * dnats[row]);
+    }
+  }
+  const double apart = std::max(distance(doubles(nats), expected),
+                                distance(doubles(dlogits), gradients) * (sizeof(Stored) == 2 ? 1e-3 : 1.0));
+  if (rows == 0 || apart < 1e-5) return 0;
+  std::printf("losses %u, %s, %zu bytes: %g off\n", seed, set.c_str(), sizeof(Stored), apart);
+  return 1;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -280,10 +317,10 @@ int main(int argc, char** argv) {
     if (wavenet::cpu::available_instruction_sets().find(set) == std::string::npos) continue;
     setenv("WAVENET_CPU", set, 1);
     for (unsigned seed = 0; seed < cases; ++seed) {
-      failures += check_case<float>(seed, set);
+      failures += check_case<float>(seed, set) + check_losses<float>(seed, set);
       ++done;
       if (!wavenet::cpu::can_train(true)) continue;
-      failures += check_case<uint16_t>(seed, set);
+      failures += check_case<uint16_t>(seed, set) + check_losses<uint16_t>(seed, set);
       ++done;
     }
   }

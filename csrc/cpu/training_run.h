@@ -1,4 +1,4 @@
-// The gated layers of training, run by whatever spreads work over threads.
+// The gated layers and the loss of training, run by whatever spreads work over threads.
 #pragma once
 
 #include <cstdint>
@@ -35,5 +35,10 @@ void forward(GatedLayer layer, const LayerWeights& weights, bool bf16, const Spr
 // From dy and the gates' gradient to dactivation (working memory of the caller), dx and the gradients.
 void backward(GatedLayer layer, const LayerWeights& weights, const LayerGradients& gradients, bool bf16,
               const Spread& spread);
+
+// From logits to nats and normalizers; and from all these and dnats to dlogits. In bfloat16 or in float32, as
+// the logits are. Both throw as the above.
+void cross_entropy(const Losses& losses, bool bf16, const Spread& spread);
+void cross_entropy_backward(const Losses& losses, bool bf16, const Spread& spread);
 
 }  // namespace wavenet::cpu
