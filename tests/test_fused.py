@@ -389,3 +389,13 @@ def test_cross_entropy_is_the_same_with_and_without_the_extension(reduction, mon
     here = cross_entropy(logits, targets, reduction)
     monkeypatch.setattr(fused, "can_score", lambda rows: False)
     np.testing.assert_allclose(here, cross_entropy(logits, targets, reduction), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
+def test_opcheck_of_the_loss(dtype):
+    checks = ("test_schema", "test_faketensor")
+    logits, targets, ops = torch.randn(7, 20).to(dtype), torch.randint(-1, 20, (7,)), torch.ops.wavenet
+    torch.library.opcheck(ops.cross_entropy.default, (logits, targets, -1), test_utils=checks)
+    found = ops.cross_entropy(logits, targets, -1)
+    given = (logits, targets, *found, torch.randn(7), -1)
+    torch.library.opcheck(ops.cross_entropy_backward.default, given, test_utils=checks)
