@@ -41,7 +41,7 @@ class Outputs:
         import matplotlib.pyplot as plt
 
         file = io.BytesIO()
-        plt.savefig(file, format="png", dpi=72, bbox_inches="tight")
+        plt.savefig(file, format="png", dpi=54, bbox_inches="tight")
         plt.close("all")
         self._add({"image/png": base64.b64encode(file.getvalue()).decode() + "\n"})
 

@@ -295,7 +295,8 @@ def test_the_source_distribution_is_whole(tmp_path):
     needed |= {"setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"}
     assert needed <= files
     assert not [name for name in files if name.endswith((".so", ".pyc", "_build_info.json"))]
-    assert path.stat().st_size < 5_000_000
+    # Most of it the example tunes, the piano and what the notebook plays.
+    assert path.stat().st_size < 6_000_000
 
 
 @pytest.mark.parametrize("works", [True, False])

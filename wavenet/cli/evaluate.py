@@ -168,7 +168,7 @@ def work(options: Namespace) -> int:
     directory = checkpoint.find(options.checkpoint or checkpoint.RUN)
     past = history(directory)
     model = WaveNet.from_pretrained(directory)
-    console.line(f"checkpoint {printable(directory)}  {model.parameter_count:,} parameters")
+    console.line(f"checkpoint {checkpoint.shown(directory)}  {model.parameter_count:,} parameters")
     scorers, facts = _scorers(model, options, console)
     interrupts.check()
     part, data = _data(model, options, past, console)
@@ -313,9 +313,13 @@ def _write(options: Namespace, values: dict[str, Any], table: str) -> None:
     if options.json not in (None, "-"):
         with atomic_output(options.json) as stream:
             stream.write(text.encode())
-    if sys.stdout is not None:
+    told = text if options.json == "-" else f"{table}\n"
+    if sys.stdout is not None and not hasattr(sys.stdout, "buffer"):
+        # A notebook's, which takes text alone.
+        sys.stdout.write(told)
+    elif sys.stdout is not None:
         with outputs.standard_output() as stream:
-            stream.write((text if options.json == "-" else table + "\n").encode("utf-8"))
+            stream.write(told.encode("utf-8"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
