@@ -180,15 +180,17 @@ class HostWarp {
 
 struct HostBlock {
   bool backward;
+  int warp_count = kWarps;
 
   template <class Work>
   void phase(Work work) const {
-    for (int i = 0; i < kThreads; ++i) work(backward ? kThreads - 1 - i : i);
+    const int threads = warp_count * kWarpSize;
+    for (int i = 0; i < threads; ++i) work(backward ? threads - 1 - i : i);
   }
 
   template <class Work>
   void warps(Work work) const {
-    for (int i = 0; i < kWarps; ++i) work(HostWarp(backward ? kWarps - 1 - i : i, backward));
+    for (int i = 0; i < warp_count; ++i) work(HostWarp(backward ? warp_count - 1 - i : i, backward));
   }
 
   static void start_copy(float* to_shared, const float* from) { *to_shared = *from; }

@@ -5,9 +5,9 @@
 // other.
 #pragma once
 
-#include "cuda/draw.h"
 #include "cuda/plan.h"
 #include "cuda/product.h"
+#include "cuda/step.h"
 #include "cuda/task.h"
 
 namespace wavenet::cuda {
@@ -102,35 +102,23 @@ class StreamCta {
     });
   }
 
-  // Starts to fetch a layer's old taps, oldest first. A warp takes a row of a ring, channel by channel.
+  // Starts to fetch a layer's old taps. A warp takes a row of a ring.
   WAVENET_DEVICE void gather(int thread, int index) {
-    const Layer& layer = net_.layer[index];
     const int old_taps = static_cast<int>(net_.taps) - 1;
-    const int channels = static_cast<int>(net_.residual);
     for (int row = thread / kWarpSize; row < kStreams * old_taps; row += kWarps) {
       const int s = row / old_taps;
-      const int tap = row % old_taps;
       if (!active()[s]) continue;
-      int64_t from = slot(index)[s] - (old_taps - tap) * layer.dilation;
-      if (from < 0) from += layer.depth;
-      const float* ring = queues(s) + (layer.ring_row + from) * channels;
-      float* to = taps(index) + tap * channels * plan_.stride + s;
-      for (int c = thread % kWarpSize; c < channels; c += kWarpSize) {
-        Block::start_copy(to + c * plan_.stride, ring + c);
-      }
+      fetch_tap<Block>(net_, net_.layer[index], queues(s), slot(index)[s], row % old_taps, taps(index) + s,
+                       plan_.stride, thread % kWarpSize);
     }
   }
 
   // Writes what enters a layer into its ring: over the oldest tap, which was fetched a layer ago.
-  WAVENET_DEVICE void keep_input(int thread, int index) {
-    const Layer& layer = net_.layer[index];
-    const int channels = static_cast<int>(net_.residual);
+  WAVENET_DEVICE void keep_inputs(int thread, int index) {
     for (int s = thread / kWarpSize; s < kStreams; s += kWarps) {
       if (!active()[s]) continue;
-      float* ring = queues(s) + (layer.ring_row + slot(index)[s]) * channels;
-      for (int c = thread % kWarpSize; c < channels; c += kWarpSize) {
-        ring[c] = hidden()[c * plan_.stride + s];
-      }
+      keep_input(net_, net_.layer[index], queues(s), slot(index)[s], hidden() + s, plan_.stride,
+                 thread % kWarpSize);
     }
   }
 
@@ -153,18 +141,6 @@ class StreamCta {
     });
   }
 
-  // A layer's bias and conditioning for one output.
-  WAVENET_DEVICE float gate_start(const Layer& layer, int index, int output, int s) const {
-    const float bias = layer.dilated_bias[output];
-    const int half = output >= net_.dilated_padded ? 1 : 0;
-    const int channel = output - half * static_cast<int>(net_.dilated_padded);
-    if (task_.gate.values == nullptr || channel >= net_.dilated || !active()[s]) return bias;
-    const GateFrame& frame = this->frame()[s];
-    const int64_t offset = (2 * index + half) * net_.dilated + channel;
-    if (!task_.gate.linear) return bias + frame.here[offset];
-    return bias + ((1.0f - frame.weight) * frame.here[offset] + frame.weight * frame.next[offset]);
-  }
-
   // One gated layer: updates the residual path and the skip sums.
   WAVENET_DEVICE void step_layer(int index) {
     const Layer& layer = net_.layer[index];
@@ -174,10 +150,14 @@ class StreamCta {
     const int width = static_cast<int>(net_.dilated_padded);
     block_.phase([&](int thread) {
       if (!last) gather(thread, index + 1);
-      keep_input(thread, index);
+      keep_inputs(thread, index);
       const Inputs x{taps(index), static_cast<int>(net_.taps - 1) * channels, hidden(), channels};
       Product(thread).multiply(
-          layer.dilated, x, stride, [&](int output, int s) { return gate_start(layer, index, output, s); },
+          layer.dilated, x, stride,
+          [&](int output, int s) {
+            const bool told = task_.gate.values != nullptr && active()[s];
+            return gate_start(net_, task_.gate, index, output, told ? frame() + s : nullptr);
+          },
           [&](int output, int s, float sum) { activation()[output * stride + s] = sum; });
     });
     block_.phase([&](int thread) {
@@ -226,44 +206,20 @@ class StreamCta {
           net_.head2, {head(), static_cast<int>(net_.head), nullptr, 0}, stride,
           [&](int output, int) { return net_.head2_bias[output]; },
           [&](int output, int s, float sum) {
-            if (output < net_.classes) logits()[s * plan_.row + place(output)] = sum;
+            if (output < net_.classes) logits()[s * plan_.row + logit_place(output, plan_.per_lane)] = sum;
           });
       Block::wait_for_copies();
     });
   }
 
-  // Where in a row of logits a class stands.
-  WAVENET_DEVICE int place(int index) const {
-    return index % plan_.per_lane * kWarpSize + index / plan_.per_lane;
-  }
-
-  // Ends a stream's step: hands out its logits, or draws from them.
   template <class Warp>
   WAVENET_DEVICE void finish(const Warp& warp, int s, int64_t step) {
-    if (!active()[s]) return;
-    const int classes = static_cast<int>(net_.classes);
     const float* row = logits() + s * plan_.row;
     const Draw<Warp> draw(warp, row, at<float>(plan_.weights) + warp.index() * plan_.row,
-                          at<double>(plan_.sums) + warp.index() * (kWarpSize + 1), classes, plan_.per_lane);
-    const int64_t at = (first_ + s) * task_.steps + step;
-    int sample = 0;
-    const bool finite = draw.finite();
-    if (finite && task_.given == nullptr) sample = draw.choose(task_.sampling, task_.uniforms[at]);
-    warp.each([&](int lane) {
-      if (lane != 0) return;
-      if (!finite) {
-        task_.failed[first_ + s] = position()[s];
-        active()[s] = 0;
-        return;
-      }
-      if (task_.given == nullptr) task_.drawn[at] = sample;
-      last()[s] = task_.given == nullptr ? sample : static_cast<int32_t>(task_.given[at]);
-      ++position()[s];
-    });
-    if (!finite || task_.given == nullptr) return;
-    warp.each([&](int lane) {
-      for (int c = lane; c < classes; c += kWarpSize) task_.logits[at * classes + c] = row[place(c)];
-    });
+                          at<double>(plan_.sums) + warp.index() * (kWarpSize + 1),
+                          static_cast<int>(net_.classes), plan_.per_lane);
+    finish_step(warp, task_, draw, row, plan_.per_lane, first_ + s, step,
+                {active()[s], position()[s], last()[s]});
   }
 
   const Block& block_;

@@ -21,6 +21,8 @@ namespace wavenet::cuda {
 constexpr int kTileOutputs = 16;
 constexpr int kTileInputs = 16;
 constexpr int kTileStreams = 8;
+// Of a tile's weights, two to a word.
+constexpr int kTileWords = kTileOutputs * kTileInputs / 2;
 
 // A lane's eight weights, and its four inputs, two to a word.
 struct TileWeights {
@@ -45,6 +47,12 @@ WAVENET_DEVICE TileWeights read_tile(const int32_t* from) {
   return {{four.x, four.y, four.z, four.w}};
 }
 
+// From wherever they are: the device's memory, or shared memory.
+WAVENET_DEVICE TileWeights read_tile_anywhere(const int32_t* from) {
+  const uint4 four = *reinterpret_cast<const uint4*>(from);
+  return {{four.x, four.y, four.z, four.w}};
+}
+
 struct Fp16 {
   WAVENET_DEVICE static uint32_t pack(float low, float high) {
     const __half2 both = __floats2half2_rn(low, high);
@@ -53,7 +61,7 @@ struct Fp16 {
 
   WAVENET_DEVICE static void multiply(const TileWeights (&w)[1], const TileInputs (&x)[1],
                                       float (&sum)[1][4]) {
-    float (&c)[4] = sum[0];
+    float(&c)[4] = sum[0];
 #if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
@@ -81,7 +89,7 @@ struct Bf16 {
   WAVENET_DEVICE static void multiply(const TileWeights (&w)[1], const TileInputs (&x)[1],
                                       float (&sum)[1][4]) {
 #if __CUDA_ARCH__ >= 800
-    float (&c)[4] = sum[0];
+    float(&c)[4] = sum[0];
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -109,6 +117,8 @@ inline TileWeights read_tile(const int32_t* from) {
   std::memcpy(&weights, from, sizeof(weights));
   return weights;
 }
+
+inline TileWeights read_tile_anywhere(const int32_t* from) { return read_tile(from); }
 
 // What the instruction computes, from its definition: `Format` tells what 16 bits mean.
 template <class Format>
@@ -176,11 +186,81 @@ using Bf16 = HostTile<Bf16Format>;
 
 #endif
 
+// 16 outputs of `kTiles` tiles of streams, in the hands of one warp.
+template <class Format, int kTiles>
+class TileSums {
+ public:
+  WAVENET_DEVICE explicit TileSums(int thread) : thread_(thread) {}
+
+  // For each of the four sums that a lane holds of every tile of streams: work(sum, output, stream), counted
+  // from the first of both.
+  template <class Work>
+  WAVENET_DEVICE void for_each(Work work) {
+    visit<1>([&](int tile, int held, int i, int output, int s) { work(sums_[tile][held][i], output, s); });
+  }
+
+  // The same, two sums at a time, of streams side by side: work(sum, sum of the next stream, output, stream).
+  template <class Work>
+  WAVENET_DEVICE void for_pairs(Work work) {
+    visit<2>([&](int tile, int held, int i, int output, int s) {
+      work(sums_[tile][held][i], sums_[tile][held][i + 1], output, s);
+    });
+  }
+
+  // Those of two: work(sum, sum of the other, output, stream).
+  template <class Work>
+  WAVENET_DEVICE void for_both(TileSums& other, Work work) {
+    visit<1>([&](int tile, int held, int i, int output, int s) {
+      work(sums_[tile][held][i], other.sums_[tile][held][i], output, s);
+    });
+  }
+
+  // Adds the products of so many tiles of weights, one after the other, with channels `stride` apart. In
+  // this order, and in one sum, whatever the kernel: that makes a stream's values its own.
+  template <class Read>
+  WAVENET_DEVICE void accumulate(const int32_t* weights, const float* x, int stride, int tiles, Read read) {
+    for (int inputs = 0; inputs < tiles; ++inputs) {
+      TileWeights w[kLanesHeld];
+      for_lanes(thread_,
+                [&](int lane, int held) { w[held] = read(weights + (inputs * kWarpSize + lane) * 4); });
+      WAVENET_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        TileInputs values[kLanesHeld];
+        for_lanes(thread_, [&](int lane, int held) {
+          const float* from =
+              x + (inputs * kTileInputs + lane % 4 * 2) * stride + tile * kTileStreams + lane / 4;
+          values[held].word[0] = Format::pack(from[0], from[stride]);
+          values[held].word[1] = Format::pack(from[8 * stride], from[9 * stride]);
+        });
+        if (stands_for_warp()) Format::multiply(w, values, sums_[tile]);
+      }
+    }
+  }
+
+ private:
+  template <int kSumsAtOnce, class Work>
+  WAVENET_DEVICE void visit(Work work) const {
+    for_lanes(thread_, [&](int lane, int held) {
+      WAVENET_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        WAVENET_UNROLL
+        for (int i = 0; i < 4; i += kSumsAtOnce) {
+          work(tile, held, i, lane / 4 + i / 2 * 8, tile * kTileStreams + lane % 4 * 2 + i % 2);
+        }
+      }
+    });
+  }
+
+  WAVENET_DEVICE bool stands_for_warp() const { return kLanesHeld == 1 || thread_ % kWarpSize == 0; }
+
+  int thread_;
+  float sums_[kTiles][kLanesHeld][4];
+};
+
 // A block's warps take 16 outputs each in turn, for all streams: weights that were read serve them all.
 template <class Format, int kOfStreams>
 struct TileShare {
   static constexpr int kStreams = kOfStreams;
-  static constexpr int kTiles = kStreams / kTileStreams;
   int thread;
 
   WAVENET_DEVICE explicit TileShare(int of_thread) : thread(of_thread) {}
@@ -194,53 +274,14 @@ struct TileShare {
     const int first_tiles = (x.first_count + kTileInputs - 1) / kTileInputs;
     const int blocks = static_cast<int>(matrix.outputs) / kTileOutputs;
     for (int block = thread / kWarpSize; block < blocks; block += kWarps) {
-      float sums[kTiles][kLanesHeld][4];
-      for_sums(block,
-               [&](int tile, int held, int i, int output, int s) { sums[tile][held][i] = begin(output, s); });
-      const int32_t* weights = matrix.words + static_cast<int64_t>(block) * tiles * kWarpSize * 4;
-      accumulate(weights, x.first, stride, first_tiles, sums);
-      accumulate(weights + first_tiles * kWarpSize * 4, x.second, stride, tiles - first_tiles, sums);
-      for_sums(block,
-               [&](int tile, int held, int i, int output, int s) { finish(output, s, sums[tile][held][i]); });
+      const int first = block * kTileOutputs;
+      TileSums<Format, kStreams / kTileStreams> sums(thread);
+      sums.for_each([&](float& sum, int output, int s) { sum = begin(first + output, s); });
+      const int32_t* weights = matrix.words + static_cast<int64_t>(block) * tiles * kTileWords;
+      sums.accumulate(weights, x.first, stride, first_tiles, read_tile);
+      sums.accumulate(weights + first_tiles * kTileWords, x.second, stride, tiles - first_tiles, read_tile);
+      sums.for_each([&](float& sum, int output, int s) { finish(first + output, s, sum); });
     }
-  }
-
- private:
-  WAVENET_DEVICE void accumulate(const int32_t* weights, const float* x, int stride, int tiles,
-                                 float (&sums)[kTiles][kLanesHeld][4]) const {
-    for (int inputs = 0; inputs < tiles; ++inputs) {
-      TileWeights w[kLanesHeld];
-      for_lanes(thread,
-                [&](int lane, int held) { w[held] = read_tile(weights + (inputs * kWarpSize + lane) * 4); });
-      WAVENET_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        TileInputs values[kLanesHeld];
-        for_lanes(thread, [&](int lane, int held) {
-          const float* from =
-              x + (inputs * kTileInputs + lane % 4 * 2) * stride + tile * kTileStreams + lane / 4;
-          values[held].word[0] = Format::pack(from[0], from[stride]);
-          values[held].word[1] = Format::pack(from[8 * stride], from[9 * stride]);
-        });
-        if (stands_for_warp()) Format::multiply(w, values, sums[tile]);
-      }
-    }
-  }
-
-  WAVENET_DEVICE bool stands_for_warp() const { return kLanesHeld == 1 || thread % kWarpSize == 0; }
-
-  // For each of the four sums that a lane holds of every tile of streams: its output and its stream.
-  template <class Work>
-  WAVENET_DEVICE void for_sums(int block, Work work) const {
-    for_lanes(thread, [&](int lane, int held) {
-      WAVENET_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        WAVENET_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          work(tile, held, i, block * kTileOutputs + lane / 4 + i / 2 * 8,
-               tile * kTileStreams + lane % 4 * 2 + i % 2);
-        }
-      }
-    });
   }
 };
 

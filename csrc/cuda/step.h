@@ -1,0 +1,84 @@
+// What every kernel does with a stream at the beginning and the end of a step.
+#pragma once
+
+#include "cuda/draw.h"
+#include "cuda/task.h"
+
+namespace wavenet::cuda {
+
+// A layer's bias and conditioning for one output of its gate; `frame` is null for a stream without.
+WAVENET_DEVICE float gate_start(const Network& net, const GateBias& gate, int index, int output,
+                                const GateFrame* frame) {
+  const float bias = net.layer[index].dilated_bias[output];
+  const int half = output >= net.dilated_padded ? 1 : 0;
+  const int channel = output - half * static_cast<int>(net.dilated_padded);
+  if (frame == nullptr || channel >= net.dilated) return bias;
+  const int64_t offset = (2 * index + half) * net.dilated + channel;
+  if (!gate.linear) return bias + frame->here[offset];
+  return bias + ((1.0f - frame->weight) * frame->here[offset] + frame->weight * frame->next[offset]);
+}
+
+// Starts to fetch one stream's old taps of a layer, oldest first, from its ring, where the next input goes to
+// row `slot`. A warp's lanes take a row's channels in turn; a channel goes `stride` floats behind another.
+template <class Block>
+WAVENET_DEVICE void fetch_tap(const Network& net, const Layer& layer, const float* queues, int slot, int tap,
+                              float* taps, int stride, int lane) {
+  const int channels = static_cast<int>(net.residual);
+  const int old_taps = static_cast<int>(net.taps) - 1;
+  int64_t from = slot - (old_taps - tap) * layer.dilation;
+  if (from < 0) from += layer.depth;
+  const float* row = queues + (layer.ring_row + from) * channels;
+  float* to = taps + tap * channels * stride;
+  for (int c = lane; c < channels; c += kWarpSize) Block::start_copy(to + c * stride, row + c);
+}
+
+// Writes what enters a layer into a stream's ring.
+WAVENET_DEVICE void keep_input(const Network& net, const Layer& layer, float* queues, int slot,
+                               const float* hidden, int stride, int lane) {
+  const int channels = static_cast<int>(net.residual);
+  float* row = queues + (layer.ring_row + slot) * channels;
+  for (int c = lane; c < channels; c += kWarpSize) row[c] = hidden[c * stride];
+}
+
+// Where in a row of logits a class stands.
+WAVENET_DEVICE int logit_place(int index, int per_lane) {
+  return index % per_lane * kWarpSize + index / per_lane;
+}
+
+// What changes of a stream at the end of a step.
+struct StreamEnd {
+  int32_t& active;
+  int64_t& position;
+  int32_t& last;
+};
+
+// Ends a stream's step: hands out its logits, or draws from them; or stops it where they are not finite.
+template <class Warp>
+WAVENET_DEVICE void finish_step(const Warp& warp, const Task& task, const Draw<Warp>& draw, const float* row,
+                                int per_lane, int64_t stream, int64_t step, StreamEnd end) {
+  if (!end.active) return;
+  const int classes = static_cast<int>(task.network.classes);
+  const int64_t at = stream * task.steps + step;
+  int sample = 0;
+  const bool finite = draw.finite();
+  if (finite && task.given == nullptr) sample = draw.choose(task.sampling, task.uniforms[at]);
+  warp.each([&](int lane) {
+    if (lane != 0) return;
+    if (!finite) {
+      task.failed[stream] = end.position;
+      end.active = 0;
+      return;
+    }
+    if (task.given == nullptr) task.drawn[at] = sample;
+    end.last = task.given == nullptr ? sample : static_cast<int32_t>(task.given[at]);
+    ++end.position;
+  });
+  if (!finite || task.given == nullptr) return;
+  warp.each([&](int lane) {
+    for (int c = lane; c < classes; c += kWarpSize) {
+      task.logits[at * classes + c] = row[logit_place(c, per_lane)];
+    }
+  });
+}
+
+}  // namespace wavenet::cuda
