@@ -92,7 +92,11 @@ MACHINE_SOURCES = {
 
 
 # Of torch and the driver the CUDA engine needs nothing to be loaded: the runtime is linked in.
-CUDA_SOURCES: dict[str, list[str]] = {"csrc/binding_cuda.cpp": []}
+CUDA_SOURCES: dict[str, list[str]] = {
+    "csrc/binding_cuda.cpp": [],
+    "csrc/cuda/choose.cpp": [],
+    "csrc/cuda/stage_plan.cpp": [],
+}
 CUDA_KERNELS = "csrc/cuda/run.cu"
 # Machine code for these; later devices compile the last one's PTX.
 CUDA_ARCHITECTURES = ("75", "80", "86", "90")

@@ -151,6 +151,7 @@ struct Arguments {
   int64_t hop, gate_start;
   bool linear;
   int64_t threads;
+  const std::string& kernel;  // CUDA only: which is to serve, or empty for the best
 };
 
 // Checks what both operators share, but for the values in the state, and fills in that part of the task.

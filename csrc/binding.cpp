@@ -12,6 +12,7 @@ using namespace wavenet::binding;
 
 // Checks what both operators share and fills in that part of the task. `layers` must outlive the task.
 wavenet::cpu::Task cpu_task(const Arguments& given, std::vector<wavenet::Layer>& layers) {
+  require(given.kernel.empty(), "kernel = ", given.kernel, ": only CUDA has kernels to choose from");
   auto task = make_task<wavenet::cpu::Task>(given, kCpu, layers);
   check_range("position", task.position, task.batch, 0, kMostSamples);
   check_range("last_sample", task.last_sample, task.batch, 0, task.network.classes);
@@ -52,22 +53,22 @@ Tensor run_generate(const Arguments& given, const Tensor& uniforms, double tempe
 Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
                const Tensor& position, const Tensor& last_sample, const Tensor& samples,
                const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start, bool linear,
-               int64_t threads) {
+               int64_t threads, std::string kernel) {
   return marked([&] {
-    return run_advance(
-        {weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear, threads},
-        samples);
+    return run_advance({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
+                        threads, kernel},
+                       samples);
   });
 }
 
 Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
                 const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, double temperature,
                 int64_t top_k, double top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
-                int64_t gate_start, bool linear, int64_t threads) {
+                int64_t gate_start, bool linear, int64_t threads, std::string kernel) {
   return marked([&] {
-    return run_generate(
-        {weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear, threads},
-        uniforms, temperature, top_k, top_p);
+    return run_generate({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
+                         threads, kernel},
+                        uniforms, temperature, top_k, top_p);
   });
 }
 
@@ -115,11 +116,11 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
   m.def(
       "advance(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
       "Tensor(c!) last_sample, Tensor samples, Tensor? gate_bias, int hop, int gate_start, bool linear, "
-      "int threads) -> Tensor");
+      "int threads, str kernel=\"\") -> Tensor");
   m.def(
       "generate(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
       "Tensor(c!) last_sample, Tensor uniforms, float temperature, int top_k, float top_p, "
-      "Tensor? gate_bias, int hop, int gate_start, bool linear, int threads) -> Tensor");
+      "Tensor? gate_bias, int hop, int gate_start, bool linear, int threads, str kernel=\"\") -> Tensor");
   m.def("uniforms(int seed, Tensor stream, Tensor substream, Tensor position, int steps) -> Tensor");
   m.def("cpu_read_rate(Tensor data, float seconds) -> float");
   m.def("cpu_multiply_add_rate(bool int8, float seconds) -> float");

@@ -33,12 +33,14 @@ Place place_of(const Tensor& queues) {
 }
 
 // On the queues' device; the first stream that failed becomes the error.
-void run_task(const wavenet::cuda::Task& task, const Tensor& queues, const Place& place) {
-  const int64_t bytes = wavenet::cuda::workspace_bytes(task.network, task.batch);
+void run_task(const wavenet::cuda::Task& task, const Arguments& given, const Place& place) {
+  const wavenet::cuda::Choice choice =
+      wavenet::cuda::choose_on(place.index, task.network, task.batch, given.kernel);
+  const int64_t bytes = wavenet::cuda::workspace_bytes(task, choice);
   // Of floats, like the queues; memory from torch is aligned for any type.
-  Tensor workspace = allocate(queues, {(bytes + 3) / 4});
-  const std::vector<int64_t> failed =
-      wavenet::cuda::run(task, place.index, workspace.mutable_data_ptr(), current_stream(place.index));
+  Tensor workspace = allocate(given.queues, {(bytes + 3) / 4});
+  const std::vector<int64_t> failed = wavenet::cuda::run(
+      task, choice, place.index, workspace.mutable_data_ptr(), current_stream(place.index));
   for (int64_t row = 0; row < task.batch; ++row) {
     const int64_t position = failed[static_cast<size_t>(row)];
     if (position != wavenet::cuda::kNone) throw wavenet::cpu::NonFinite(position, row);
@@ -55,7 +57,7 @@ Tensor run_advance(const Arguments& given, const Tensor& samples) {
   task.given = samples.const_data_ptr<int64_t>();
   Tensor logits = allocate(given.queues, {task.batch, task.steps, task.network.classes});
   task.logits = logits.mutable_data_ptr<float>();
-  run_task(task, given.queues, place);
+  run_task(task, given, place);
   return logits;
 }
 
@@ -71,29 +73,43 @@ Tensor run_generate(const Arguments& given, const Tensor& uniforms, double tempe
   task.sampling = make_sampling(temperature, top_k, top_p);
   Tensor drawn = allocate(given.position, {task.batch, task.steps});
   task.drawn = drawn.mutable_data_ptr<int64_t>();
-  run_task(task, given.queues, place);
+  run_task(task, given, place);
   return drawn;
 }
 
 Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
                const Tensor& position, const Tensor& last_sample, const Tensor& samples,
                const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start, bool linear,
-               int64_t threads) {
+               int64_t threads, std::string kernel) {
   return marked([&] {
-    return run_advance(
-        {weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear, threads},
-        samples);
+    return run_advance({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
+                        threads, kernel},
+                       samples);
   });
 }
 
 Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
                 const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, double temperature,
                 int64_t top_k, double top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
-                int64_t gate_start, bool linear, int64_t threads) {
+                int64_t gate_start, bool linear, int64_t threads, std::string kernel) {
   return marked([&] {
-    return run_generate(
-        {weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear, threads},
-        uniforms, temperature, top_k, top_p);
+    return run_generate({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
+                         threads, kernel},
+                        uniforms, temperature, top_k, top_p);
+  });
+}
+
+// What each kernel would do for so many streams of a network: see wavenet::cuda::describe.
+std::string kernels(const Tensor& weights, std::vector<int64_t> geometry, int64_t batch) {
+  return marked([&] {
+    require(weights.is_cuda(), "weights are not on a CUDA device: move them there with .to()");
+    const wavenet::Geometry parsed = wavenet::parse_geometry(geometry.data(), geometry.size());
+    const int64_t size = weights.scalar_type() == ScalarType::Float ? 4 : 1;
+    std::vector<wavenet::Layer> layers;
+    const wavenet::Network network =
+        wavenet::bind_weights(parsed, weights.const_data_ptr(), weights.numel() * size, layers);
+    const DeviceGuard guard(weights.get_device_index());
+    return wavenet::cuda::describe_on(weights.get_device_index(), network, batch);
   });
 }
 
@@ -101,11 +117,15 @@ std::string architectures() { return marked(wavenet::cuda::architectures); }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(wavenet, m) { m.def("cuda_architectures() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(wavenet, m) {
+  m.def("cuda_architectures() -> str");
+  m.def("cuda_kernels(Tensor weights, int[] geometry, int batch) -> str");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CUDA, m) {
   m.impl("advance", TORCH_BOX(&advance));
   m.impl("generate", TORCH_BOX(&generate));
+  m.impl("cuda_kernels", TORCH_BOX(&kernels));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CompositeExplicitAutograd, m) {

@@ -192,7 +192,7 @@ def test_memory_does_not_grow():
 def test_without_a_device_it_says_so():
     assert str(UNAVAILABLE).startswith("no CUDA device")
     _, _, model = random_model(0)
-    for name in ("auto", "cuda", "cuda:stream_cta"):
+    for name in ("auto", "cuda", *(f"cuda:{kernel}" for kernel in cuda.KERNELS)):
         with pytest.raises(BackendError, match=r"no CUDA device.*try --device cpu$"):
             backends.create(model, name, "cuda")
 
@@ -212,7 +212,9 @@ def test_what_does_not_go_together(name, device, message):
 
 
 def test_an_unknown_kernel_is_named():
-    with pytest.raises(BackendError, match="unknown kernel 'fast' of backend 'cuda': choose from stream_cta"):
+    with pytest.raises(
+        BackendError, match="unknown kernel 'fast' of backend 'cuda': choose from stage_cluster, "
+    ):
         CudaBackend(random_model(0)[2], kernel="fast")
 
 
@@ -232,6 +234,15 @@ def engine_on_the_cpu(monkeypatch):
     monkeypatch.setattr(cuda, "_device_named", lambda name: torch.device("cpu"))
     monkeypatch.setattr(cuda, "_multiprocessors", lambda device: 1)
     monkeypatch.setattr(cuda, "_checked", set())
+    told = {name: "serves" if name == "stream_cta" else "no: not here" for name in cuda.KERNELS}
+    monkeypatch.setattr(CudaBackend, "kernels", lambda *_: told)
+    call = CudaBackend._call
+
+    def without_kernel(self, *given):
+        self.kernel = ""
+        return call(self, *given)
+
+    monkeypatch.setattr(CudaBackend, "_call", without_kernel)
 
 
 @needs_extension

@@ -6,12 +6,13 @@ import naive
 import numpy as np
 import pytest
 import torch
-from host_cuda import NONE, TILES, HostKernel, compiler
+from host_cuda import NONE, TILES, HostKernel, Stages, compiler
 from native_tools import chain_model, empty_state, model_of, random_model, random_state
 
 from wavenet.backends import cuda
 from wavenet.backends.cuda import CudaBackend
 from wavenet.conditioning import GateBias
+from wavenet.errors import BackendError
 from wavenet.packing_cuda import TileLayout, pack_tiles
 from wavenet.state import Sampling
 
@@ -277,7 +278,7 @@ def test_a_stream_that_fails_stops_and_the_others_go_on():
     given = torch.zeros(3, 6, dtype=torch.int64)
     given[1, 2] = 1
     logits, report = kernel.advance(state, given)
-    assert report.tolist() == [NONE] * 4 + [9] + [NONE]
+    assert report.tolist() == [NONE] * 5 + [9] + [NONE]
     assert state.position.tolist() == [11, 9, 13] and state.last_sample.tolist() == [0, 1, 0]
     assert torch.isfinite(logits[[0, 2]]).all() and torch.isfinite(logits[1, :3]).all()
     assert torch.isnan(logits[1, 3:]).all()
@@ -321,20 +322,23 @@ def test_a_block_of_the_networks_in_use_fits_its_device():
     assert shared[0] <= 65536 and shared[2] <= 163 * 1024 and shared[3] <= 227 * 1024
 
 
-@pytest.mark.parametrize("stored", ["fp32", "fp16", "bf16"])
-def test_a_right_engine_is_well_within_what_is_checked(stored, monkeypatch):
-    """The check of a device, with the host in its place and a fifth of the tolerance."""
+@pytest.fixture
+def host_for_device(monkeypatch):
+    """The backend with the host in the device's place; the list of the kernels and tiles that were used."""
     monkeypatch.setattr(CudaBackend, "available", staticmethod(lambda: None))
     monkeypatch.setattr(cuda, "_device_named", lambda name: torch.device("cpu"))
-    monkeypatch.setattr(cuda, "_checked", {(torch.device("cpu"), stored)})
-    monkeypatch.setitem(cuda.CHECK_TOLERANCE, stored, cuda.CHECK_TOLERANCE[stored] / 5)
+    everything = {(torch.device("cpu"), each, name) for each in cuda.CHECK_TOLERANCE for name in cuda.KERNELS}
+    monkeypatch.setattr(cuda, "_checked", everything)
     monkeypatch.setattr(cuda, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(CudaBackend, "kernels", lambda *_: dict.fromkeys(cuda.KERNELS, "serves"))
     used = []
 
     def kernel(backend: CudaBackend, batch: int) -> HostKernel:
-        used.append(next(streams for streams in cuda.TILES if streams >= batch))
+        tile = next(streams for streams in cuda.TILES if streams >= batch)
+        used.append(tile if backend.kernel == "stream_cta" else backend.kernel)
         model = cuda._small_network(torch.Generator().manual_seed(0))
-        return HostKernel(model, used[-1], packed=backend.packed)
+        stages = None if backend.kernel == "stream_cta" else Stages(tiles=2, blocks=4)
+        return HostKernel(model, tile, packed=backend.packed, stages=stages)
 
     def generate(self, state, uniforms, *given):
         return kernel(self, len(uniforms)).generate(state, uniforms, *given)[0]
@@ -344,5 +348,40 @@ def test_a_right_engine_is_well_within_what_is_checked(stored, monkeypatch):
 
     monkeypatch.setattr(CudaBackend, "generate", generate)
     monkeypatch.setattr(CudaBackend, "advance", advance)
+    return used
+
+
+@pytest.mark.parametrize("stored", ["fp32", "fp16", "bf16"])
+def test_a_right_engine_is_well_within_what_is_checked(stored, monkeypatch, host_for_device):
+    """The check of a device, with the host in its place and a fifth of the tolerance."""
+    monkeypatch.setitem(cuda.CHECK_TOLERANCE, stored, cuda.CHECK_TOLERANCE[stored] / 5)
     cuda.check(torch.device("cpu"), stored)
-    assert used == [8, 8, 16, 32, 64] and cuda.TILES == TILES
+    assert host_for_device == [8, 8, 16, 32, 64] and cuda.TILES == TILES
+
+
+@pytest.mark.parametrize("stored", ["fp16", "bf16"])
+def test_the_other_kernels_are_compared_with_the_first(stored, host_for_device):
+    cuda.check_alike(torch.device("cpu"), stored, "stage_grid")
+    assert host_for_device == [8, "stage_grid", 64, "stage_grid"]
+
+
+def test_a_kernel_that_is_a_little_off_is_found(monkeypatch, host_for_device):
+    generate = CudaBackend.generate
+
+    def a_little_off(self, state, *given):
+        drawn = generate(self, state, *given)
+        if self.kernel == "stage_cluster":
+            state.queues[-1, 3, 1] *= 1 + 2**-20
+        return drawn
+
+    monkeypatch.setattr(CudaBackend, "generate", a_little_off)
+    message = "the CUDA kernel stage_cluster differs from stream_cta on cpu in fp16; use --backend"
+    with pytest.raises(BackendError, match=message):
+        cuda.check_alike(torch.device("cpu"), "fp16", "stage_cluster")
+
+
+def test_a_kernel_that_does_not_serve_says_why(monkeypatch, host_for_device):
+    told = dict.fromkeys(cuda.KERNELS, "no: it needs another device")
+    monkeypatch.setattr(CudaBackend, "kernels", lambda *_: told)
+    with pytest.raises(BackendError, match="'stage_grid' does not serve this network here: it needs another"):
+        CudaBackend(shaped(0)[2], kernel="stage_grid")

@@ -47,6 +47,11 @@ def test_opcheck(operator, with_gate, precision):
     torch.library.opcheck(getattr(torch.ops.wavenet, operator).default, tuple(values.values()))
 
 
+def test_the_cpu_has_no_kernels_to_choose_from():
+    with pytest.raises(RuntimeError, match=r"^wavenet:error: kernel = fast: only CUDA has kernels"):
+        call("advance", kernel="fast")
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_results_and_what_changes(precision):
     values = arguments("advance", precision)

@@ -59,7 +59,20 @@ def _register_fakes() -> None:
     """Tell torch the shapes of the results, so that the operators can be traced and compiled around."""
 
     @torch.library.register_fake("wavenet::advance")
-    def _(weights, geometry, queues, position, last_sample, samples, gate_bias, hop, start, linear, threads):
+    def _(
+        weights,
+        geometry,
+        queues,
+        position,
+        last_sample,
+        samples,
+        gate_bias,
+        hop,
+        start,
+        linear,
+        threads,
+        kernel="",
+    ):
         return queues.new_empty(*samples.shape, geometry[1])
 
     @torch.library.register_fake("wavenet::uniforms")
@@ -82,6 +95,7 @@ def _register_fakes() -> None:
         start,
         linear,
         threads,
+        kernel="",
     ):
         return position.new_empty(uniforms.shape)
 

@@ -2,10 +2,11 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 
+#include "cuda/kernels.h"
 #include "cuda/run.h"
-#include "cuda/stream_cta.h"
-#include "cuda/tiles.h"
 
 #if !defined(WAVENET_CUDA_ARCHITECTURES)
 #define WAVENET_CUDA_ARCHITECTURES ""
@@ -15,31 +16,22 @@ namespace wavenet::cuda {
 namespace {
 
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
+// Blocks of a cluster that every device with clusters promises.
+constexpr int kPortableCluster = 8;
 
-__global__ void check_inputs(const __grid_constant__ Task task) {
-  check_input(task, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x);
-}
-
-template <class Product>
-__global__ void __launch_bounds__(kThreads, 1)
-    stream_cta(const __grid_constant__ Task task, const __grid_constant__ Plan plan) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  const DeviceBlock block;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * Product::kStreams;
-  StreamCta<DeviceBlock, Product>(block, task, plan, first, shared).run();
-}
-
-using Kernel = void (*)(Task, Plan);
+using StreamKernel = void (*)(Task, Plan);
+using ClusterKernel = void (*)(Task, Pipeline);
+using GridKernel = void (*)(Task, Pipeline, int32_t*, unsigned char*);
 
 template <class Format>
-Kernel tiled_kernel(int streams) {
+StreamKernel tiled_kernel(int streams) {
   if (streams == 8) return stream_cta<TileShare<Format, 8>>;
   if (streams == 16) return stream_cta<TileShare<Format, 16>>;
   if (streams == 32) return stream_cta<TileShare<Format, 32>>;
   return stream_cta<TileShare<Format, 64>>;
 }
 
-Kernel kernel_for(Tiles tiles, int streams) {
+StreamKernel stream_kernel(Tiles tiles, int streams) {
   if (tiles == Tiles::kFp16) return tiled_kernel<Fp16>(streams);
   if (tiles == Tiles::kBf16) return tiled_kernel<Bf16>(streams);
   if (streams == 8) return stream_cta<Share<2, 4>>;
@@ -48,10 +40,16 @@ Kernel kernel_for(Tiles tiles, int streams) {
   return stream_cta<Share<8, 8>>;
 }
 
-void require(cudaError_t status, const char* doing) {
+ClusterKernel cluster_kernel(Tiles tiles) {
+  return tiles == Tiles::kFp16 ? stage_cluster<Fp16> : stage_cluster<Bf16>;
+}
+
+GridKernel grid_kernel(Tiles tiles) { return tiles == Tiles::kFp16 ? stage_grid<Fp16> : stage_grid<Bf16>; }
+
+void require(cudaError_t status, const std::string& doing) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // forgets it, so that the next call is not told of it
-  throw std::runtime_error(std::string("CUDA failed ") + doing + ": " + cudaGetErrorString(status));
+  throw std::runtime_error("CUDA failed " + doing + ": " + cudaGetErrorString(status));
 }
 
 int attribute(cudaDeviceAttr which, int device) {
@@ -68,33 +66,158 @@ T read(const T* from, cudaStream_t stream) {
   return value;
 }
 
-// Chooses a tile and makes room for it; says what the device lacks if there is none.
-Plan plan_for(const Task& task, int device) {
-  const Network& net = task.network;
-  if (net.classes > kMostClasses) {
-    throw std::runtime_error("stream_cta draws from at most " + std::to_string(kMostClasses) +
-                             " classes, the network has " + std::to_string(net.classes) +
-                             "; use --device cpu");
+// How a kernel of one block per processor is launched.
+class Launch {
+ public:
+  template <class Kernel>
+  Launch(Kernel kernel, int64_t blocks, int threads, int64_t bytes, cudaStream_t stream) {
+    config_.gridDim = dim3(static_cast<unsigned>(blocks));
+    config_.blockDim = dim3(static_cast<unsigned>(threads));
+    config_.dynamicSmemBytes = static_cast<size_t>(bytes);
+    config_.stream = stream;
+    config_.attrs = &attribute_;
+    require(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "asking for shared memory");
   }
-  if (net.tiles == Tiles::kBf16 && attribute(cudaDevAttrComputeCapabilityMajor, device) < 8) {
-    throw std::runtime_error(
-        "the network has weights beyond the range of fp16, and this device has no bf16; use --precision "
-        "fp32");
+
+  template <class Kernel>
+  void in_clusters(Kernel kernel, int64_t blocks) {
+    attribute_.id = cudaLaunchAttributeClusterDimension;
+    attribute_.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    config_.numAttrs = 1;
+    require(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+            "asking for large clusters");
   }
-  const int64_t shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  const int streams = choose_tile(net, task.batch, attribute(cudaDevAttrMultiProcessorCount, device), shared);
-  if (streams == 0) {
-    throw std::runtime_error("the network is too wide for this device: stream_cta needs " +
-                             std::to_string(make_plan(net, kTiles[0]).bytes) +
-                             " bytes of shared memory per block, there are " + std::to_string(shared) +
-                             "; use --device cpu");
+
+  void at_once() {
+    attribute_.id = cudaLaunchAttributeCooperative;
+    attribute_.val.cooperative = 1;
+    config_.numAttrs = 1;
   }
-  const Plan plan = make_plan(net, streams);
-  const auto* kernel = reinterpret_cast<const void*>(kernel_for(net.tiles, streams));
-  require(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.bytes)),
-      "asking for shared memory");
-  return plan;
+
+  const cudaLaunchConfig_t& config() const { return config_; }
+
+ private:
+  cudaLaunchConfig_t config_{};
+  cudaLaunchAttribute attribute_{};
+};
+
+// The most blocks that a cluster can have, each with all the shared memory there is.
+int64_t largest_cluster(int64_t shared_bytes) {
+  const auto kernel = stage_cluster<Fp16>;
+  Launch launch(kernel, kPortableCluster, kStageThreads, shared_bytes, nullptr);
+  launch.in_clusters(kernel, kPortableCluster);
+  int found = 0;
+  if (cudaOccupancyMaxPotentialClusterSize(&found, kernel, &launch.config()) == cudaSuccess) return found;
+  cudaGetLastError();
+  return kPortableCluster;
+}
+
+Device properties(int device) {
+  static std::mutex mutex;
+  static std::map<int, Device> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  Device of{};
+  of.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                  attribute(cudaDevAttrComputeCapabilityMinor, device);
+  of.processors = attribute(cudaDevAttrMultiProcessorCount, device);
+  of.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  of.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
+  of.cluster = of.capability < 90 ? 0 : largest_cluster(of.shared_bytes);
+  return known[device] = of;
+}
+
+// Whether the device puts even one such cluster somewhere.
+bool has_room(const Network& network, const Choice& choice) {
+  const auto kernel = cluster_kernel(network.tiles);
+  const auto blocks = static_cast<int64_t>(choice.stages.blocks.size());
+  Launch launch(kernel, blocks, kStageThreads, choice.stages.bytes, nullptr);
+  launch.in_clusters(kernel, blocks);
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config()) != cudaSuccess) cudaGetLastError();
+  return clusters > 0;
+}
+
+// Hands out parts of the workspace, all aligned for any type.
+class Workspace {
+ public:
+  explicit Workspace(void* memory) : memory_(static_cast<unsigned char*>(memory)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    unsigned char* part = memory_ == nullptr ? nullptr : memory_ + end_;
+    end_ += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
+    return reinterpret_cast<T*>(part);
+  }
+  int64_t end() const { return end_; }
+
+ private:
+  unsigned char* memory_;
+  int64_t end_ = 0;
+};
+
+struct Parts {
+  int64_t* report;
+  Layer* layers;
+  StageBlock* blocks;
+  Part* parts;
+  int32_t* counts;
+  unsigned char* messages;
+  int64_t count_bytes, end;
+};
+
+Parts divide(void* memory, const Task& task, const Choice& choice) {
+  Workspace workspace(memory);
+  const StagePlan& plan = choice.stages;
+  const auto blocks = static_cast<int64_t>(plan.blocks.size());
+  const int64_t counts = choice.pipelines * blocks * kBoxes * plan.tiles;
+  Parts parts{};
+  parts.report = workspace.take<int64_t>(report_words(task.batch));
+  parts.layers = workspace.take<Layer>(task.network.layers);
+  parts.blocks = workspace.take<StageBlock>(blocks);
+  parts.parts = workspace.take<Part>(static_cast<int64_t>(plan.parts.size()));
+  parts.counts = workspace.take<int32_t>(counts);
+  parts.messages = workspace.take<unsigned char>(choice.pipelines * plan.mail_bytes);
+  parts.count_bytes = counts * static_cast<int64_t>(sizeof(int32_t));
+  parts.end = workspace.end();
+  return parts;
+}
+
+template <class T>
+void upload(T* to, const T* from, int64_t count, cudaStream_t stream) {
+  const auto bytes = static_cast<size_t>(count) * sizeof(T);
+  require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "copying a table");
+}
+
+void launch_stages(const Task& task, const Choice& choice, const Parts& to, cudaStream_t stream) {
+  const StagePlan& plan = choice.stages;
+  const auto blocks = static_cast<int64_t>(plan.blocks.size());
+  upload(to.blocks, plan.blocks.data(), blocks, stream);
+  upload(to.parts, plan.parts.data(), static_cast<int64_t>(plan.parts.size()), stream);
+  const Pipeline pipeline = view(plan, task.network, to.blocks, to.parts);
+  const std::string starting = std::string("starting ") + name_of(choice.kernel);
+  if (choice.kernel == Kernel::kStageCluster) {
+    const auto kernel = cluster_kernel(task.network.tiles);
+    Launch launch(kernel, choice.pipelines * blocks, kStageThreads, plan.bytes, stream);
+    launch.in_clusters(kernel, blocks);
+    require(cudaLaunchKernelEx(&launch.config(), kernel, task, pipeline), starting);
+    return;
+  }
+  require(cudaMemsetAsync(to.counts, 0, static_cast<size_t>(to.count_bytes), stream), "clearing memory");
+  const auto kernel = grid_kernel(task.network.tiles);
+  Launch launch(kernel, choice.pipelines * blocks, kStageThreads, plan.bytes, stream);
+  launch.at_once();
+  require(cudaLaunchKernelEx(&launch.config(), kernel, task, pipeline, to.counts, to.messages), starting);
+}
+
+void launch_streams(const Task& task, const Choice& choice, cudaStream_t stream) {
+  const auto kernel = stream_kernel(task.network.tiles, choice.plan.streams);
+  const int64_t blocks = (task.batch + choice.plan.streams - 1) / choice.plan.streams;
+  const Launch launch(kernel, blocks, kThreads, choice.plan.bytes, stream);
+  require(cudaLaunchKernelEx(&launch.config(), kernel, task, choice.plan), "starting stream_cta");
 }
 
 void refuse(const Task& task, const int64_t* refused, cudaStream_t stream) {
@@ -118,44 +241,61 @@ void refuse(const Task& task, const int64_t* refused, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t workspace_bytes(const Network& network, int64_t batch) {
-  return (kRefusals + batch) * static_cast<int64_t>(sizeof(int64_t)) +
-         network.layers * static_cast<int64_t>(sizeof(Layer));
+Choice choose_on(int device, const Network& network, int64_t batch, const std::string& name) {
+  // The runtime is linked in, and does not know what the caller's copy of it has chosen.
+  require(cudaSetDevice(device), "choosing the device");
+  Device of = properties(device);
+  Choice choice = choose(network, batch, of, name);
+  // Not every size of cluster that is allowed fits the multiprocessors that are there.
+  while (choice.kernel == Kernel::kStageCluster && !has_room(network, choice)) {
+    of.cluster = static_cast<int64_t>(choice.stages.blocks.size()) - 1;
+    choice = choose(network, batch, of, name);
+  }
+  return choice;
 }
 
-std::vector<int64_t> run(Task task, int device, void* workspace, void* on_stream) {
-  std::vector<int64_t> report(static_cast<size_t>(kRefusals + task.batch), kNone);
+std::string describe_on(int device, const Network& network, int64_t batch) {
+  require(cudaSetDevice(device), "choosing the device");
+  return describe(network, batch, properties(device));
+}
+
+int64_t workspace_bytes(const Task& task, const Choice& choice) { return divide(nullptr, task, choice).end; }
+
+std::vector<int64_t> run(Task task, const Choice& choice, int device, void* workspace, void* on_stream) {
+  std::vector<int64_t> report(static_cast<size_t>(report_words(task.batch)), kNone);
   const auto unfinished = report.end() - task.batch;
   if (task.batch == 0 || task.steps == 0) return {unfinished, report.end()};
   auto* stream = static_cast<cudaStream_t>(on_stream);
-  // The runtime is linked in, and does not know what the caller's copy of it has chosen.
   require(cudaSetDevice(device), "choosing the device");
-  const Plan plan = plan_for(task, device);
   const int64_t inputs = (task.batch * task.steps + kThreads - 1) / kThreads;
-  const int64_t blocks = (task.batch + plan.streams - 1) / plan.streams;
   if (inputs > kMostBlocks) {
     throw std::runtime_error("batch " + std::to_string(task.batch) + " times " + std::to_string(task.steps) +
                              " samples are too many for one call: ask for fewer samples at a time");
   }
-  task.refused = static_cast<int64_t*>(workspace);
-  task.failed = task.refused + kRefusals;
+  const Parts parts = divide(workspace, task, choice);
+  bind_report(task, parts.report);
   const size_t report_bytes = report.size() * sizeof(int64_t);
-  auto* layers = reinterpret_cast<Layer*>(task.failed + task.batch);
-  const size_t layer_bytes = static_cast<size_t>(task.network.layers) * sizeof(Layer);
-  require(cudaMemsetAsync(workspace, static_cast<int>(kNone & 0xff), report_bytes, stream),
+  require(cudaMemsetAsync(parts.report, static_cast<int>(kNone & 0xff), report_bytes, stream),
           "clearing memory");
-  require(cudaMemcpyAsync(layers, task.network.layer, layer_bytes, cudaMemcpyHostToDevice, stream),
-          "copying the table of layers");
-  task.network.layer = layers;
+  upload(parts.layers, task.network.layer, task.network.layers, stream);
+  task.network.layer = parts.layers;
   check_inputs<<<static_cast<unsigned>(inputs), kThreads, 0, stream>>>(task);
   require(cudaGetLastError(), "starting a kernel");
-  kernel_for(task.network.tiles,
-             plan.streams)<<<static_cast<unsigned>(blocks), kThreads, plan.bytes, stream>>>(task, plan);
-  require(cudaGetLastError(), "starting stream_cta");
-  require(cudaMemcpyAsync(report.data(), workspace, report_bytes, cudaMemcpyDeviceToHost, stream),
+  if (choice.kernel == Kernel::kStreamCta) {
+    launch_streams(task, choice, stream);
+  } else {
+    launch_stages(task, choice, parts, stream);
+  }
+  const std::string name = name_of(choice.kernel);
+  require(cudaMemcpyAsync(report.data(), parts.report, report_bytes, cudaMemcpyDeviceToHost, stream),
           "copying the report");
-  require(cudaStreamSynchronize(stream), "running stream_cta");
+  require(cudaStreamSynchronize(stream), "running " + name);
   refuse(task, report.data(), stream);
+  if (report[kRefusals] != kNone) {
+    throw std::runtime_error(name + " is stuck: block " + std::to_string(report[kRefusals]) +
+                             " of a pipeline waited in vain for a message, and the state is of no more use; "
+                             "use --backend cuda:stream_cta, and please report this");
+  }
   return {unfinished, report.end()};
 }
 

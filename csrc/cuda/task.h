@@ -28,11 +28,23 @@ struct Task {
   int64_t* refused;  // (kRefusals)
   // Filled with kNone before: the position at which a stream's logits were not finite, where it stops.
   int64_t* failed;  // (batch)
+  // Is kNone before: a block that waited in vain for another. The streams are then of no more use.
+  int64_t* stuck;
 };
 
 constexpr int kRefusals = 3;
 // Every byte of it is the same, so that a device can fill memory with it.
 constexpr int64_t kNone = 0x7f7f7f7f7f7f7f7f;
+// Words of a report: what was refused, who was stuck, and where each stream failed.
+constexpr int64_t report_words(int64_t batch) { return kRefusals + 1 + batch; }
+
+// Points a task to its report.
+inline void bind_report(Task& task, int64_t* report) {
+  task.refused = report;
+  task.stuck = report + kRefusals;
+  task.failed = task.stuck + 1;
+}
+
 // Position and step counts stay below this, so that no sum of them overflows.
 constexpr int64_t kMostPosition = int64_t{1} << 60;
 

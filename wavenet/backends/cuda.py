@@ -18,28 +18,32 @@ from wavenet.packing import LAYOUTS, pack
 from wavenet.packing_cuda import TILE_LAYOUTS, pack_tiles
 from wavenet.state import GeneratorState, Sampling
 
-KERNELS = ("stream_cta",)
-"""All that the engine has."""
+KERNELS = ("stage_cluster", "stage_grid", "stream_cta")
+"""All that the engine has; the first that serves a network, a device and a batch is taken."""
 
 TILES = (8, 16, 32, 64)
 """Streams that a block takes, chosen so that the batch is on all multiprocessors (csrc/cuda/plan.h)."""
 
 CHECK_STEPS = 64
 CHECK_BATCH = 3
+CHECK_STREAMS = 40
+"""Streams with which kernels are compared: several pipelines, or tiles in one."""
 CHECK_TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
 """By what the matrices are stored in: the largest error there may be, relative to the largest logit; for
 draws, how far a uniform may be off."""
 
 _STORED = {LAYOUTS["fp32"]: "fp32", TILE_LAYOUTS[torch.float16]: "fp16", TILE_LAYOUTS[torch.bfloat16]: "bf16"}
-_checked: set[tuple[torch.device, str]] = set()
+_checked: set[tuple[torch.device, str, str]] = set()
 
 
 class CudaBackend(NativeBackend):
     """Generation by CUDA kernels.
 
     In "stream_cta" a block of threads takes a tile of streams through a whole chunk of samples; the tile's
-    size is chosen by the batch, and no result depends on it. Before a process first uses a device in a
-    precision, a small network is generated with and compared with the reference backend.
+    size is chosen by the batch. In "stage_cluster" and "stage_grid" blocks keep the weights of a few layers
+    each, and samples go from block to block; these serve few streams sooner, and fp16 only. No result depends
+    on the kernel, to the bit. Before a process first uses a device in a precision, a small network is
+    generated with and compared with the reference backend, and the kernels with each other.
 
     Parameters
     ----------
@@ -53,7 +57,7 @@ class CudaBackend(NativeBackend):
     device : str
         "cuda", or "cuda:" and a number.
     kernel : str
-        A name from `KERNELS`, or "" for the best.
+        A name from `KERNELS`, or "" for the best for each batch.
 
     Raises
     ------
@@ -80,20 +84,24 @@ class CudaBackend(NativeBackend):
         if reason is not None:
             raise BackendError(f"backend 'cuda' cannot run here: {reason}")
         self.device = _device_named(device)
-        self.kernel = kernel or KERNELS[0]
+        self.kernel = kernel
         self.threads = threads
         self.precision = precision
         packed = pack_tiles(model) if precision == "fp16" else pack(model)
         self.packed = dataclasses.replace(packed, data=packed.data.to(self.device))
         stored = _STORED[packed.geometry[0]]
-        if (self.device, stored) not in _checked:
-            # Before the check, which makes a backend of its own.
-            _checked.add((self.device, stored))
-            try:
-                check(self.device, stored)
-            except BaseException:
-                _checked.discard((self.device, stored))
-                raise
+        # stream_cta first: the others are compared with it.
+        for each in reversed(KERNELS):
+            if each == "stream_cta" or kernel in ("", each):
+                _check_once(self.device, stored, each)
+        told = self.kernels()[kernel] if kernel else ""
+        if told.startswith("no: "):
+            raise BackendError(f"kernel {kernel!r} does not serve this network here: {told[4:]}")
+
+    def kernels(self, batch: int = 1) -> dict[str, str]:
+        """Return what each kernel would do for so many streams; where it would not serve, "no: " and why."""
+        told = torch.ops.wavenet.cuda_kernels(self.packed.data, self.packed.geometry, batch)
+        return dict(line.split(": ", 1) for line in told.splitlines())
 
     @staticmethod
     def available() -> str | None:
@@ -144,6 +152,54 @@ def _device_named(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def _check_once(device: torch.device, stored: str, kernel: str) -> None:
+    """Check a kernel unless this process has done so; `stored` names what the matrices are stored in."""
+    if (device, stored, kernel) in _checked:
+        return
+    # Before the check, which makes a backend of its own.
+    _checked.add((device, stored, kernel))
+    try:
+        if kernel == "stream_cta":
+            check(device, stored)
+        else:
+            check_alike(device, stored, kernel)
+    except BaseException:
+        _checked.discard((device, stored, kernel))
+        raise
+
+
+def check_alike(device: torch.device, stored: str, kernel: str) -> None:
+    """Raise `BackendError` unless a kernel gives what stream_cta gives, to the bit, or does not serve."""
+    random = torch.Generator().manual_seed(1)
+    model = _small_network(random, beyond_fp16=stored == "bf16")
+    precision = "fp32" if stored == "fp32" else "fp16"
+    anchor = CudaBackend(model, 1, precision, str(device), "stream_cta")
+    if anchor.kernels(CHECK_STREAMS)[kernel].startswith("no: "):
+        return
+    other = CudaBackend(model, 1, precision, str(device), kernel)
+    rows = [row % CHECK_BATCH for row in range(CHECK_STREAMS)]
+    state = _random_state(model.config, random).select(rows)
+    uniforms = torch.rand(CHECK_STREAMS, CHECK_STEPS, generator=random)
+    values = torch.randn(
+        CHECK_STREAMS, 5, model.config.layers, 2 * model.config.dilation_channels, generator=random
+    )
+    gate, sampling = GateBias(values, hop=16, start=3, linear=True), Sampling(temperature=0.9)
+    for batch in (1, CHECK_STREAMS):
+        told = dataclasses.replace(gate, values=values[:batch])
+        states = [state.select(list(range(batch))).to(device) for _ in range(2)]
+        drawn = [
+            backend.generate(each, uniforms[:batch].to(device), sampling, told)
+            for backend, each in zip((anchor, other), states, strict=True)
+        ]
+        one, two = states
+        same = torch.equal(*drawn) and torch.equal(one.queues, two.queues)
+        if not (same and torch.equal(one.position, two.position)):
+            raise BackendError(
+                f"the CUDA kernel {kernel} differs from stream_cta on {device} in {stored}; "
+                "use --backend cuda:stream_cta, and please report this"
+            )
+
+
 def check(device: torch.device, stored: str) -> None:
     """Raise `BackendError` unless a small network gives on a device what the reference backend gives.
 
@@ -153,7 +209,7 @@ def check(device: torch.device, stored: str) -> None:
     """
     random = torch.Generator().manual_seed(0)
     model = _small_network(random, beyond_fp16=stored == "bf16")
-    backend = CudaBackend(model, 1, "fp32" if stored == "fp32" else "fp16", str(device))
+    backend = CudaBackend(model, 1, "fp32" if stored == "fp32" else "fp16", str(device), "stream_cta")
     state = _random_state(model.config, random)
     uniforms = torch.rand(CHECK_BATCH, CHECK_STEPS, generator=random)
     values = torch.randn(

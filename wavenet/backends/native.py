@@ -50,6 +50,8 @@ class NativeBackend:
 
     name = "cpu"
     precisions = PRECISIONS
+    kernel = ""
+    """Which is to serve, where there are several; the CPU has one for each instruction set."""
 
     def __init__(self, model: WaveNet, threads: int = 1, precision: str = "fp32"):
         reason = self.available()
@@ -144,6 +146,7 @@ class NativeBackend:
                 *options,
                 *gate,
                 self.threads,
+                self.kernel,
             )
         except RuntimeError as error:
             raise _translated(error, state, self.name) from error

@@ -1,0 +1,82 @@
+// The kernels, as CUDA starts them.
+#pragma once
+
+#include "cuda/stage.h"
+#include "cuda/stream_cta.h"
+#include "cuda/tiles.h"
+
+namespace wavenet::cuda {
+
+constexpr int kStageThreads = kStageWarps * kWarpSize;
+
+__global__ void check_inputs(const __grid_constant__ Task task) {
+  check_input(task, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+}
+
+template <class Product>
+__global__ void __launch_bounds__(kThreads, 1)
+    stream_cta(const __grid_constant__ Task task, const __grid_constant__ Plan plan) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const DeviceBlock block;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * Product::kStreams;
+  StreamCta<DeviceBlock, Product>(block, task, plan, first, shared).run();
+}
+
+// Takes a block through all its acts, or as far as it gets.
+template <class Stage, class Mail>
+WAVENET_DEVICE void run_stage(Stage& stage, const Mail& mail) {
+  stage.prepare();
+  while (!stage.done()) {
+    if (stage.waits() && !mail.wait(stage.awaited())) return;
+    stage.act();
+  }
+  stage.finish();
+}
+
+WAVENET_DEVICE bool refused(const Task& task) {
+  bool any = false;
+  for (int kind = 0; kind < kRefusals; ++kind) any = any || task.refused[kind] != kNone;
+  return any;
+}
+
+// A cluster is a pipeline.
+template <class Format>
+__global__ void __launch_bounds__(kStageThreads, 1)
+    stage_cluster(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) unsigned char shared[];
+  if (refused(task)) return;
+  const DeviceBlock block;
+  const ClusterMail mail(task, pipeline, shared);
+  const int64_t first = static_cast<int64_t>(blockIdx.x) / pipeline.blocks * pipeline.tiles * kTileStreams;
+  Stage<DeviceBlock, ClusterMail, Format> stage(block, mail, task, pipeline, mail.index(), first, shared);
+  run_stage(stage, mail);
+  mail.meet();
+#else
+  __trap();
+#endif
+}
+
+// Consecutive blocks of a grid, all of which run at once, are a pipeline. For each there are the counts of
+// the messages in its slots, which are zero at the beginning, and the messages.
+template <class Format>
+__global__ void __launch_bounds__(kStageThreads, 1)
+    stage_grid(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline, int32_t* counts,
+               unsigned char* messages) {
+#if __CUDA_ARCH__ >= 800
+  extern __shared__ __align__(16) unsigned char shared[];
+  if (refused(task)) return;
+  const DeviceBlock block;
+  const int64_t number = blockIdx.x / pipeline.blocks;
+  const int index = static_cast<int>(blockIdx.x % pipeline.blocks);
+  const GridMail mail(task, pipeline, index, messages + number * pipeline.mail_bytes,
+                      counts + number * pipeline.blocks * kBoxes * pipeline.tiles);
+  const int64_t first = number * pipeline.tiles * kTileStreams;
+  Stage<DeviceBlock, GridMail, Format> stage(block, mail, task, pipeline, index, first, shared);
+  run_stage(stage, mail);
+#else
+  __trap();
+#endif
+}
+
+}  // namespace wavenet::cuda

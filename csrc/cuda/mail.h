@@ -1,0 +1,192 @@
+// How messages travel between the blocks of a pipeline: through the shared memory of a cluster, or through
+// the device's.
+//
+// A block writes a message piece by piece with `put`, in one phase, and after it calls `post`. Another
+// block's `wait` returns true once all of that message can be read in its slot; it is called by all threads
+// of the block, and they agree on what it returns. False says that the kernel is stuck: the wait is bounded,
+// and who gives up marks `task.stuck`, at which all others give up too.
+#pragma once
+
+#include "cuda/stage_plan.h"
+#include "cuda/task.h"
+#include "cuda/tiles.h"
+
+namespace wavenet::cuda {
+
+// Which message a block waits for.
+struct Awaited {
+  int box, tile;
+  int64_t use;  // counted from 0, the messages to that slot
+  bool more;    // whether another one follows
+};
+
+#if defined(__CUDACC__)
+
+// Two looks at a mailbox in a cluster are tens of cycles apart, in the device's memory hundreds: seconds.
+constexpr int kMostLooksShared = 1 << 27;
+constexpr int kMostLooksDevice = 1 << 23;
+constexpr int kLooksBetween = 1 << 12;
+
+// Looks until there is what is looked for; false if that takes too long, or another block has given up.
+template <class Look>
+WAVENET_DEVICE bool look(const Task& task, int most, int block, Look found) {
+  for (int looks = 1; !found(); ++looks) {
+    if (looks % kLooksBetween != 0) continue;
+    if (looks >= most) lower(task.stuck, block);
+    if (*static_cast<const volatile int64_t*>(task.stuck) != kNone) return false;
+  }
+  return true;
+}
+
+// Pieces are written straight into the other block's shared memory. Each counts its bytes at the slot's
+// barrier there, whose phase ends once the owner has said how many bytes make the message, and they have
+// come. (PTX ISA: st.async, mbarrier.) The owner says so before anyone can send: for the first message before
+// the cluster starts, for each other when it has received the one before, which the sender waits for.
+#if __CUDA_ARCH__ >= 900
+class ClusterMail {
+ public:
+  // The pipeline is the cluster. Ends with all its blocks ready.
+  WAVENET_DEVICE ClusterMail(const Task& task, const Pipeline& pipeline, unsigned char* shared)
+      : task_(task), pipeline_(pipeline), shared_(shared), base_(address(shared)) {
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(index_));
+    for (int i = static_cast<int>(threadIdx.x); i < kBoxes * pipeline.tiles; i += blockDim.x) {
+      const int box = i / pipeline.tiles, tile = i % pipeline.tiles;
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier(box, tile)) : "memory");
+      if (block().box[box].rows > 0) expect(box, tile);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    meet();
+  }
+
+  WAVENET_DEVICE int index() const { return static_cast<int>(index_); }
+
+  // No block may end while another could write to it.
+  WAVENET_DEVICE void meet() const {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  }
+
+  WAVENET_DEVICE const float* slot(int box, int tile) const {
+    return reinterpret_cast<const float*>(shared_ + place(block().box[box], tile));
+  }
+
+  WAVENET_DEVICE void put(int to, int box, int tile, int row, int s, float a, float b) const {
+    const Mailbox& mailbox = pipeline_.block[to].box[box];
+    const unsigned piece = base_ + place(mailbox, tile) + (row * kTileStreams + s) * 4;
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+            there(piece, to)),
+        "f"(a), "f"(b), "r"(there(barrier(box, tile), to))
+        : "memory");
+  }
+  WAVENET_DEVICE void post(int, int, int) const {}
+
+  WAVENET_DEVICE bool wait(const Awaited& message) const {
+    const unsigned at = barrier(message.box, message.tile);
+    const auto parity = static_cast<unsigned>(message.use & 1);
+    const bool found = look(task_, kMostLooksShared, index(), [&] {
+      unsigned ended;
+      asm volatile(
+          "{\n.reg .pred p;\n"
+          "mbarrier.test_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, p;\n}"
+          : "=r"(ended)
+          : "r"(at), "r"(parity)
+          : "memory");
+      return ended != 0;
+    });
+    if (found && message.more && threadIdx.x == 0) expect(message.box, message.tile);
+    return __syncthreads_and(found ? 1 : 0) != 0;
+  }
+
+ private:
+  WAVENET_DEVICE static unsigned address(const void* shared) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  }
+  WAVENET_DEVICE static unsigned there(unsigned here, int rank) {
+    unsigned remote;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(here), "r"(rank));
+    return remote;
+  }
+  WAVENET_DEVICE const StageBlock& block() const { return pipeline_.block[index_]; }
+  WAVENET_DEVICE static int place(const Mailbox& mailbox, int tile) {
+    return mailbox.offset + tile * mailbox.rows * kTileStreams * 4;
+  }
+  // They stand at the beginning of every block's shared memory.
+  WAVENET_DEVICE unsigned barrier(int box, int tile) const {
+    return base_ + (box * pipeline_.tiles + tile) * 8;
+  }
+  WAVENET_DEVICE void expect(int box, int tile) const {
+    const int bytes = block().box[box].rows * kTileStreams * 4;
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier(box, tile)),
+                 "r"(bytes)
+                 : "memory");
+  }
+
+  const Task& task_;
+  const Pipeline& pipeline_;
+  unsigned char* shared_;
+  unsigned base_, index_;
+};
+#endif
+
+// Pieces are written to the device's memory. Once all threads have passed the barrier behind the phase, one
+// of them releases them by the slot's count of messages, at which one thread of the other block looks;
+// another barrier then hands what it acquired to the rest (PTX ISA, causality order).
+class GridMail {
+ public:
+  // `mail` is the pipeline's, `counts` zero when the kernel starts.
+  WAVENET_DEVICE GridMail(const Task& task, const Pipeline& pipeline, int index, unsigned char* mail,
+                          int32_t* counts)
+      : task_(task), pipeline_(pipeline), index_(index), mail_(mail), counts_(counts) {}
+
+  WAVENET_DEVICE const float* slot(int box, int tile) const { return place(index_, box, tile); }
+
+  WAVENET_DEVICE void put(int to, int box, int tile, int row, int s, float a, float b) const {
+    *reinterpret_cast<float2*>(place(to, box, tile) + row * kTileStreams + s) = make_float2(a, b);
+  }
+
+  WAVENET_DEVICE void post(int to, int box, int tile) const {
+    if (threadIdx.x != 0) return;
+    int32_t* count = counts(to, box, tile);
+    __threadfence();
+    // No one else counts there.
+    const int next = *static_cast<volatile int32_t*>(count) + 1;
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(count), "r"(next) : "memory");
+  }
+
+  WAVENET_DEVICE bool wait(const Awaited& message) const {
+    bool found = true;
+    if (threadIdx.x == 0) {
+      const int32_t* count = counts(index_, message.box, message.tile);
+      // Counts go around as 32 bits do.
+      const auto goal = static_cast<uint32_t>(message.use + 1);
+      found = look(task_, kMostLooksDevice, index_, [&] {
+        int now;
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(count) : "memory");
+        return static_cast<int32_t>(static_cast<uint32_t>(now) - goal) >= 0;
+      });
+      __threadfence();
+    }
+    return __syncthreads_and(found ? 1 : 0) != 0;
+  }
+
+ private:
+  WAVENET_DEVICE float* place(int of, int box, int tile) const {
+    const Mailbox& mailbox = pipeline_.block[of].box[box];
+    return reinterpret_cast<float*>(mail_ + mailbox.offset) + tile * mailbox.rows * kTileStreams;
+  }
+  WAVENET_DEVICE int32_t* counts(int of, int box, int tile) const {
+    return counts_ + (of * kBoxes + box) * pipeline_.tiles + tile;
+  }
+
+  const Task& task_;
+  const Pipeline& pipeline_;
+  int index_;
+  unsigned char* mail_;
+  int32_t* counts_;
+};
+
+#endif
+
+}  // namespace wavenet::cuda
