@@ -55,7 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     several: dict[str, Any] = {"nargs": "+", "metavar": "N"}
     parser.add_argument("--batch", type=int, default=[1], **several, help="streams (default: 1)")
     parser.add_argument("--threads", type=int, default=[1], **several, help="default: 1")
-    parser.add_argument("--precision", default=["fp32"], **several, help="fp32, bf16, int8 (default: fp32)")
+    parser.add_argument(
+        "--precision", default=["fp32"], **several, help="fp32, bf16, int8, fp16 (default: fp32)"
+    )
     parser.add_argument(
         "--backend", **several, help="names, or plain for a loop in PyTorch (default: all that are there)"
     )
@@ -64,6 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--repeats", type=int, default=5, metavar="N", help="of which the median counts (default: 5)"
+    )
+    parser.add_argument(
+        "--latency",
+        type=Path,
+        metavar="FILE",
+        help="what latency.cu measured, for the ceiling of cuda in fp16",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     return parser
@@ -114,10 +122,43 @@ def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) 
     return busy * min(statistics.median(reads) / used.numel() * group, statistics.median(products) / needed)
 
 
-def peak_memory() -> float:
-    """Return the most memory that this process has had so far, in MB."""
+def cuda_ceiling(model: Any, batch: int, card: dict[str, float]) -> float:
+    """Return the samples per second in total that the CUDA engine cannot exceed in fp16.
+
+    A stream's sample waits for two products of each layer in turn, weights at hand, which take as long as in
+    latency.cu at the nearest width; and every sample has to be multiplied out.
+    """
+    widths = [int(name.partition("_")[2]) for name in card if name.startswith("layer_")]
+    nearest = min(widths, key=lambda width: abs(width - model.config.residual_channels))
+    cycles = model.config.layers * card[f"layer_{nearest}"]
+    matrices = [value.numel() for name, value in model.state_dict().items() if value.dim() == 2]
+    needed = sum(matrices) - model.embedding.weight.numel()
+    return min(batch * card["clock"] * 1e6 / cycles, card["multiply_adds"] / needed)
+
+
+def read_card(path: Path | None) -> dict[str, float] | None:
+    """Return the constants of a graphics card that latency.cu wrote."""
+    from wavenet.errors import WaveNetError
+
+    if path is None:
+        return None
+    try:
+        card = json.loads(path.read_text())
+        if all(isinstance(card.get(name), float | int) for name in ("layer_64", "clock", "multiply_adds")):
+            return card
+    except (ValueError, AttributeError):
+        pass
+    raise WaveNetError(f"{path}: is not what latency.cu writes; build and run it as told at its beginning")
+
+
+def peak_memory(cuda: bool = False) -> float:
+    """Return the most memory that this process has had so far, or torch has had on the device, in MB."""
     import resource
 
+    if cuda:
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (1e6 if sys.platform == "darwin" else 1e3)
 
@@ -137,18 +178,30 @@ def build_model(name: str, options: argparse.Namespace) -> Any:
 
 
 def measure_one(
-    name: str, model: Any, backend: str, precision: str, batch: int, threads: int, options: argparse.Namespace
+    name: str,
+    model: Any,
+    backend: str,
+    precision: str,
+    batch: int,
+    threads: int,
+    options: argparse.Namespace,
+    card: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Measure one combination and return its row."""
     from wavenet import Generator
 
+    cuda = backend.startswith("cuda")
     if backend == "plain":
         from plain import PlainGenerator
 
         generator: Any = PlainGenerator(model, threads)
     else:
-        generator = Generator(model, backend, threads=threads, precision=precision)
-    most = ceiling(model, precision, batch, threads, options.repeats)
+        device = "cuda" if cuda else "cpu"
+        generator = Generator(model, backend, device=device, threads=threads, precision=precision)
+    if cuda:
+        most = cuda_ceiling(model, batch, card) if card and precision == "fp16" else None
+    else:
+        most = ceiling(model, precision, batch, threads, options.repeats)
     rate, latency = measure(generator, batch, options.seconds, options.repeats)
     return {
         "network": name,
@@ -163,7 +216,7 @@ def measure_one(
         "fraction_of_ceiling": None if most is None else round(rate * batch / most, 3),
         "x_realtime": {str(each): round(rate / each, 2) for each in RATES},
         "latency_ms": round(latency, 2),
-        "peak_memory_mb": round(peak_memory(), 1),
+        "peak_memory_mb": round(peak_memory(cuda), 1),
     }
 
 
@@ -188,7 +241,8 @@ def line(row: dict[str, Any]) -> str:
 def combinations(options: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, str, int, int]]:
     """Yield backend, precision, batch and threads; engines with one precision only are measured in that."""
     for backend, precision in itertools.product(names, options.precision):
-        if precision == "fp32" or backend == "cpu":
+        kind = backend.partition(":")[0]
+        if precision == "fp32" or kind == ("cuda" if precision == "fp16" else "cpu"):
             yield from itertools.product([backend], [precision], options.batch, options.threads)
 
 
@@ -206,10 +260,11 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n".join([*backends.describe(), "", HEAD]))
     results = []
     try:
+        card = read_card(options.latency)
         for name in options.presets or ["A"]:
             model = build_model(name, options)
             for combination in combinations(options, names):
-                results.append(measure_one(name, model, *combination, options))
+                results.append(measure_one(name, model, *combination, options, card))
                 print(line(results[-1]), flush=True)
         if options.json is not None:
             report = {

@@ -78,6 +78,35 @@ def test_rates_of_the_machine_make_sense():
         torch.ops.wavenet.cpu_read_rate(torch.zeros(4097, dtype=torch.uint8)[1:], 0.01)
 
 
+def test_the_ceiling_of_a_graphics_card(tmp_path, capsys):
+    import generation
+
+    _, _, model = random_model(1, residual=60, stacks=2, layers_per_stack=5)
+    card = {"layer_32": 300.0, "layer_64": 500.0, "layer_128": 900.0, "clock": 1000, "multiply_adds": 1e12}
+    # Ten layers of 500 cycles at 1 GHz; then the products of one sample.
+    assert generation.cuda_ceiling(model, 1, card) == 200_000
+    assert generation.cuda_ceiling(model, 3, card) == 600_000
+    matrices = [weight for weight in model.state_dict().values() if weight.dim() == 2]
+    needed = sum(weight.numel() for weight in matrices) - model.embedding.weight.numel()
+    assert generation.cuda_ceiling(model, 10**9, card) == 1e12 / needed
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert generation.read_card(tmp_path / "card.json") == card
+    (tmp_path / "card.json").write_text("[]")
+    assert generation.main(["A", "--latency", str(tmp_path / "card.json")]) == 1
+    assert "card.json: is not what latency.cu writes; build and run it" in capsys.readouterr().err
+
+
+def test_precisions_go_to_the_engines_that_have_them():
+    import generation
+
+    options = generation.build_parser().parse_args(["--precision", "fp32", "bf16", "fp16"])
+    found = [each[:2] for each in generation.combinations(options, ["cuda:stage_grid", "cpu", "numba"])]
+    assert found == [
+        ("cuda:stage_grid", "fp32"), ("cuda:stage_grid", "fp16"),
+        ("cpu", "fp32"), ("cpu", "bf16"), ("numba", "fp32"),
+    ]  # fmt: skip
+
+
 def test_an_unknown_network_is_told(capsys):
     import generation
 

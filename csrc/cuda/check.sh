@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs the package with its CUDA kernels, compiled once for every architecture that is shipped, and fails if
-# one keeps values in memory for want of registers. Needs nvcc (NVCC names another), but no GPU.
+# Installs the package with its CUDA kernels, compiled once for every architecture that is shipped, compiles
+# benchmarks/latency.cu too, and fails if a kernel keeps values in memory for want of registers. Needs nvcc (NVCC
+# names another), but no GPU.
 # Usage: csrc/cuda/check.sh
 set -eu
 cd "$(dirname "$0")/../.."
@@ -18,15 +19,20 @@ esac
 END
 chmod +x "$work/nvcc"
 WAVENET_BUILD=cuda NVCC="$work/nvcc" python -m pip install --quiet --no-build-isolation --no-deps -e .
-if grep -E '[1-9][0-9]* bytes (stack frame|spill)' "$log" >&2; then
+"$nvcc" -std=c++17 -O3 -fmad=false -Icsrc -arch=sm_90 -Xptxas -v -Werror all-warnings benchmarks/latency.cu \
+  -o "$work/latency" > "$work/latency.log" 2>&1 || { cat "$work/latency.log" >&2; exit 1; }
+if cat "$log" "$work/latency.log" | grep -E '[1-9][0-9]* bytes (stack frame|spill)' >&2; then
   echo "a kernel spills registers, or keeps an array in memory" >&2
   exit 1
 fi
 for number in 75 80 86 90; do
-  kernels="$(grep -c "Compiling entry function .* for 'sm_$number'" "$log")" || {
-    echo "sm_$number: nothing was compiled for it" >&2
-    exit 1
-  }
+  for kernel in stream_cta stage_cluster stage_grid; do
+    grep -q "Compiling entry function '[^']*$kernel[^']*' for 'sm_$number'" "$log" || {
+      echo "sm_$number: $kernel was not compiled for it" >&2
+      exit 1
+    }
+  done
+  kernels="$(grep -c "Compiling entry function .* for 'sm_$number'" "$log")"
   echo "sm_$number: $kernels kernels"
 done
 echo "most registers $(sed -n 's/.*Used \([0-9]*\) registers.*/\1/p' "$log" | sort -n | tail -1), none spilled"

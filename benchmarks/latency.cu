@@ -1,0 +1,377 @@
+// What a graphics card takes for the steps of which a sample is made: the constants behind the CUDA kernels.
+//
+// Prints a table, and with a file's name as argument writes JSON there, which generation.py takes as
+// --latency:
+//
+//   nvcc -std=c++17 -O3 -fmad=false -I csrc -arch=sm_90 benchmarks/latency.cu -o latency
+//   ./latency latency.json
+//
+// The card's own architecture in place of sm_90 (sm_80 or newer). Times are in cycles of the multiprocessors'
+// clock, of one block on an idle card, medians of several runs. The products, the gate and the mailboxes are
+// those of the kernels.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "cuda/mail.h"
+#include "cuda/nonlinear.h"
+
+namespace {
+
+using namespace wavenet::cuda;
+
+constexpr int kThreadsOfStage = kStageWarps * kWarpSize;
+constexpr int kRuns = 5;
+constexpr int kTurns = 2000;
+
+void require(cudaError_t status, const char* doing) {
+  if (status == cudaSuccess) return;
+  std::fprintf(stderr, "latency: error: CUDA failed %s: %s\n", doing, cudaGetErrorString(status));
+  std::exit(1);
+}
+
+// Memory of the device, all zeros.
+template <class T>
+T* zeros(size_t count) {
+  T* memory = nullptr;
+  require(cudaMalloc(&memory, count * sizeof(T)), "allocating memory");
+  require(cudaMemset(memory, 0, count * sizeof(T)), "clearing memory");
+  return memory;
+}
+
+// One layer after the other, as `Stage` does it with weights in shared memory: the newest tap's product, the
+// gate, a barrier, the residual's product, a barrier.
+template <int kWidth>
+__global__ void __launch_bounds__(kThreadsOfStage, 1) layers(int turns, int64_t* cycles, float* out) {
+  constexpr int kTiles = kWidth / kTileInputs;
+  extern __shared__ __align__(16) int32_t weights[];
+  __shared__ float x[kWidth * kStageStride], z[kWidth * kStageStride];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize;
+  for (int i = thread; i < 3 * kTiles * kTiles * kTileWords; i += kThreadsOfStage) weights[i] = 0x1c002c00;
+  for (int i = thread; i < kWidth * kStageStride; i += kThreadsOfStage) x[i] = z[i] = 0.01f;
+  __syncthreads();
+  const int64_t begin = clock64();
+  for (int turn = 0; turn < turns; ++turn) {
+    if (warp < kTiles) {
+      TileSums<Fp16, 1> filter(thread), gated(thread);
+      const int32_t* rows = weights + warp * kTiles * kTileWords;
+      for (TileSums<Fp16, 1>* sums : {&filter, &gated}) {
+        sums->for_each([](float& sum, int, int) { sum = 0.1f; });
+        sums->accumulate(rows, x, kStageStride, kTiles, read_tile_anywhere);
+        rows += kTiles * kTiles * kTileWords;
+      }
+      filter.for_both(gated, [&](float a, float b, int output, int s) {
+        z[(warp * kTileOutputs + output) * kStageStride + s] = gate(a, b);
+      });
+    }
+    __syncthreads();
+    if (warp < kTiles) {
+      TileSums<Fp16, 1> sums(thread);
+      float* to = x + warp * kTileOutputs * kStageStride;
+      sums.for_each([&](float& sum, int output, int s) { sum = 0.5f * to[output * kStageStride + s]; });
+      const int32_t* rows = weights + (2 * kTiles + warp) * kTiles * kTileWords;
+      sums.accumulate(rows, z, kStageStride, kTiles, read_tile_anywhere);
+      sums.for_each([&](float& sum, int output, int s) { to[output * kStageStride + s] = sum; });
+    }
+    __syncthreads();
+  }
+  if (thread == 0) *cycles = clock64() - begin;
+  out[thread] = x[thread % kWidth];
+}
+
+__global__ void __launch_bounds__(kThreadsOfStage, 1) barriers(int turns, int64_t* cycles) {
+  const int64_t begin = clock64();
+  for (int turn = 0; turn < turns; ++turn) __syncthreads();
+  if (threadIdx.x == 0) *cycles = clock64() - begin;
+}
+
+// Sends a message around through all blocks of a pipeline.
+template <class Mail>
+WAVENET_DEVICE void send_around(const Mail& mail, const Pipeline& pipeline, int index, int turns,
+                                int64_t* cycles) {
+  const int rows = pipeline.block[index].box[kInput].rows;
+  const int to = (index + 1) % pipeline.blocks;
+  const int64_t begin = clock64();
+  for (int turn = 0; turn < turns; ++turn) {
+    // The first block begins; what comes back to it is of the turn before.
+    if (index > 0 || turn > 0) {
+      const bool more = index == 0 || turn + 1 < turns;
+      if (!mail.wait({kInput, 0, index > 0 ? turn : turn - 1, more})) return;
+    }
+    for (int i = static_cast<int>(threadIdx.x); i < rows * kTileStreams / 2; i += kThreadsOfStage) {
+      const int row = i / (kTileStreams / 2), s = i % (kTileStreams / 2) * 2;
+      mail.put(to, kInput, 0, row, s, mail.slot(kInput, 0)[2 * i], 1.0f);
+    }
+    __syncthreads();
+    mail.post(to, kInput, 0);
+  }
+  // The first block has the last message to itself.
+  if (index == 0) mail.wait({kInput, 0, turns - 1, false});
+  if (index == 0 && threadIdx.x == 0) *cycles = clock64() - begin;
+}
+
+__global__ void __launch_bounds__(kThreadsOfStage, 1)
+    hops_in_cluster(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline, int turns,
+                    int64_t* cycles) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) unsigned char shared[];
+  const ClusterMail mail(task, pipeline, shared);
+  send_around(mail, pipeline, mail.index(), turns, cycles);
+  mail.meet();
+#else
+  __trap();
+#endif
+}
+
+__global__ void __launch_bounds__(kThreadsOfStage, 1)
+    hops_in_grid(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline, int turns,
+                 int64_t* cycles, int32_t* counts, unsigned char* messages) {
+  const GridMail mail(task, pipeline, static_cast<int>(blockIdx.x), messages, counts);
+  send_around(mail, pipeline, static_cast<int>(blockIdx.x), turns, cycles);
+}
+
+// Reads weights over and over as `stream_cta` does, from the second-level cache.
+__global__ void __launch_bounds__(kThreads, 1)
+    reads(const int32_t* words, int count, int turns, int32_t* out) {
+  int32_t sum = 0;
+  for (int turn = 0; turn < turns; ++turn) {
+    WAVENET_UNROLL_8
+    for (int i = static_cast<int>(threadIdx.x) * 4; i < count; i += kThreads * 4) {
+      const uint4 four = __ldcg(reinterpret_cast<const uint4*>(words + i));
+      sum += static_cast<int32_t>(four.x ^ four.y ^ four.z ^ four.w);
+    }
+  }
+  out[blockIdx.x * kThreads + threadIdx.x] = sum;
+}
+
+// Products with everything in registers: eight sums in turn.
+__global__ void __launch_bounds__(kThreads, 1) products(int turns, float* out) {
+  const TileWeights weights[1] = {{{0x1c002c00, 0x2c001c00, 0x1c001c00, 0x2c002c00}}};
+  const TileInputs inputs[1] = {{{0x2c001c00, 0x1c002c00}}};
+  float sums[8][1][4] = {};
+  for (int turn = 0; turn < turns; ++turn) {
+    WAVENET_UNROLL
+    for (int each = 0; each < 8; ++each) Fp16::multiply(weights, inputs, sums[each]);
+  }
+  float total = 0.0f;
+  for (int each = 0; each < 8; ++each) total += sums[each][0][each % 4];
+  out[blockIdx.x * kThreads + threadIdx.x] = total;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// The median of what several runs count, after one that does not.
+template <class Run>
+double median_cycles(Run run, int64_t* cycles) {
+  std::vector<double> found;
+  for (int each = 0; each <= kRuns; ++each) {
+    run();
+    require(cudaGetLastError(), "starting a kernel");
+    int64_t counted = 0;
+    require(cudaMemcpy(&counted, cycles, sizeof(counted), cudaMemcpyDeviceToHost), "running a kernel");
+    if (each > 0) found.push_back(static_cast<double>(counted));
+  }
+  return median(found);
+}
+
+template <class Run>
+double median_seconds(Run run) {
+  cudaEvent_t begin, end;
+  require(cudaEventCreate(&begin), "making an event");
+  require(cudaEventCreate(&end), "making an event");
+  std::vector<double> found;
+  for (int each = 0; each <= kRuns; ++each) {
+    require(cudaEventRecord(begin), "recording an event");
+    run();
+    require(cudaGetLastError(), "starting a kernel");
+    require(cudaEventRecord(end), "recording an event");
+    require(cudaEventSynchronize(end), "running a kernel");
+    float milliseconds = 0.0f;
+    require(cudaEventElapsedTime(&milliseconds, begin, end), "reading an event");
+    if (each > 0) found.push_back(milliseconds / 1e3);
+  }
+  return median(found);
+}
+
+int attribute(cudaDeviceAttr which) {
+  int value = 0;
+  require(cudaDeviceGetAttribute(&value, which, 0), "asking for the device's limits");
+  return value;
+}
+
+struct Line {
+  std::string name, what, unit;
+  double value;
+};
+
+class Probe {
+ public:
+  Probe() : cycles_(zeros<int64_t>(1)), out_(zeros<float>(kOut)) {
+    processors_ = attribute(cudaDevAttrMultiProcessorCount);
+    capability_ =
+        10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  }
+
+  int capability() const { return capability_; }
+
+  std::vector<Line> measure() {
+    layer<32>();
+    layer<64>();
+    layer<128>();
+    add("barrier", "a barrier of 512 threads", "cycles",
+        median_cycles([&] { barriers<<<1, kThreadsOfStage>>>(kTurns, cycles_); }, cycles_) / kTurns);
+    for (const int blocks : {2, 8, 12, 16}) hop(blocks, 65, true);
+    for (const int blocks : {2, 16}) hop(blocks, 65, false);
+    clock();
+    rates();
+    return lines_;
+  }
+
+ private:
+  static constexpr int kOut = 1 << 20;
+
+  void add(const std::string& name, const std::string& what, const std::string& unit, double value) {
+    lines_.push_back({name, what, unit, value});
+  }
+
+  template <int kWidth>
+  void layer() {
+    const int bytes = 3 * kWidth * kWidth * 2;
+    require(cudaFuncSetAttribute(layers<kWidth>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+            "asking for shared memory");
+    const double found =
+        median_cycles([&] { layers<kWidth><<<1, kThreadsOfStage, bytes>>>(kTurns, cycles_, out_); }, cycles_);
+    add("layer_" + std::to_string(kWidth), "a layer of " + std::to_string(kWidth) + " channels", "cycles",
+        found / kTurns);
+  }
+
+  // From block to block, messages as of 64 channels.
+  void hop(int blocks, int rows, bool cluster) {
+    const std::string name = std::string(cluster ? "cluster" : "grid") + "_hop_" + std::to_string(blocks);
+    const std::string what = std::string("a message through ") +
+                             (cluster ? "a cluster" : "the device's memory") + ", of " +
+                             std::to_string(blocks) + " blocks";
+    if (cluster && capability_ < 90) return;
+    const int slot = rows * kTileStreams * 4, barrier_bytes = 64;
+    std::vector<StageBlock> table(static_cast<size_t>(blocks));
+    for (int each = 0; each < blocks; ++each) {
+      const int offset = cluster ? barrier_bytes : each * slot;
+      table[static_cast<size_t>(each)].box[kInput] = {rows, offset};
+    }
+    auto* block = zeros<StageBlock>(table.size());
+    require(cudaMemcpy(block, table.data(), table.size() * sizeof(StageBlock), cudaMemcpyHostToDevice),
+            "copying a table");
+    Pipeline pipeline{block, nullptr, blocks, 1, 0, 0, slot * blocks};
+    Task task{};
+    task.stuck = zeros<int64_t>(1);
+    require(cudaMemset(task.stuck, static_cast<int>(kNone & 0xff), sizeof(int64_t)), "clearing memory");
+    auto* counts = zeros<int32_t>(static_cast<size_t>(blocks) * kBoxes);
+    auto* messages = zeros<unsigned char>(static_cast<size_t>(blocks) * slot);
+    cudaLaunchAttribute how{};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kThreadsOfStage);
+    config.dynamicSmemBytes = static_cast<size_t>(barrier_bytes + slot);
+    config.attrs = &how;
+    config.numAttrs = 1;
+    if (cluster) {
+      how.id = cudaLaunchAttributeClusterDimension;
+      how.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+      require(cudaFuncSetAttribute(hops_in_cluster, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+              "asking for large clusters");
+      int most = 0;
+      if (cudaOccupancyMaxActiveClusters(&most, hops_in_cluster, &config) != cudaSuccess) cudaGetLastError();
+      add("clusters_" + std::to_string(blocks), "clusters of " + std::to_string(blocks) + " at once", "",
+          most);
+      if (most == 0) return;
+    } else {
+      how.id = cudaLaunchAttributeCooperative;
+      how.val.cooperative = 1;
+    }
+    const double found = median_cycles(
+        [&] {
+          if (cluster) {
+            require(cudaLaunchKernelEx(&config, hops_in_cluster, task, pipeline, kTurns, cycles_),
+                    "starting a kernel");
+            return;
+          }
+          require(cudaMemset(counts, 0, static_cast<size_t>(blocks) * kBoxes * sizeof(int32_t)),
+                  "clearing memory");
+          require(
+              cudaLaunchKernelEx(&config, hops_in_grid, task, pipeline, kTurns, cycles_, counts, messages),
+              "starting a kernel");
+        },
+        cycles_);
+    add(name, what, "cycles", found / kTurns / blocks);
+    int64_t stuck = 0;
+    require(cudaMemcpy(&stuck, task.stuck, sizeof(stuck), cudaMemcpyDeviceToHost), "copying a number");
+    if (stuck != kNone) std::fprintf(stderr, "latency: warning: %s: stuck, not measured\n", name.c_str());
+  }
+
+  // What the multiprocessors' clock really is, at work.
+  void clock() {
+    const auto run = [&] { barriers<<<1, kThreadsOfStage>>>(100 * kTurns, cycles_); };
+    const double counted = median_cycles(run, cycles_);
+    clock_ = counted / median_seconds(run);
+    add("clock", "the clock", "MHz", clock_ / 1e6);
+  }
+
+  void rates() {
+    constexpr int kWords = 1 << 19;
+    auto* words = zeros<int32_t>(kWords);
+    for (const int blocks : {1, processors_}) {
+      const double seconds = median_seconds(
+          [&] { reads<<<blocks, kThreads>>>(words, kWords, 50, reinterpret_cast<int32_t*>(out_)); });
+      const std::string suffix = blocks == 1 ? "_one" : "_all";
+      const std::string who = blocks == 1 ? "one block" : "a block on each multiprocessor, each";
+      add("reads" + suffix, "weights from the cache, " + who, "bytes/cycle",
+          50.0 * kWords * 4 / seconds / clock_);
+    }
+    constexpr double kEach = 8.0 * kTileOutputs * kTileInputs * kTileStreams * kWarps;
+    const double seconds = median_seconds([&] { products<<<processors_, kThreads>>>(20000, out_); });
+    add("multiply_adds", "fp16 multiply-adds, all multiprocessors", "/s",
+        20000 * kEach * processors_ / seconds);
+  }
+
+  int64_t* cycles_;
+  float* out_;
+  int processors_, capability_;
+  double clock_ = 1.0;
+  std::vector<Line> lines_;
+};
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  cudaDeviceProp device{};
+  require(cudaGetDeviceProperties(&device, 0), "looking for a device");
+  Probe probe;
+  if (probe.capability() < 80) {
+    std::fprintf(stderr, "latency: error: compute capability %d.%d: 8.0 or newer is needed\n", device.major,
+                 device.minor);
+    return 1;
+  }
+  std::printf("%s, %d multiprocessors\n", device.name, device.multiProcessorCount);
+  const std::vector<Line> lines = probe.measure();
+  for (const Line& line : lines) {
+    std::printf("%-52s %14.1f %s\n", line.what.c_str(), line.value, line.unit.c_str());
+  }
+  if (count < 2) return 0;
+  std::FILE* file = std::fopen(arguments[1], "w");
+  if (file == nullptr) {
+    std::fprintf(stderr, "latency: error: %s cannot be written\n", arguments[1]);
+    return 1;
+  }
+  std::fprintf(file, "{\n  \"device\": \"%s\",\n  \"multiprocessors\": %d", device.name,
+               device.multiProcessorCount);
+  for (const Line& line : lines) std::fprintf(file, ",\n  \"%s\": %.6g", line.name.c_str(), line.value);
+  std::fprintf(file, "\n}\n");
+  return std::fclose(file) == 0 ? 0 : 1;
+}
