@@ -9,6 +9,7 @@ import torch
 
 from wavenet.backends import native
 from wavenet.backends.native import NativeBackend
+from wavenet.conditioning import GateBias
 from wavenet.config import WaveNetConfig
 from wavenet.extension import load_extension
 from wavenet.model import WaveNet
@@ -74,6 +75,17 @@ def random_state(shape: naive.Shape, batch: int, seed: int) -> GeneratorState:
         stream=torch.arange(10, 10 + batch),
         seed=0,
     )
+
+
+def same(one: GeneratorState, other: GeneratorState) -> bool:
+    """Return whether two states hold the same bits."""
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one) if name != "seed")
+
+
+def random_gate(shape: naive.Shape, batch: int, linear: bool) -> GateBias:
+    """Return frames of noise, some samples of which come before and after all frames."""
+    values = torch.randn(batch, 4, len(shape.dilations), 2 * shape.dilation)
+    return GateBias(values, hop=7, start=5, linear=linear)
 
 
 def chain_model(logits: list[list[float]], **settings: int) -> WaveNet:

@@ -6,13 +6,12 @@ import naive
 import numpy as np
 import pytest
 import torch
-from native_tools import empty_state, model_of, needs_extension, random_model, random_state
+from native_tools import empty_state, model_of, needs_extension, random_gate, random_model, random_state, same
 
 from wavenet import backends, extension
 from wavenet.backends import cuda
 from wavenet.backends.cuda import CudaBackend
 from wavenet.backends.native import NativeBackend
-from wavenet.conditioning import GateBias
 from wavenet.errors import BackendError
 from wavenet.generation import Generator
 from wavenet.model import WaveNet
@@ -29,15 +28,6 @@ SAMPLINGS = [
     Sampling(top_p=0.9),
     Sampling(temperature=1.2, top_k=20, top_p=0.7),
 ]
-
-
-def same(one, other) -> bool:
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one) if name != "seed")
-
-
-def random_gate(shape: naive.Shape, batch: int, linear: bool) -> GateBias:
-    values = torch.randn(batch, 5, len(shape.dilations), 2 * shape.dilation)
-    return GateBias(values, hop=7, start=5, linear=linear)
 
 
 @gpu

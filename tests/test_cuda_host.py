@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from host_cuda import NONE, TILES, HostKernel, Stages, compiler
-from native_tools import chain_model, empty_state, model_of, random_model, random_state
+from native_tools import chain_model, empty_state, model_of, random_gate, random_model, random_state, same
 
 from wavenet.backends import cuda
 from wavenet.backends.cuda import CudaBackend
@@ -42,15 +42,6 @@ def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
 
 def good(report: np.ndarray) -> bool:
     return bool((report == NONE).all())
-
-
-def same(one, other) -> bool:
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one) if name != "seed")
-
-
-def random_gate(shape: naive.Shape, batch: int, linear: bool) -> GateBias:
-    values = torch.randn(batch, 4, len(shape.dilations), 2 * shape.dilation)
-    return GateBias(values, hop=7, start=5, linear=linear)
 
 
 @pytest.mark.parametrize("index", range(len(SHAPES)))

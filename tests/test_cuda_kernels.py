@@ -11,7 +11,7 @@ import naive
 import numpy as np
 import pytest
 import torch
-from native_tools import empty_state, model_of, needs_extension, random_model, random_state
+from native_tools import empty_state, model_of, needs_extension, random_gate, random_model, random_state, same
 
 from wavenet.backends.cuda import KERNELS, CudaBackend
 from wavenet.backends.native import NativeBackend
@@ -19,7 +19,7 @@ from wavenet.conditioning import GateBias
 from wavenet.errors import BackendError
 from wavenet.generation import Generator
 from wavenet.model import WaveNet
-from wavenet.state import GeneratorState, Sampling
+from wavenet.state import Sampling
 
 UNAVAILABLE = CudaBackend.available()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))]
@@ -38,10 +38,6 @@ def seed() -> int:
     return found
 
 
-def same(one: GeneratorState, other: GeneratorState) -> bool:
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one) if name != "seed")
-
-
 def wide(seed: int, width: int, **changes: int):
     sizes = {"residual": width, "dilation": width, "skip": 2 * width, "head": 2 * width, "classes": 256}
     return random_model(seed, **{**sizes, "stacks": 2, "layers_per_stack": 5, "kernel_size": 2, **changes})
@@ -53,11 +49,6 @@ def backend_of(model: WaveNet, kernel: str, precision: str = "fp16", batch: int 
     if told.startswith("no: "):
         pytest.skip(f"{kernel} does not serve here: {told[4:]}")
     return CudaBackend(model, precision=precision, kernel=kernel)
-
-
-def random_gate(shape: naive.Shape, batch: int, linear: bool) -> GateBias:
-    values = torch.randn(batch, 5, len(shape.dilations), 2 * shape.dilation)
-    return GateBias(values, hop=7, start=5, linear=linear)
 
 
 def poison() -> None:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from host_cuda import NONE, HostKernel, Stages, compiler
-from native_tools import empty_state, model_of, random_model, random_state
+from native_tools import empty_state, model_of, random_gate, random_model, random_state, same
 
 from wavenet.backends.reference import ReferenceBackend
 from wavenet.conditioning import GateBias
 from wavenet.model import WaveNet
 from wavenet.packing_cuda import pack_tiles
-from wavenet.state import GeneratorState, Sampling
+from wavenet.state import Sampling
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 
@@ -46,15 +46,6 @@ def several(index: int, **changes) -> Stages:
     """Return room for some pipeline of several layers to a block, or of one."""
     room = {"tiles": [1, 2, 4][index % 3], "blocks": 3 + index, "seed": index}
     return Stages(**{**room, "shared_bytes": 400 * 1024, "mail_is_shared": index % 2 == 0, **changes})
-
-
-def same(one: GeneratorState, other: GeneratorState) -> bool:
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one) if name != "seed")
-
-
-def random_gate(shape: naive.Shape, batch: int, linear: bool) -> GateBias:
-    values = torch.randn(batch, 4, len(shape.dilations), 2 * shape.dilation)
-    return GateBias(values, hop=7, start=5, linear=linear)
 
 
 @pytest.mark.parametrize("index", range(len(SHAPES)))
