@@ -225,10 +225,10 @@ class TrainingConfig(JsonConfig):
         Let torch compile the network before its first step.
     """
 
-    steps: int = 8_000
-    batch: int = 4
+    steps: int = 10_000
+    batch: int = 2
     segment: float = 0.5
-    lr: float = 2e-3
+    lr: float = 4e-3
     final_lr_fraction: float = 0.05
     warmup_steps: int = 200
     weight_decay: float = 0.01
