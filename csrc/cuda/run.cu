@@ -76,9 +76,12 @@ class Launch {
     config_.dynamicSmemBytes = static_cast<size_t>(bytes);
     config_.stream = stream;
     config_.attrs = &attribute_;
-    require(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-        "asking for shared memory");
+    // A kernel's limit holds for all its launches, in other threads too: always the most that there is.
+    int device = 0;
+    require(cudaGetDevice(&device), "asking for the device");
+    const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+            "asking for shared memory");
   }
 
   template <class Kernel>

@@ -65,6 +65,9 @@ def work(options: argparse.Namespace) -> int:
     if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
         raise ConfigError(f"--threads {options.threads}: must be from 1 to {MAX_THREADS}")
     ask_for_large_pages()
+    # Before torch is loaded: a thread that waits for the others would spin, and where other programs run it
+    # would take their time. Measured in benchmarks/RESULTS.md.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     world = World.from_environment()
     if options.init_from is not None and options.resume:
         raise ConfigError("--init-from begins a run and --resume goes on with one: leave one of them out")
