@@ -101,7 +101,7 @@ def test_a_file_that_is_missing_is_one_line(home):
 
 def test_what_was_in_effect_is_saved_and_makes_the_same_run(home):
     effective = json.loads((home / "run" / "effective.json").read_text())
-    expected = {"layers": 6, "stacks": 1, "steps": 6, "lr": 2e-3, "schedule": "cosine", "device": "cpu"}
+    expected = {"layers": 6, "stacks": 1, "steps": 6, "lr": 4e-3, "schedule": "cosine", "device": "cpu"}
     assert {name: effective[name] for name in expected} == expected
     assert effective["precision"] in ("fp32", "bf16") and effective["threads"] == 1
     result = train("--config", "run/effective.json", "--out-dir", "again", cwd=home)

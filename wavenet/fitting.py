@@ -174,7 +174,7 @@ def fitted(
         If a step clearly takes more than there is; it names what would fit. Linux grants memory that is not
         there and then ends some process without a word.
     """
-    room = available_bytes(device)
+    room = available_bytes(device, threads=True)
     if auto:
         if room is None:
             raise ConfigError("--batch auto: this system does not say how much memory is free; give a number")
@@ -190,7 +190,7 @@ def fitted(
         )
     elif room is not None and rough_bytes(config, training) > room:
         need = _batches(config, training).at(training.batch)
-        room = available_bytes(device, swap=True) or 0
+        room = available_bytes(device, swap=True, threads=True) or 0
         if need > room:
             raise ConfigError(_too_much(config, training, need, room))
     elif not training.checkpoint_layers:

@@ -11,6 +11,9 @@ from typing import Any
 LARGE = 1 << 20
 """Bytes from which on a block of memory is given back to the system as soon as it is freed, if so asked."""
 
+THREAD_ADDRESSES = 128 << 20
+"""Bytes of addresses, though not of memory, that glibc takes when another thread asks for its first block."""
+
 _M_MMAP_THRESHOLD = -3
 
 
@@ -23,7 +26,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(each in text for each in told)
 
 
-def available_bytes(device: Any = None, swap: bool = False) -> int | None:
+def available_bytes(device: Any = None, swap: bool = False, threads: bool = False) -> int | None:
     """Return how much more memory this process may take, or None where the system does not tell.
 
     Parameters
@@ -32,13 +35,15 @@ def available_bytes(device: Any = None, swap: bool = False) -> int | None:
         By default the CPU.
     swap : bool
         Whether to count what can be had by moving other programs' memory to disk.
+    threads : bool
+        Whether other threads are still to begin, for whom a limit on addresses must leave room.
     """
     if device is not None and device.type == "cuda":
         import torch
 
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    rooms = [*_machine_room(swap), *_group_rooms(), *_process_room()]
+    rooms = [*_machine_room(swap), *_group_rooms(), *_process_room(THREAD_ADDRESSES if threads else 0)]
     return max(0, min(rooms)) if rooms else None
 
 
@@ -100,8 +105,8 @@ def _group_rooms(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
     return rooms
 
 
-def _process_room() -> list[int]:
-    """Return what is left of a limit on the address space (ulimit -v)."""
+def _process_room(aside: int) -> list[int]:
+    """Return what is left of a limit on the address space (ulimit -v), less so many bytes."""
     try:
         import resource
 
@@ -109,7 +114,7 @@ def _process_room() -> list[int]:
         if limit == resource.RLIM_INFINITY:
             return []
         pages = next(iter(_lines(Path("/proc/self/statm"))), "0").split()[0]
-        return [limit - int(pages) * os.sysconf("SC_PAGE_SIZE")]
+        return [limit - int(pages) * os.sysconf("SC_PAGE_SIZE") - aside]
     except (ImportError, AttributeError, ValueError, OSError):
         return []
 
