@@ -271,6 +271,16 @@ int check_case(unsigned seed, const std::string& set) {
   return 0;
 }
 
+// By how much any value is further off than such a part of itself.
+double excess(const Doubles& found, const Doubles& expected, double part) {
+  double most = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (!std::isfinite(found[i])) return HUGE_VAL;
+    most = std::max(most, std::fabs(found[i] - expected[i]) - part * std::fabs(expected[i]));
+  }
+  return most;
+}
+
 // Cross-entropies of rows of logits and their gradients, against sums in double.
 template <typename Stored>
 int check_losses(unsigned seed, const std::string& set) {
@@ -301,9 +311,11 @@ int check_losses(unsigned seed, const std::string& set) {
       gradients.push_back(target < 0 ? 0.0 : gradient * dnats[row]);
     }
   }
-  const double apart = std::max(distance(doubles(nats), expected),
-                                distance(doubles(dlogits), gradients) * (sizeof(Stored) == 2 ? 1e-3 : 1.0));
-  if (rows == 0 || apart < 1e-5) return 0;
+  // With few classes the truth is often next to 0: a part of each value, and float32's last digits beside 1.
+  const double part = sizeof(Stored) == 2 ? 1.01 / 256 : 2e-5;
+  double apart = excess(doubles(nats), expected, 2e-5);
+  apart = std::max(apart, excess(doubles(dlogits), gradients, part));
+  if (apart <= 2e-6) return 0;
   std::printf("losses %u, %s, %zu bytes: %g off\n", seed, set.c_str(), sizeof(Stored), apart);
   return 1;
 }
