@@ -38,19 +38,32 @@ void plan_tile(Choice& choice, const Network& net, int64_t batch, const Device& 
   choice.plan = make_plan(net, streams);
 }
 
+// Plans a pipeline and returns how many of its kind are on the device at once; 0 if the plan is refused.
+int64_t plan_pipeline(Choice& choice, const Network& net, int64_t tiles, const Device& device) {
+  const bool cluster = choice.kernel == Kernel::kStageCluster;
+  Room room{cluster ? device.cluster : device.processors, device.shared_bytes, cluster};
+  for (;;) {
+    choice.stages = plan_stages(net, room, tiles);
+    if (!choice.stages.refusal.empty()) return 0;
+    const auto blocks = static_cast<int64_t>(choice.stages.blocks.size());
+    if (!cluster || !device.clusters) return device.processors / blocks;
+    const int64_t found = device.clusters(net, blocks, choice.stages.bytes);
+    if (found > 0) return found;
+    // Not every size of cluster that is allowed fits the multiprocessors that are there.
+    room.blocks = blocks - 1;
+  }
+}
+
 // As few tiles under way as put all streams on the device at once.
 void plan_pipelines(Choice& choice, const Network& net, int64_t batch, const Device& device) {
-  const bool cluster = choice.kernel == Kernel::kStageCluster;
-  const Room room{cluster ? device.cluster : device.processors, device.shared_bytes, cluster};
   int64_t most = 0;
   for (int64_t tiles = 1; tiles <= kMostTilesUnderWay; tiles *= 2) {
-    choice.stages = plan_stages(net, room, tiles);
-    if (!choice.stages.refusal.empty()) break;
-    const auto blocks = static_cast<int64_t>(choice.stages.blocks.size());
+    const int64_t at_once = plan_pipeline(choice, net, tiles, device);
+    if (at_once == 0) break;
     const int64_t together = tiles * kTileStreams;
-    most = std::max(most, device.processors / blocks * together);
+    most = std::max(most, at_once * together);
     choice.pipelines = (batch + together - 1) / together;
-    if (choice.pipelines * blocks <= device.processors) return;
+    if (choice.pipelines <= at_once) return;
   }
   choice.refusal = most == 0 ? choice.stages.refusal
                              : "it takes at most " + std::to_string(most) + " streams of this network, not " +

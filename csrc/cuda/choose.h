@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "core/network.h"
@@ -17,6 +18,9 @@ struct Device {
   int64_t shared_bytes;  // that a block can have
   int64_t cluster;       // blocks that a cluster can have
   bool cooperative;      // blocks of a launch can be sure to run at once
+  // How many clusters of so many blocks with so much shared memory are on the device at once: fewer than
+  // processors / blocks, as each lies within one of the groups that the processors stand in. Empty: as many.
+  std::function<int64_t(const Network& network, int64_t blocks, int64_t bytes)> clusters;
 };
 
 // In the order in which they are taken.

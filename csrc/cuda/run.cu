@@ -117,6 +117,16 @@ int64_t largest_cluster(int64_t shared_bytes) {
   return kPortableCluster;
 }
 
+// How many clusters the device has at once.
+int64_t clusters_at_once(const Network& network, int64_t blocks, int64_t bytes) {
+  const auto kernel = cluster_kernel(network.tiles);
+  Launch launch(kernel, blocks, kStageThreads, bytes, nullptr);
+  launch.in_clusters(kernel, blocks);
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config()) != cudaSuccess) cudaGetLastError();
+  return clusters;
+}
+
 Device properties(int device) {
   static std::mutex mutex;
   static std::map<int, Device> known;
@@ -130,18 +140,8 @@ Device properties(int device) {
   of.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   of.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
   of.cluster = of.capability < 90 ? 0 : largest_cluster(of.shared_bytes);
+  of.clusters = clusters_at_once;
   return known[device] = of;
-}
-
-// Whether the device puts even one such cluster somewhere.
-bool has_room(const Network& network, const Choice& choice) {
-  const auto kernel = cluster_kernel(network.tiles);
-  const auto blocks = static_cast<int64_t>(choice.stages.blocks.size());
-  Launch launch(kernel, blocks, kStageThreads, choice.stages.bytes, nullptr);
-  launch.in_clusters(kernel, blocks);
-  int clusters = 0;
-  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config()) != cudaSuccess) cudaGetLastError();
-  return clusters > 0;
 }
 
 // Hands out parts of the workspace, all aligned for any type.
@@ -247,14 +247,7 @@ void refuse(const Task& task, const int64_t* refused, cudaStream_t stream) {
 Choice choose_on(int device, const Network& network, int64_t batch, const std::string& name) {
   // The runtime is linked in, and does not know what the caller's copy of it has chosen.
   require(cudaSetDevice(device), "choosing the device");
-  Device of = properties(device);
-  Choice choice = choose(network, batch, of, name);
-  // Not every size of cluster that is allowed fits the multiprocessors that are there.
-  while (choice.kernel == Kernel::kStageCluster && !has_room(network, choice)) {
-    of.cluster = static_cast<int64_t>(choice.stages.blocks.size()) - 1;
-    choice = choose(network, batch, of, name);
-  }
-  return choice;
+  return choose(network, batch, properties(device), name);
 }
 
 std::string describe_on(int device, const Network& network, int64_t batch) {
