@@ -59,20 +59,7 @@ def _register_fakes() -> None:
     """Tell torch the shapes of the results, so that the operators can be traced and compiled around."""
 
     @torch.library.register_fake("wavenet::advance")
-    def _(
-        weights,
-        geometry,
-        queues,
-        position,
-        last_sample,
-        samples,
-        gate_bias,
-        hop,
-        start,
-        linear,
-        threads,
-        kernel="",
-    ):
+    def _(weights, geometry, queues, position, last_sample, samples, *settings):
         return queues.new_empty(*samples.shape, geometry[1])
 
     @torch.library.register_fake("wavenet::uniforms")
@@ -80,23 +67,7 @@ def _register_fakes() -> None:
         return stream.new_empty(len(stream), steps, dtype=torch.float32)
 
     @torch.library.register_fake("wavenet::generate")
-    def _(
-        weights,
-        geometry,
-        queues,
-        position,
-        last_sample,
-        uniforms,
-        temperature,
-        top_k,
-        top_p,
-        gate_bias,
-        hop,
-        start,
-        linear,
-        threads,
-        kernel="",
-    ):
+    def _(weights, geometry, queues, position, last_sample, uniforms, *settings):
         return position.new_empty(uniforms.shape)
 
     @torch.library.register_fake("wavenet::gated_layer")
