@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -50,7 +50,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "fp32"
 
 
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, reduction: Literal["mean", "sum", "none"] = "mean"
+) -> torch.Tensor:
     """Return the cross-entropy in nats over the targets that are not `IGNORED`.
 
     Parameters
@@ -61,14 +63,13 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str = 
         "mean", "sum", or "none" for a tensor like `targets`, 0 where they are `IGNORED`.
     """
     rows, wanted = logits.transpose(1, 2).reshape(targets.numel(), -1), targets.reshape(-1)
-    if not fused.can_score(rows):
-        found = F.cross_entropy(rows.float(), wanted, ignore_index=IGNORED, reduction=reduction)
-        return found.reshape(targets.shape) if reduction == "none" else found
-    found = fused.cross_entropies(rows, wanted, IGNORED).reshape(targets.shape)
+    if fused.can_score(rows):
+        nats = fused.cross_entropies(rows, wanted, IGNORED)
+    else:
+        nats = F.cross_entropy(rows.float(), wanted, ignore_index=IGNORED, reduction="none")
     if reduction == "none":
-        return found
-    total = found.sum()
-    return total / (wanted != IGNORED).sum() if reduction == "mean" else total
+        return nats.reshape(targets.shape)
+    return nats.sum() / (wanted != IGNORED).sum() if reduction == "mean" else nats.sum()
 
 
 class Scorer(Protocol):
