@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -187,6 +188,25 @@ def test_resuming_uses_as_many_threads_as_before(home):
     result = train("--resume", "--out-dir", "run", "--steps", 6, cwd=home, env={"OMP_NUM_THREADS": "2"})
     assert result.returncode == 0, result.stderr
     assert json.loads((home / "run/step-00000006/training.json").read_text())["threads"] == 1
+
+
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(trained, monkeypatch):
+    home, _ = trained
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+
+    def looks(**env):
+        """How often a waiting thread looks before it sleeps, as GNU's OpenMP tells when torch loads it."""
+        told = train(
+            "--audio-dir", "audio", "--dry-run", *SHORT, cwd=home, env={"OMP_DISPLAY_ENV": "verbose", **env}
+        )
+        assert told.returncode == 0, told.stderr
+        found = re.search(r"GOMP_SPINCOUNT = '(\w+)'", told.stderr)
+        if found is None:
+            pytest.skip("this torch brings another OpenMP")
+        return found[1]
+
+    assert looks() == "0"
+    assert looks(OMP_WAIT_POLICY="ACTIVE") != "0"
 
 
 def test_resuming_where_there_is_nothing(trained):
