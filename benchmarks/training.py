@@ -46,13 +46,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
     """Take some steps on noise and return a row of the table; to be called in a process of its own."""
+    from wavenet import environment
+
+    if kind == "wavenet":
+        # As wavenet-train does.
+        environment.prepare()
     import torch
     from plain_training import PlainWaveNet
 
     from wavenet.evaluation import autocast, cross_entropy
-    from wavenet.memory import ask_for_large_pages
 
-    ask_for_large_pages()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)

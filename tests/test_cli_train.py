@@ -19,6 +19,7 @@ import pytest
 import soundfile
 from cli_tools import NETWORK_FLAGS, assert_one_line_error, chord, command, environment, make_audio, run
 
+import wavenet.environment
 from wavenet.account import TIMED
 from wavenet.audio import write_wav
 
@@ -188,6 +189,15 @@ def test_resuming_uses_as_many_threads_as_before(home):
     result = train("--resume", "--out-dir", "run", "--steps", 6, cwd=home, env={"OMP_NUM_THREADS": "2"})
     assert result.returncode == 0, result.stderr
     assert json.loads((home / "run/step-00000006/training.json").read_text())["threads"] == 1
+
+
+def test_large_pages_are_asked_for_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    wavenet.environment.prepare()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    wavenet.environment.prepare()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
 
 
 def test_threads_that_wait_sleep_unless_the_user_says_otherwise(trained, monkeypatch):

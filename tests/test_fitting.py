@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -21,7 +20,7 @@ from wavenet.cli.flags import build_parser
 from wavenet.config import TrainingConfig, WaveNetConfig, preset
 from wavenet.errors import ConfigError
 from wavenet.fitting import RESERVE, RESERVE_BYTES, advice, counted_bytes, explained, fitted, rough_bytes
-from wavenet.memory import _group_rooms, ask_for_large_pages, available_bytes, out_of_memory
+from wavenet.memory import _group_rooms, available_bytes, out_of_memory
 
 CPU = torch.device("cpu")
 GB = 10**9
@@ -368,12 +367,3 @@ def test_auto_in_a_file_and_what_is_neither(home):
         "argument --batch: 'many' is neither a whole number nor auto",
         code=2,
     )
-
-
-def test_large_pages_are_asked_for_unless_the_user_said_otherwise(monkeypatch):
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    ask_for_large_pages()
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    ask_for_large_pages()
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"

@@ -15,6 +15,7 @@ ORDER = [
     "jsonconfig",
     "config",
     "distributed",
+    "environment",
     "memory",
     "mulaw",
     "files",

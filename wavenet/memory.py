@@ -57,15 +57,6 @@ def give_back_freed_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE)
 
 
-def ask_for_large_pages() -> None:
-    """Have torch ask for pages of 2 MB for large blocks, where Linux has them, before its first such block.
-
-    A step of training takes hundreds of megabytes anew, and every page of them costs a fault. What the user
-    has set stays.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
 def _machine_room(swap: bool) -> list[int]:
     known = {}
     for line in _lines(Path("/proc/meminfo")):

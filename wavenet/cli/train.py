@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wavenet import environment
 from wavenet.cli import interrupted
 from wavenet.cli.common import INTERRUPTED, device_named, run
 from wavenet.cli.flags import (
@@ -32,7 +33,6 @@ from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, flat, preset
 from wavenet.distributed import World
 from wavenet.errors import CheckpointError, ConfigError
 from wavenet.files import user_cache
-from wavenet.memory import ask_for_large_pages
 
 DATA_FLAGS = ("validation_fraction", "silence_db")
 """What decides which audio is trained on; fixed for a run."""
@@ -64,10 +64,7 @@ def work(options: argparse.Namespace) -> int:
     limit = None if options.max_time is None else started + seconds(options.max_time)
     if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
         raise ConfigError(f"--threads {options.threads}: must be from 1 to {MAX_THREADS}")
-    ask_for_large_pages()
-    # Before torch is loaded: a thread that waits for the others would spin, and where other programs run it
-    # would take their time. Measured in benchmarks/RESULTS.md.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.prepare()
     world = World.from_environment()
     if options.init_from is not None and options.resume:
         raise ConfigError("--init-from begins a run and --resume goes on with one: leave one of them out")

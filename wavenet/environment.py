@@ -1,0 +1,21 @@
+"""What training asks of the libraries below torch: they read it from the environment when they are loaded."""
+
+from __future__ import annotations
+
+import os
+
+WISHES = {
+    # Pages of 2 MB for large blocks, where Linux has them: a step takes hundreds of megabytes anew, and every
+    # page of them costs a fault.
+    "THP_MEM_ALLOC_ENABLE": "1",
+    # A thread that waits for the others sleeps. If it spun, it would take their time where other programs
+    # run.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Values of variables; what they gain stands in benchmarks/RESULTS.md."""
+
+
+def prepare() -> None:
+    """Set what the user has not set. To be called before torch is loaded."""
+    for name, value in WISHES.items():
+        os.environ.setdefault(name, value)
