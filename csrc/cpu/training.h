@@ -15,7 +15,7 @@
 namespace wavenet::cpu {
 
 // Rows of a segment that are worked on together.
-constexpr int64_t kBlockRows = 48;
+constexpr int64_t kBlockRows = 96;
 
 // What a layer's weights are made into before a pass: blocks of 64 outputs (the last may be narrower, all
 // are padded to whole vectors), each with its inputs one after the other, in bf16 two to a word. `inputs` and
@@ -80,22 +80,25 @@ inline Sums sums_of(const GatedLayer& layer) {
 
 inline int64_t blocks_of(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
 
-// Floats of working memory for one thread: four arrays of a block's rows.
+// Working memory of one thread, in floats: where arrays of a block's rows begin.
 struct Room {
-  int64_t taps, activation, gated, narrow, size;
+  int64_t taps;          // what the dilated product takes
+  int64_t activation;    // what comes of it, or its gradient
+  int64_t gated;         // what the product with the output matrix takes, or its gradient
+  int64_t residual;      // rows of the residual path
+  int64_t gates, above;  // backwards: what the output matrix's gradient is a sum of
+  int64_t size;
 };
 
 inline Room room_of(const GatedLayer& layer) {
-  const int64_t taps = whole_vectors(layer.taps * layer.residual),
-                branches = 2 * whole_vectors(layer.channels);
-  const int64_t width = whole_vectors(layer.residual > layer.channels ? layer.residual : layer.channels);
+  const int64_t channels = whole_vectors(layer.channels), width = whole_vectors(layer.residual);
   Room room{};
-  room.taps = 0;
-  room.activation = room.taps + kBlockRows * taps;
-  room.gated = room.activation + kBlockRows * branches;
-  room.narrow = room.gated + kBlockRows * width;
-  // As many again for what is packed for products with bf16 weights or between rows.
-  room.size = 2 * (room.narrow + kBlockRows * width);
+  room.activation = room.taps + kBlockRows * whole_vectors(layer.taps * layer.residual);
+  room.gated = room.activation + kBlockRows * 2 * channels;
+  room.residual = room.gated + kBlockRows * channels;
+  room.gates = room.residual + kBlockRows * width;
+  room.above = room.gates + kBlockRows * channels;
+  room.size = room.above + kBlockRows * width;
   return room;
 }
 
