@@ -138,9 +138,12 @@ def test_every_weight_is_where_the_layout_says(shape, precision):
     found["head2.bias"] = split(read.vector(up(shape.classes)), shape.classes)[0]
     assert read.at == len(read.data)
     assert found.keys() == weights.keys()
-    for name, value in weights.items():
+    kept = naive.balance_heads(weights) if precision == "int8" else weights
+    for name, value in kept.items():
         if precision == "fp32" or name.endswith("bias") or name.startswith("embedding"):
-            np.testing.assert_array_equal(found[name], value, err_msg=name)
+            if kept is weights or not name.startswith("head"):
+                np.testing.assert_array_equal(found[name], value, err_msg=name)
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
             continue
         error = np.abs(found[name] - value)
         if precision == "bf16":

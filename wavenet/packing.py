@@ -29,7 +29,8 @@ in words of 32 bits. A kernel keeps a block's sums in registers while it reads t
            stand its scales, float32 (outputs), and its starts, int32 (outputs). A weight is scale * integer,
            with the scale of an output its largest weight / 127. A start is -128 times the sum of the output's
            integers: what is to be added because a kernel moves its inputs up by 128 to make them unsigned.
-           The heads' inputs, which are never negative, it leaves where they are.
+           The heads' inputs, which are never negative, it leaves where they are. Heads are balanced before
+           they are rounded: see `balance_heads`.
 
 In fp32 the block is a float32 tensor, else one of bytes, little-endian.
 """
@@ -110,9 +111,38 @@ def fill(layout: Layout, config: WaveNetConfig, values: Mapping[str, torch.Tenso
     for index in range(config.layers):
         _pack_layer(layout, values, f"layers.{index}", skips[index], last=index == config.layers - 1)
     layout.vectors(values["skip.bias"])
+    heads = {name: value for name, value in values.items() if name.startswith("head")}
+    if layout.precision == "int8":
+        heads = balance_heads(heads)
     for head in ("head1", "head2"):
-        layout.matrix(values[f"{head}.weight"])
-        layout.vectors(values[f"{head}.bias"])
+        layout.matrix(heads[f"{head}.weight"])
+        layout.vectors(heads[f"{head}.bias"])
+
+
+def balance_heads(heads: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return heads of which no probability differs, and which lose less when they are rounded to int8.
+
+    A share that the logits of all classes have in common changes no probability: the mean of all classes'
+    weights and biases is taken away. And what stands between the heads is positive or zero, so that it may be
+    scaled before `head2` rather than by it: where the largest weight that meets a channel is m times their
+    median over channels, `head1` makes sqrt(m) times as much of the channel, at most 4 times as much or as
+    little, and `head2` has weights smaller by as much.
+
+    Parameters
+    ----------
+    heads : mapping of str to float32 tensor
+        `weight` (outputs, inputs) and `bias` (outputs,) of `head1` and `head2`.
+    """
+    weight = heads["head2.weight"] - heads["head2.weight"].mean(0)
+    largest = weight.abs().amax(0)
+    middle = largest.median()
+    moved = torch.ones_like(largest) if middle == 0 else (largest / middle).sqrt().clamp(0.25, 4.0)
+    return {
+        "head1.weight": heads["head1.weight"] * moved[:, None],
+        "head1.bias": heads["head1.bias"] * moved,
+        "head2.weight": weight / moved,
+        "head2.bias": heads["head2.bias"] - heads["head2.bias"].mean(),
+    }
 
 
 def _pack_layer(
