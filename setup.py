@@ -61,6 +61,7 @@ SOURCES: dict[str, list[str]] = {
     "csrc/binding.cpp": [],
     "csrc/binding_training.cpp": [],
     "csrc/module.cpp": [],
+    "csrc/core/conditioner.cpp": [],
     "csrc/core/network.cpp": [],
     "csrc/core/philox.cpp": [],
     "csrc/core/sampling.cpp": [],

@@ -93,6 +93,24 @@ Tensor uniforms(int64_t seed, const Tensor& stream, const Tensor& substream, con
   });
 }
 
+Tensor frame_bias(const Tensor& weights, std::vector<int64_t> entries, double limit, const Tensor& frames) {
+  return marked([&] {
+    check("weights", weights, ScalarType::Float, {-1});
+    const wavenet::Conditioner conditioner = wavenet::bind_conditioner(
+        entries.data(), entries.size(), weights.const_data_ptr<float>(), weights.numel());
+    check("frames", frames, ScalarType::Float, {-1, conditioner.classes + conditioner.features, -1});
+    require(std::isfinite(limit) && limit > 0.0, "limit = ", limit, ": must be above 0");
+    const int64_t batch = frames.size(0), count = frames.size(2);
+    require(count > conditioner.lost, count, " frames: must be more than the ", conditioner.lost,
+            " that the conditioner takes away at the ends");
+    require(batch * count < kMostSamples / conditioner.outputs, "frames is too large");
+    Tensor bias = allocate(frames, {batch, count - conditioner.lost, conditioner.outputs});
+    wavenet::cpu::frame_bias(conditioner, static_cast<float>(limit), frames.const_data_ptr<float>(), batch,
+                             count, bias.mutable_data_ptr<float>());
+    return bias;
+  });
+}
+
 double read_rate(const Tensor& data, double seconds) {
   return marked([&] {
     check("data", data, ScalarType::Byte, {-1});
@@ -122,6 +140,7 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
       "Tensor(c!) last_sample, Tensor uniforms, float temperature, int top_k, float top_p, "
       "Tensor? gate_bias, int hop, int gate_start, bool linear, int threads, str kernel=\"\") -> Tensor");
   m.def("uniforms(int seed, Tensor stream, Tensor substream, Tensor position, int steps) -> Tensor");
+  m.def("frame_bias(Tensor weights, int[] entries, float limit, Tensor frames) -> Tensor");
   m.def("cpu_read_rate(Tensor data, float seconds) -> float");
   m.def("cpu_multiply_add_rate(bool int8, float seconds) -> float");
   m.def("cpu_instruction_set() -> str");
@@ -145,6 +164,7 @@ STABLE_TORCH_LIBRARY_IMPL(wavenet, CPU, m) {
   m.impl("advance", TORCH_BOX(&advance));
   m.impl("generate", TORCH_BOX(&generate));
   m.impl("uniforms", TORCH_BOX(&uniforms));
+  m.impl("frame_bias", TORCH_BOX(&frame_bias));
   m.impl("cpu_read_rate", TORCH_BOX(&read_rate));
 }
 

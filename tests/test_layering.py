@@ -43,6 +43,7 @@ ORDER = [
     "model",
     "state",
     "packing",
+    "packing_conditioner",
     "packing_cuda",
     "backends.reference",
     "backends.native",

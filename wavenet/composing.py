@@ -148,6 +148,7 @@ class Tunes:
     """
 
     constant = False
+    complete = True
 
     def __init__(self, config: WaveNetConfig, seed: int, bars: int = BARS[1]):
         expect(config, "score")

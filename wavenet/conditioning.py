@@ -130,6 +130,9 @@ class Conditioner(nn.Module):
         With a `conditioning`.
     """
 
+    steady = False
+    """A product of matrices may round otherwise where there are more rows."""
+
     def __init__(self, config: WaveNetConfig):
         super().__init__()
         told = config.conditioning
@@ -167,6 +170,11 @@ class Conditioner(nn.Module):
         for convolution in self.convolutions:
             weight = convolution.weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
             convolution.weight = nn.Parameter(weight, requires_grad=False)
+
+    @property
+    def gain(self) -> float:
+        """What the projection is multiplied with."""
+        return GAIN / math.sqrt(self.told.conditioning_channels)
 
     @property
     def reach(self) -> int:
@@ -220,8 +228,7 @@ class Conditioner(nn.Module):
             hidden = mixed if hidden is None else hidden + mixed
         assert hidden is not None
         batch, length, _ = hidden.shape
-        gain = GAIN / math.sqrt(self.told.conditioning_channels)
-        bias = LIMIT * torch.tanh(self.projection(hidden).float() * (gain / LIMIT))
+        bias = LIMIT * torch.tanh(self.projection(hidden).float() * (self.gain / LIMIT))
         return bias.reshape(batch, length, *self.shape)
 
     def gate_bias(self, frames: Frames) -> GateBias:

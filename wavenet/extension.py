@@ -62,6 +62,11 @@ def _register_fakes() -> None:
     def _(weights, geometry, queues, position, last_sample, samples, *settings):
         return queues.new_empty(*samples.shape, geometry[1])
 
+    @torch.library.register_fake("wavenet::frame_bias")
+    def _(weights, entries, limit, frames):
+        lost = sum((entries[4] - 1) * dilation for dilation in entries[5:])
+        return frames.new_empty(frames.shape[0], frames.shape[2] - lost, entries[3])
+
     @torch.library.register_fake("wavenet::uniforms")
     def _(seed, stream, substream, position, steps):
         return stream.new_empty(len(stream), steps, dtype=torch.float32)

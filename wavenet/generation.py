@@ -78,11 +78,10 @@ class Generator:
     ):
         self.config = model.config
         self.model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-        if self.model.conditioner is not None:
-            self.model.conditioner.settle()
         name, reasons = backends.choose(backend, device, precision)
         self.backend = backends.create(self.model, name, device, threads, precision)
         self.passed_over = backends.passed_over(name, reasons)
+        self._bias_maker = backends.bias_maker(self.backend, self.model)
 
     @classmethod
     def from_pretrained(
@@ -125,9 +124,9 @@ class Generator:
         ConfigError
             If the network was trained without conditions, or `guidance` is below 0.
         """
-        if self.model.conditioner is None:
+        if self._bias_maker is None:
             raise ConfigError("this network was trained without conditions: it can be told nothing")
-        return Steering(self.model.conditioner, source, start, guidance)
+        return Steering(self._bias_maker, source, start, guidance)
 
     @torch.inference_mode()
     def gate_bias(self, frames: Frames | None, position: int = 0) -> GateBias | None:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from wavenet.conditioning import Conditioner, Frames, GateBias, mixture, reach
+from wavenet.conditioning import Frames, GateBias, mixture, reach
 from wavenet.config import ConditioningConfig, WaveNetConfig
 from wavenet.errors import ConfigError
 from wavenet.levels import Signal
@@ -22,7 +22,11 @@ from wavenet.midi import Score
 BLOCK = 16
 """Frames whose bias is computed at once: always the same ones, so that no sample depends on the chunks."""
 
-_BLOCKS_KEPT = 64
+LONG_BLOCK = 64
+"""The same where nobody waits for the last of them, and a frame's bias depends on no others' being computed
+with it: what a call costs, and the frames around a block that count for it, are shared by more."""
+
+_FRAMES_KEPT = 1024
 
 SILENT_MEL = -1.0
 """What `log_mel` gives for silence."""
@@ -47,6 +51,11 @@ class Source(Protocol):
     constant: bool
     """Whether all frames are the same."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether all frames can be read by now."""
+        ...
+
     def read(self, first: int, count: int) -> torch.Tensor:
         """Return frames [first, first + count), float32 (1 or batch, channels, count)."""
         ...
@@ -66,6 +75,8 @@ class Classes:
     ConfigError
         If a name is unknown, a weight not finite, or the points are not in order.
     """
+
+    complete = True
 
     def __init__(self, config: WaveNetConfig, points: Sequence[tuple[float, Weights]]):
         told = _told(config)
@@ -130,6 +141,7 @@ class Notes:
     """A score that begins with frame 0."""
 
     constant = False
+    complete = True
 
     def __init__(self, config: WaveNetConfig, score: Score):
         expect(config, "score")
@@ -152,6 +164,7 @@ class MelOf:
     """
 
     constant = False
+    complete = True
 
     def __init__(self, config: WaveNetConfig, signal: Signal):
         expect(config, "mel")
@@ -224,6 +237,11 @@ class Given:
         self.closed = last
 
     @property
+    def complete(self) -> bool:
+        """Whether the last frames have come; see `Source`."""
+        return self.closed
+
+    @property
     def ready(self) -> int:
         """Samples from position 0 on that can be generated now; after the last frames, those they cover.
 
@@ -255,6 +273,11 @@ class Together:
         self.parts = (classes, features)
         self.constant = False
 
+    @property
+    def complete(self) -> bool:
+        """Whether all frames of both can be read; see `Source`."""
+        return all(part.complete for part in self.parts)
+
     def read(self, first: int, count: int) -> torch.Tensor:
         """Return the frames of both; see `Source`."""
         found = [part.read(first, count) for part in self.parts]
@@ -267,6 +290,23 @@ def look_ahead(told: ConditioningConfig) -> int:
     return BLOCK + reach(told.features)
 
 
+class BiasMaker(Protocol):
+    """What makes gate biases: a `Conditioner`, or a compiled one."""
+
+    told: ConditioningConfig
+    steady: bool
+    """Whether a frame's bias is the same to the bit whatever frames are computed with it."""
+
+    @property
+    def reach(self) -> int:
+        """Frames before and after one that its bias depends on."""
+        ...
+
+    def gate_bias(self, frames: Frames) -> GateBias:
+        """Return the gate bias of frames, which must reach `reach` beyond what is wanted on either side."""
+        ...
+
+
 class Steering:
     """The gate bias of a stream, made piece by piece of what a source tells.
 
@@ -274,8 +314,8 @@ class Steering:
 
     Parameters
     ----------
-    conditioner : Conditioner
-        The network's.
+    conditioner : BiasMaker
+        The network's `Conditioner`, or what a backend has in its place.
     source : Source
     start : int
         Position of the stream at which frame 0 begins.
@@ -298,13 +338,14 @@ class Steering:
     backend has it.
     """
 
-    def __init__(self, conditioner: Conditioner, source: Source, start: int = 0, guidance: float = 1.0):
+    def __init__(self, conditioner: BiasMaker, source: Source, start: int = 0, guidance: float = 1.0):
         if not (math.isfinite(guidance) and guidance >= 0):
             raise ConfigError(f"guidance = {guidance:g}: must be 0 or more; 1 is as trained")
         self.conditioner = conditioner
         self.source = source
         self.start = start
         self.guidance = guidance
+        self.block = LONG_BLOCK if conditioner.steady and source.complete else BLOCK
         self._blocks: OrderedDict[int, torch.Tensor] = OrderedDict()
 
     @torch.inference_mode()
@@ -313,22 +354,22 @@ class Steering:
         told = self.conditioner.told
         if self.source.constant:
             return GateBias(self._block(0)[:, :1], told.hop)
-        low = math.floor((first - self.start) / told.hop) // BLOCK
+        low = (first - self.start) // told.hop // self.block
         # With interpolation the frame after the last one counts as well.
-        high = (math.floor((stop - 1 - self.start) / told.hop) + 1) // BLOCK
+        high = ((stop - 1 - self.start) // told.hop + told.linear) // self.block
         blocks = [self._block(block) for block in range(low, high + 1)]
         values = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
-        return GateBias(values, told.hop, self.start + low * BLOCK * told.hop, told.linear)
+        return GateBias(values, told.hop, self.start + low * self.block * told.hop, told.linear)
 
     def _block(self, number: int) -> torch.Tensor:
         if number not in self._blocks:
             reach = self.conditioner.reach
-            frames = self.source.read(number * BLOCK - reach, BLOCK + 2 * reach)
+            frames = self.source.read(number * self.block - reach, self.block + 2 * reach)
             with single_thread():
                 rows = [self.conditioner.gate_bias(Frames(row[None])).values for row in frames]
             values = rows[0] if len(rows) == 1 else torch.cat(rows)
             self._blocks[number] = values if self.guidance == 1 else values * self.guidance
-            if len(self._blocks) > _BLOCKS_KEPT:
+            if len(self._blocks) * self.block > _FRAMES_KEPT:
                 self._blocks.popitem(last=False)
         return self._blocks[number]
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds csrc/cpu/kernel_check.cpp, and on x86-64 csrc/cpu/training_check.cpp, under the sanitizers and runs them;
-# fails on the first thing they find. Where an ARM compiler and qemu's user mode are installed, does the same
+# Builds csrc/cpu/kernel_check.cpp and conditioner_check.cpp, and on x86-64 training_check.cpp, under the sanitizers
+# and runs them; fails on the first thing they find. Where an ARM compiler and qemu's user mode are installed, does the same
 # without sanitizers on two 64-bit ARM processors, with and without products of bytes, and compares what int8 gives
 # there with what it gives here.
 # Usage: csrc/cpu/check.sh [cases]
@@ -8,13 +8,13 @@ set -eu
 cd "$(dirname "$0")/.."
 build="$(mktemp -d)"
 trap 'rm -rf "$build"' EXIT
-engine="core/network.cpp core/sampling.cpp cpu/run.cpp cpu/kernel_base.cpp"
+engine="core/conditioner.cpp core/network.cpp core/sampling.cpp cpu/run.cpp cpu/kernel_base.cpp"
 avx2="-mavx2 -mfma"
 # GCC 12 takes the undefined operands in its own header of intrinsics for a mistake.
 avx512="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-uninitialized -Wno-maybe-uninitialized"
 
-# build_check FOLDER COMPILER ARCHITECTURE FLAGS: makes the folder, and in it the program `check` and, on
-# x86-64, `training_check`.
+# build_check FOLDER COMPILER ARCHITECTURE FLAGS: makes the folder, and in it the programs `check`,
+# `conditioner_check` and, on x86-64, `training_check`.
 build_check() {
   folder="$1"
   shift
@@ -41,6 +41,9 @@ build_check() {
   shared="$objects"
   compile "$1" cpu/kernel_check.cpp ""
   $1 $flags $objects -o "$folder/check"
+  objects="$shared"
+  compile "$1" cpu/conditioner_check.cpp ""
+  $1 $flags $objects -o "$folder/conditioner_check"
   if [ "$2" = x86_64 ]; then
     objects="$shared"
     compile "$1" cpu/training.cpp ""
@@ -55,8 +58,9 @@ build_check() {
 # sanitized SANITIZER CASES: builds and runs; what it says goes into a file.
 sanitized() {
   build_check "$build/$1" "${CXX:-c++}" "$(uname -m)" "-O1 -fsanitize=$1 -fno-sanitize-recover=all"
-  # The check of training first, as the last line said is compared below.
-  if [ -e "$build/$1/training_check" ]; then "$build/$1/training_check" "$2" > "$build/$1/said"; fi
+  # The engine last, as the last line said is compared below.
+  "$build/$1/conditioner_check" "$2" > "$build/$1/said"
+  if [ -e "$build/$1/training_check" ]; then "$build/$1/training_check" "$2" >> "$build/$1/said"; fi
   "$build/$1/check" "$2" >> "$build/$1/said"
 }
 
@@ -84,6 +88,7 @@ for processor in cortex-a53 max; do
   # As many networks as the checksum is of, or as few as were asked for: every instruction is emulated.
   cases="${1:-2}"
   if [ "$cases" -gt 2 ]; then cases=2; fi
+  qemu-aarch64 -cpu "$processor" "$build/arm/conditioner_check" "$cases"
   qemu-aarch64 -cpu "$processor" "$build/arm/check" "$cases" > "$build/there" || { cat "$build/there"; exit 1; }
   cat "$build/there"
   if [ "$(tail -n 1 "$build/address,undefined/said")" != "$(tail -n 1 "$build/there")" ]; then

@@ -23,6 +23,7 @@ namespace {
 struct InstructionSet {
   const char* name;
   RunGroup run_group;
+  FrameBias frame_bias;
   ReadWords read_words;
   MultiplyAdds multiply_adds;
 };
@@ -46,23 +47,26 @@ bool multiplies_bytes() {
 // Slowest first. Read from the processor once.
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
-    std::vector<InstructionSet> found{{"base", base::run_group, base::read_words, base::multiply_adds}};
+    std::vector<InstructionSet> found{
+        {"base", base::run_group, base::frame_bias, base::read_words, base::multiply_adds}};
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-      found.push_back({"avx2", avx2::run_group, avx2::read_words, avx2::multiply_adds});
+      found.push_back({"avx2", avx2::run_group, avx2::frame_bias, avx2::read_words, avx2::multiply_adds});
     }
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      found.push_back({"avx512", avx512::run_group, avx512::read_words, avx512::multiply_adds});
+      found.push_back(
+          {"avx512", avx512::run_group, avx512::frame_bias, avx512::read_words, avx512::multiply_adds});
       if (__builtin_cpu_supports("avx512vnni"))
-        found.push_back(
-            {"avx512vnni", avx512vnni::run_group, avx512vnni::read_words, avx512vnni::multiply_adds});
+        found.push_back({"avx512vnni", avx512vnni::run_group, avx512vnni::frame_bias, avx512vnni::read_words,
+                         avx512vnni::multiply_adds});
     }
 #elif defined(__aarch64__)
-    found.push_back({"neon", neon::run_group, neon::read_words, neon::multiply_adds});
+    found.push_back({"neon", neon::run_group, neon::frame_bias, neon::read_words, neon::multiply_adds});
     if (multiplies_bytes()) {
-      found.push_back({"neondot", neondot::run_group, neondot::read_words, neondot::multiply_adds});
+      found.push_back(
+          {"neondot", neondot::run_group, neondot::frame_bias, neondot::read_words, neondot::multiply_adds});
     }
 #endif
     return found;
@@ -204,6 +208,24 @@ void run(const Task& task, int64_t threads) {
   for (int64_t row = 0; row < task.batch; ++row) {
     const int64_t position = failed[static_cast<size_t>(row)];
     if (position != kFinite) throw NonFinite(position, row);
+  }
+}
+
+void frame_bias(const Conditioner& conditioner, float limit, const float* frames, int64_t batch,
+                int64_t count, float* bias) {
+  const auto run_frames = chosen().frame_bias;
+  if (batch == 0) return;
+  const size_t rows = static_cast<size_t>(count);
+  const size_t inputs = static_cast<size_t>(std::max(conditioner.features, conditioner.classes));
+  const size_t width = static_cast<size_t>(conditioner.width_padded);
+  std::vector<float> features(rows * inputs), hidden(rows * width), other(rows * width), block(rows * kBlock);
+  FrameTask task{conditioner,     limit,         frames,       count,       bias,
+                 features.data(), hidden.data(), other.data(), block.data()};
+  const FlushDenormals flush;
+  for (int64_t row = 0; row < batch; ++row) {
+    run_frames(task);
+    task.frames += (conditioner.classes + conditioner.features) * count;
+    task.bias += (count - conditioner.lost) * conditioner.outputs;
   }
 }
 

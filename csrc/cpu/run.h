@@ -24,6 +24,11 @@ struct NonFinite : std::runtime_error {
 // for an instruction set that is not there or if a thread cannot be started.
 void run(const Task& task, int64_t threads);
 
+// Makes the gate bias (batch, count - lost, outputs) of frames (batch, classes + features, count), of which
+// there must be more than the conditioner loses. Throws as `run` does of WAVENET_CPU.
+void frame_bias(const Conditioner& conditioner, float limit, const float* frames, int64_t batch,
+                int64_t count, float* bias);
+
 // For benchmarks: bytes per second when one thread reads `data` again and again, and multiply-adds per second
 // of one thread, in float32 or in int8. Each takes about `seconds`.
 double read_rate(const void* data, int64_t bytes, double seconds);

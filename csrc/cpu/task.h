@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "core/conditioner.h"
 #include "core/gate_bias.h"
 #include "core/network.h"
 #include "core/sampling.h"
@@ -74,6 +75,20 @@ constexpr int64_t kFinite = -1;
 using RunGroup = void (*)(const Task& task, int64_t first, int64_t count, const Scratch& scratch,
                           int64_t* failed);
 
+// What one call asks of the conditioner: the gate bias of all frames but those that it loses at either end.
+struct FrameTask {
+  Conditioner conditioner;
+  float limit;          // no bias leaves [-limit, limit]
+  const float* frames;  // (classes + features, count)
+  int64_t count;
+  float* bias;  // (count - lost, outputs)
+  // Working memory, rows of frames.
+  float* features;        // (count, the larger of features and classes)
+  float *hidden, *other;  // (count, width_padded)
+  float* block;           // (count, kBlock)
+};
+using FrameBias = void (*)(const FrameTask& task);
+
 // For benchmarks. Reads all words but a rest smaller than 1 KiB.
 using ReadWords = int32_t (*)(const int32_t* words, int64_t count);
 // For benchmarks. Does as many multiply-adds as it returns, in registers.
@@ -83,6 +98,7 @@ using MultiplyAdds = int64_t (*)(bool int8, const int32_t* table, int64_t steps,
 #define WAVENET_INSTRUCTION_SET(name)                                                                      \
   namespace name {                                                                                         \
   void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed); \
+  void frame_bias(const FrameTask& task);                                                                  \
   int32_t read_words(const int32_t* words, int64_t count);                                                 \
   int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);                      \
   }

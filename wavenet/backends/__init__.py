@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 
 from wavenet.backends.cuda import CudaBackend
-from wavenet.backends.native import NativeBackend
+from wavenet.backends.native import CompiledConditioner, NativeBackend
 from wavenet.backends.numba import NumbaBackend
 from wavenet.backends.reference import ReferenceBackend
-from wavenet.conditioning import GateBias
+from wavenet.conditioning import Conditioner, GateBias
 from wavenet.errors import BackendError
 from wavenet.model import WaveNet
 from wavenet.packing import PRECISIONS as CPU_PRECISIONS
@@ -136,6 +136,16 @@ def create(
     if name == "cuda":
         return CudaBackend(model, threads, precision, device, kernel)
     return _BACKENDS[name](model, threads, precision)
+
+
+def bias_maker(backend: Backend, model: WaveNet) -> Conditioner | CompiledConditioner | None:
+    """Return what makes a network's gate biases beside a backend; None for one without conditions."""
+    if model.conditioner is None:
+        return None
+    if isinstance(backend, NativeBackend):
+        return CompiledConditioner(model.conditioner)
+    model.conditioner.settle()
+    return model.conditioner
 
 
 def choose(name: str, device: str = "cpu", precision: str = "fp32") -> tuple[str, dict[str, str]]:
