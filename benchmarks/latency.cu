@@ -107,7 +107,7 @@ WAVENET_DEVICE void send_around(const Mail& mail, const Pipeline& pipeline, int 
       mail.put(to, kInput, 0, row, s, mail.slot(kInput, 0)[2 * i], 1.0f);
     }
     __syncthreads();
-    mail.post(to, kInput, 0);
+    mail.post(to, kInput, 0, turn);
   }
   // The first block has the last message to itself.
   if (index == 0) mail.wait({kInput, 0, turns - 1, false});
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1)
 
 __global__ void __launch_bounds__(kThreadsOfStage, 1)
     hops_in_grid(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline, int turns,
-                 int64_t* cycles, int32_t* counts, unsigned char* messages) {
+                 int64_t* cycles, uint32_t* counts, unsigned char* messages) {
   const GridMail mail(task, pipeline, static_cast<int>(blockIdx.x), messages, counts);
   send_around(mail, pipeline, static_cast<int>(blockIdx.x), turns, cycles);
 }
@@ -272,7 +272,7 @@ class Probe {
     Task task{};
     task.stuck = zeros<int64_t>(1);
     require(cudaMemset(task.stuck, static_cast<int>(kNone & 0xff), sizeof(int64_t)), "clearing memory");
-    auto* counts = zeros<int32_t>(static_cast<size_t>(blocks) * kBoxes);
+    auto* counts = zeros<uint32_t>(static_cast<size_t>(blocks) * kBoxes);
     auto* messages = zeros<unsigned char>(static_cast<size_t>(blocks) * slot);
     cudaLaunchAttribute how{};
     cudaLaunchConfig_t config{};
@@ -302,7 +302,7 @@ class Probe {
                     "starting a kernel");
             return;
           }
-          require(cudaMemset(counts, 0, static_cast<size_t>(blocks) * kBoxes * sizeof(int32_t)),
+          require(cudaMemset(counts, 0, static_cast<size_t>(blocks) * kBoxes * sizeof(uint32_t)),
                   "clearing memory");
           require(
               cudaLaunchKernelEx(&config, hops_in_grid, task, pipeline, kTurns, cycles_, counts, messages),

@@ -49,14 +49,15 @@ class HostPost {
     }
   }
 
-  void post(int to, int box, int tile) {
+  void post(int to, int box, int tile, int64_t use) {
     Slot& slot = at(to, box, tile);
+    if (slot.use != use) throw std::logic_error("a sender has miscounted its messages");
     for (const bool written : slot.written) {
       if (!written) throw std::logic_error("a piece of a message is missing");
     }
     slot.full = posted_++ != stages_.lost;
     slot.written.assign(slot.written.size(), false);
-    if (slot.full) ++slot.use;
+    ++slot.use;
   }
 
   bool there(int block, const Awaited& message) const {
@@ -102,7 +103,7 @@ struct HostMail {
   void put(int to, int box, int tile, int row, int s, float a, float b) const {
     office.put(to, box, tile, row, s, a, b);
   }
-  void post(int to, int box, int tile) const { office.post(to, box, tile); }
+  void post(int to, int box, int tile, int64_t use) const { office.post(to, box, tile, use); }
 };
 
 // A block with its shared memory.

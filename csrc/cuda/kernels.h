@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kStageThreads, 1)
 // the messages in its slots, which are zero at the beginning, and the messages.
 template <class Format>
 __global__ void __launch_bounds__(kStageThreads, 1)
-    stage_grid(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline, int32_t* counts,
+    stage_grid(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline, uint32_t* counts,
                unsigned char* messages) {
 #if __CUDA_ARCH__ >= 800
   extern __shared__ __align__(16) unsigned char shared[];

@@ -1,10 +1,11 @@
 // How messages travel between the blocks of a pipeline: through the shared memory of a cluster, or through
 // the device's.
 //
-// A block writes a message piece by piece with `put`, in one phase, and after it calls `post`. Another
-// block's `wait` returns true once all of that message can be read in its slot; it is called by all threads
-// of the block, and they agree on what it returns. False says that the kernel is stuck: the wait is bounded,
-// and who gives up marks `task.stuck`, at which all others give up too.
+// A block writes a message piece by piece with `put`, in one phase, and after it calls `post`, which is told
+// how many messages went to that slot before. Another block's `wait` returns true once all of that message
+// can be read in its slot; it is called by all threads of the block, and they agree on what it returns. False
+// says that the kernel is stuck: the wait is bounded, and who gives up marks `task.stuck`, at which all
+// others give up too.
 #pragma once
 
 #include "cuda/stage_plan.h"
@@ -79,7 +80,7 @@ class ClusterMail {
         "f"(a), "f"(b), "r"(there(barrier(box, tile), to))
         : "memory");
   }
-  WAVENET_DEVICE void post(int, int, int) const {}
+  WAVENET_DEVICE void post(int, int, int, int64_t) const {}
 
   WAVENET_DEVICE bool wait(const Awaited& message) const {
     const unsigned at = barrier(message.box, message.tile);
@@ -131,13 +132,19 @@ class ClusterMail {
 #endif
 
 // Pieces are written to the device's memory. Once all threads have passed the barrier behind the phase, one
-// of them releases them by the slot's count of messages, at which one thread of the other block looks;
-// another barrier then hands what it acquired to the rest (PTX ISA, causality order).
+// of them stores the slot's count of messages, at which one thread of the other block looks; another barrier
+// then lets the rest read.
+//
+// Why the pieces are there (PTX ISA, memory consistency model): the barrier puts them before the store of the
+// count in causality order, and the store releases what is before it, other threads' writes too. The looks
+// are relaxed, since each that acquires may empty the first-level cache; the one fence behind the look that
+// finds the count makes an acquire pattern with it, which the store synchronises with, and the second barrier
+// puts it before all reads of the block.
 class GridMail {
  public:
   // `mail` is the pipeline's, `counts` zero when the kernel starts.
   WAVENET_DEVICE GridMail(const Task& task, const Pipeline& pipeline, int index, unsigned char* mail,
-                          int32_t* counts)
+                          uint32_t* counts)
       : task_(task), pipeline_(pipeline), index_(index), mail_(mail), counts_(counts) {}
 
   WAVENET_DEVICE const float* slot(int box, int tile) const { return place(index_, box, tile); }
@@ -146,27 +153,22 @@ class GridMail {
     *reinterpret_cast<float2*>(place(to, box, tile) + row * kTileStreams + s) = make_float2(a, b);
   }
 
-  WAVENET_DEVICE void post(int to, int box, int tile) const {
+  WAVENET_DEVICE void post(int to, int box, int tile, int64_t use) const {
     if (threadIdx.x != 0) return;
-    int32_t* count = counts(to, box, tile);
-    __threadfence();
-    // No one else counts there.
-    const int next = *static_cast<volatile int32_t*>(count) + 1;
-    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(count), "r"(next) : "memory");
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(counts(to, box, tile)), "r"(after(use))
+                 : "memory");
   }
 
   WAVENET_DEVICE bool wait(const Awaited& message) const {
     bool found = true;
     if (threadIdx.x == 0) {
-      const int32_t* count = counts(index_, message.box, message.tile);
-      // Counts go around as 32 bits do.
-      const auto goal = static_cast<uint32_t>(message.use + 1);
+      const uint32_t* count = counts(index_, message.box, message.tile);
       found = look(task_, kMostLooksDevice, index_, [&] {
-        int now;
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(count) : "memory");
-        return static_cast<int32_t>(static_cast<uint32_t>(now) - goal) >= 0;
+        uint32_t now;
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(count) : "memory");
+        return static_cast<int32_t>(now - after(message.use)) >= 0;
       });
-      __threadfence();
+      asm volatile("fence.acq_rel.gpu;" ::: "memory");
     }
     return __syncthreads_and(found ? 1 : 0) != 0;
   }
@@ -176,7 +178,9 @@ class GridMail {
     const Mailbox& mailbox = pipeline_.block[of].box[box];
     return reinterpret_cast<float*>(mail_ + mailbox.offset) + tile * mailbox.rows * kTileStreams;
   }
-  WAVENET_DEVICE int32_t* counts(int of, int box, int tile) const {
+  // A slot's count once it has had `use` messages and one more; it goes around as 32 bits do.
+  WAVENET_DEVICE static uint32_t after(int64_t use) { return static_cast<uint32_t>(use + 1); }
+  WAVENET_DEVICE uint32_t* counts(int of, int box, int tile) const {
     return counts_ + (of * kBoxes + box) * pipeline_.tiles + tile;
   }
 
@@ -184,7 +188,7 @@ class GridMail {
   const Pipeline& pipeline_;
   int index_;
   unsigned char* mail_;
-  int32_t* counts_;
+  uint32_t* counts_;
 };
 
 #endif

@@ -21,7 +21,7 @@ constexpr int kPortableCluster = 8;
 
 using StreamKernel = void (*)(Task, Plan);
 using ClusterKernel = void (*)(Task, Pipeline);
-using GridKernel = void (*)(Task, Pipeline, int32_t*, unsigned char*);
+using GridKernel = void (*)(Task, Pipeline, uint32_t*, unsigned char*);
 
 template <class Format>
 StreamKernel tiled_kernel(int streams) {
@@ -167,7 +167,7 @@ struct Parts {
   Layer* layers;
   StageBlock* blocks;
   Part* parts;
-  int32_t* counts;
+  uint32_t* counts;
   unsigned char* messages;
   int64_t count_bytes, end;
 };
@@ -182,9 +182,9 @@ Parts divide(void* memory, const Task& task, const Choice& choice) {
   parts.layers = workspace.take<Layer>(task.network.layers);
   parts.blocks = workspace.take<StageBlock>(blocks);
   parts.parts = workspace.take<Part>(static_cast<int64_t>(plan.parts.size()));
-  parts.counts = workspace.take<int32_t>(counts);
+  parts.counts = workspace.take<uint32_t>(counts);
   parts.messages = workspace.take<unsigned char>(choice.pipelines * plan.mail_bytes);
-  parts.count_bytes = counts * static_cast<int64_t>(sizeof(int32_t));
+  parts.count_bytes = counts * static_cast<int64_t>(sizeof(uint32_t));
   parts.end = workspace.end();
   return parts;
 }

@@ -239,7 +239,7 @@ class Stage {
       if (ends_network(number)) return;
       block_.phase([&](int thread) { step_residual(thread, number); });
     }
-    mail_.post(index_ + 1, kInput, tile_);
+    mail_.post(index_ + 1, kInput, tile_, step_);
   }
 
   WAVENET_DEVICE void enter(int thread) const {
@@ -332,7 +332,7 @@ class Stage {
         send(sums, index_ + 1, kSkipSums, row);
       }
     });
-    mail_.post(index_ + 1, kSkipSums, tile_);
+    mail_.post(index_ + 1, kSkipSums, tile_, step_);
   }
 
   WAVENET_DEVICE void act_head() {
@@ -348,7 +348,7 @@ class Stage {
         send(sums, index_ + 1, kInput, row);
       }
     });
-    mail_.post(index_ + 1, kInput, tile_);
+    mail_.post(index_ + 1, kInput, tile_, step_);
   }
 
   WAVENET_DEVICE void act_draw() {
@@ -381,7 +381,7 @@ class Stage {
     if (!more()) return;
     const int first = tile_ * kTileStreams;
     block_.phase([&](int thread) { send_samples(thread, 0, 0, last() + first, active() + first); });
-    mail_.post(0, kInput, tile_);
+    mail_.post(0, kInput, tile_, step_);
   }
 
   const Block& block_;
