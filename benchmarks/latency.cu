@@ -89,6 +89,14 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1) barriers(int turns, int64_
   if (threadIdx.x == 0) *cycles = clock64() - begin;
 }
 
+// Gives a block its entry of the plan, as `Stage` does; the pipeline is the whole launch.
+WAVENET_DEVICE void copy_plan(const Pipeline& pipeline, unsigned char* shared) {
+  if (threadIdx.x == 0) {
+    *reinterpret_cast<StageBlock*>(shared + pipeline.own) = pipeline.block[blockIdx.x];
+  }
+  __syncthreads();
+}
+
 // Sends a message around through all blocks of a pipeline.
 template <class Mail>
 WAVENET_DEVICE void send_around(const Mail& mail, const Pipeline& pipeline, int index, int turns,
@@ -119,6 +127,7 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1)
                     int64_t* cycles) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) unsigned char shared[];
+  copy_plan(pipeline, shared);
   const ClusterMail mail(task, pipeline, shared);
   send_around(mail, pipeline, mail.index(), turns, cycles);
   mail.meet();
@@ -129,8 +138,10 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1)
 
 __global__ void __launch_bounds__(kThreadsOfStage, 1)
     hops_in_grid(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline, int turns,
-                 int64_t* cycles, uint32_t* counts, unsigned char* messages) {
-  const GridMail mail(task, pipeline, static_cast<int>(blockIdx.x), messages, counts);
+                 int64_t* cycles, unsigned char* flags, unsigned char* messages) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  copy_plan(pipeline, shared);
+  const GridMail mail(task, pipeline, static_cast<int>(blockIdx.x), shared, messages, flags);
   send_around(mail, pipeline, static_cast<int>(blockIdx.x), turns, cycles);
 }
 
@@ -259,26 +270,31 @@ class Probe {
                              (cluster ? "a cluster" : "the device's memory") + ", of " +
                              std::to_string(blocks) + " blocks";
     if (cluster && capability_ < 90) return;
-    const int slot = rows * kTileStreams * 4, barrier_bytes = 64;
+    const int slot = rows * kTileStreams * 4, books = kBoxes * static_cast<int>(sizeof(SlotBook));
+    // In shared memory the message comes behind the tables.
+    const int tables = (books + static_cast<int>(sizeof(StageBlock)) + 15) / 16 * 16;
     std::vector<StageBlock> table(static_cast<size_t>(blocks));
     for (int each = 0; each < blocks; ++each) {
-      const int offset = cluster ? barrier_bytes : each * slot;
-      table[static_cast<size_t>(each)].box[kInput] = {rows, offset};
+      const auto place = [&](int of) { return Mailbox{rows, cluster ? tables : of % blocks * slot}; };
+      table[static_cast<size_t>(each)].box[kInput] = place(each);
+      table[static_cast<size_t>(each)].next[kInput] = place(each + 1);
     }
     auto* block = zeros<StageBlock>(table.size());
     require(cudaMemcpy(block, table.data(), table.size() * sizeof(StageBlock), cudaMemcpyHostToDevice),
             "copying a table");
-    Pipeline pipeline{block, nullptr, blocks, 1, 0, 0, slot * blocks};
+    const auto flag_bytes = static_cast<size_t>(blocks) * kBoxes * kFlagBytes;
+    Pipeline pipeline{
+        block, nullptr, blocks, 1, 0, 0, books, slot * blocks, static_cast<int64_t>(flag_bytes)};
     Task task{};
     task.stuck = zeros<int64_t>(1);
     require(cudaMemset(task.stuck, static_cast<int>(kNone & 0xff), sizeof(int64_t)), "clearing memory");
-    auto* counts = zeros<uint32_t>(static_cast<size_t>(blocks) * kBoxes);
+    auto* flags = zeros<unsigned char>(flag_bytes);
     auto* messages = zeros<unsigned char>(static_cast<size_t>(blocks) * slot);
     cudaLaunchAttribute how{};
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(kThreadsOfStage);
-    config.dynamicSmemBytes = static_cast<size_t>(barrier_bytes + slot);
+    config.dynamicSmemBytes = static_cast<size_t>(tables + slot);
     config.attrs = &how;
     config.numAttrs = 1;
     if (cluster) {
@@ -302,11 +318,9 @@ class Probe {
                     "starting a kernel");
             return;
           }
-          require(cudaMemset(counts, 0, static_cast<size_t>(blocks) * kBoxes * sizeof(uint32_t)),
-                  "clearing memory");
-          require(
-              cudaLaunchKernelEx(&config, hops_in_grid, task, pipeline, kTurns, cycles_, counts, messages),
-              "starting a kernel");
+          require(cudaMemset(flags, 0, flag_bytes), "clearing memory");
+          require(cudaLaunchKernelEx(&config, hops_in_grid, task, pipeline, kTurns, cycles_, flags, messages),
+                  "starting a kernel");
         },
         cycles_);
     add(name, what, "cycles", found / kTurns / blocks);

@@ -12,7 +12,20 @@ NEWEST, RESIDUAL, SKIP, OLD = range(4)
 """A layer's parts, in their order."""
 
 _PLACES = (
-    *("values", "activations", "taps", "starts", "slots", "frames", "position", "last", "active"),
+    *(
+        "parts",
+        "table",
+        "biases",
+        "values",
+        "activations",
+        "taps",
+        "starts",
+        "slots",
+        "frames",
+        "position",
+        "last",
+        "active",
+    ),
     *("logits", "weights", "sums"),
 )
 
@@ -45,6 +58,8 @@ class Block:
     layers: int
     first_part: int
     boxes: tuple[tuple[int, int], tuple[int, int]]
+    next: tuple[tuple[int, int], tuple[int, int]]
+    """The mailboxes of the block that it sends to."""
     places: dict[str, int]
     bytes: int
 
@@ -55,6 +70,7 @@ class StagePlan:
     resident: bool
     bytes: int
     mail_bytes: int
+    flag_bytes: int
     blocks: list[Block]
     parts: list[Part]
 
@@ -71,13 +87,15 @@ def read_plan(numbers: list[int]) -> StagePlan:
     def some(count: int) -> list[int]:
         return [next(rest) for _ in range(count)]
 
-    serves, resident, size, mail, count = some(5)
+    serves, resident, size, mail, flags, count = some(6)
     blocks = []
     for _ in range(count):
         kind, first, layers, part = some(4)
-        a, b, c, d = some(4)
+        a, b, c, d, e, f, g, h = some(8)
         places = dict(zip(_PLACES, some(len(_PLACES)), strict=True))
-        blocks.append(Block(kind, first, layers, part, ((a, b), (c, d)), places, next(rest)))
+        blocks.append(
+            Block(kind, first, layers, part, ((a, b), (c, d)), ((e, f), (g, h)), places, next(rest))
+        )
     parts = [Part(*some(6)) for _ in range(next(rest))]
     assert next(rest, None) is None
-    return StagePlan(bool(serves), bool(resident), size, mail, blocks, parts)
+    return StagePlan(bool(serves), bool(resident), size, mail, flags, blocks, parts)

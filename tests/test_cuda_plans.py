@@ -76,25 +76,30 @@ def state_of(block: Block, config: WaveNetConfig, stages: Stages) -> list[range]
     first = block.first_layer == 0 and block.kind == LAYERS
     sizes: dict[str, int] = {}
     if block.kind == LAYERS:
-        sizes = {"values": 48 * residual, "activations": 48 * dilated * block.layers}
+        # A table entry of a part has 32 bytes, of a layer 120.
+        biases = block.layers * (2 * dilated + residual) + (padded(config.skip_channels) if first else 0)
+        sizes = {"parts": 32 * 4 * block.layers, "table": 120 * block.layers, "biases": 4 * biases}
+        sizes |= {"values": 48 * residual, "activations": 48 * dilated * block.layers}
         sizes |= {"taps": 48 * old * block.layers, "starts": 32 * 2 * dilated * block.layers}
         sizes |= {"slots": 32 * block.layers, "frames": 24 * 8, "position": 8 * streams}
         sizes |= {"last": 32, "active": 32}
         rows = (1 if first else residual + 1, 0 if first else padded(config.skip_channels))
     elif block.kind == HEAD:
-        sizes = {"values": 48 * padded(config.skip_channels)}
+        sizes = {"values": 48 * padded(config.skip_channels), "parts": 32}
+        sizes |= {"biases": 4 * padded(config.head_channels)}
         rows = (0, padded(config.skip_channels))
     else:
         row = -(-config.quantization_channels // 32) * 32
         sizes = {"values": 48 * padded(config.head_channels), "position": 8 * streams}
         sizes |= {"last": 4 * streams, "active": 4 * streams, "logits": 32 * row, "weights": 32 * row}
-        sizes |= {"sums": 8 * 8 * 33}
+        sizes |= {"sums": 8 * 8 * 33, "parts": 32, "biases": 4 * classes}
         rows = (padded(config.head_channels), 0)
     assert classes and tuple(rows_of for rows_of, _ in block.boxes) == rows
     taken = [range(block.places[name], block.places[name] + size) for name, size in sizes.items()]
     if stages.mail_is_shared:
         taken += [range(at, at + 32 * stages.tiles * each) for each, at in block.boxes]
-    return [range(16 * stages.tiles), *taken]
+    # Books of 16 bytes for two mailboxes, and the block's own entry in the plan.
+    return [range(32 * stages.tiles + 4 * (12 + len(block.places) + 1)), *taken]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -162,6 +167,11 @@ def test_every_weight_has_one_place_and_nothing_overlaps(seed):
     mail = [range(at, at + 32 * stages.tiles * rows) for block in plan.blocks for rows, at in block.boxes]
     if not stages.mail_is_shared:
         assert disjoint(mail) and max(each.stop for each in mail) <= plan.mail_bytes
+    # A line of the cache for each flag: of two mailboxes of every block, a slot for each tile.
+    assert plan.flag_bytes == (0 if stages.mail_is_shared else 128 * 2 * stages.tiles * len(plan.blocks))
+    assert [block.next for block in plan.blocks] == [
+        block.boxes for block in (*plan.blocks[1:], plan.blocks[0])
+    ]
 
 
 @pytest.mark.parametrize(

@@ -139,17 +139,19 @@ extern "C" __attribute__((visibility("default"))) int64_t wavenet_cuda_stage_pla
   write(plan.resident ? 1 : 0);
   write(plan.bytes);
   write(plan.mail_bytes);
+  write(plan.flag_bytes);
   write(static_cast<int64_t>(plan.blocks.size()));
   for (const wavenet::cuda::StageBlock& block : plan.blocks) {
     write(static_cast<int64_t>(block.kind));
     for (const int64_t each : {block.first_layer, block.layers, block.first_part}) write(each);
-    for (const wavenet::cuda::Mailbox& box : block.box) {
-      write(box.rows);
-      write(box.offset);
+    for (const wavenet::cuda::Mailbox* box : {&block.box[0], &block.box[1], &block.next[0], &block.next[1]}) {
+      write(box->rows);
+      write(box->offset);
     }
     for (const int64_t each :
-         {block.values, block.activations, block.taps, block.starts, block.slots, block.frames,
-          block.position, block.last, block.active, block.logits, block.weights, block.sums, block.bytes}) {
+         {block.parts, block.table, block.biases, block.values, block.activations, block.taps, block.starts,
+          block.slots, block.frames, block.position, block.last, block.active, block.logits, block.weights,
+          block.sums, block.bytes}) {
       write(each);
     }
   }

@@ -57,20 +57,20 @@ __global__ void __launch_bounds__(kStageThreads, 1)
 #endif
 }
 
-// Consecutive blocks of a grid, all of which run at once, are a pipeline. For each there are the counts of
-// the messages in its slots, which are zero at the beginning, and the messages.
+// Consecutive blocks of a grid, all of which run at once, are a pipeline. Each has flags, which are zero at
+// the beginning, and messages.
 template <class Format>
 __global__ void __launch_bounds__(kStageThreads, 1)
-    stage_grid(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline, uint32_t* counts,
-               unsigned char* messages) {
+    stage_grid(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline,
+               unsigned char* flags, unsigned char* messages) {
 #if __CUDA_ARCH__ >= 800
   extern __shared__ __align__(16) unsigned char shared[];
   if (refused(task)) return;
   const DeviceBlock block;
   const int64_t number = blockIdx.x / pipeline.blocks;
   const int index = static_cast<int>(blockIdx.x % pipeline.blocks);
-  const GridMail mail(task, pipeline, index, messages + number * pipeline.mail_bytes,
-                      counts + number * pipeline.blocks * kBoxes * pipeline.tiles);
+  const GridMail mail(task, pipeline, index, shared, messages + number * pipeline.mail_bytes,
+                      flags + number * pipeline.flag_bytes);
   const int64_t first = number * pipeline.tiles * kTileStreams;
   Stage<DeviceBlock, GridMail, Format> stage(block, mail, task, pipeline, index, first, shared);
   run_stage(stage, mail);

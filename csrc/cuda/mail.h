@@ -14,6 +14,11 @@
 
 namespace wavenet::cuda {
 
+// A block's own entry of the plan, in its shared memory once `Stage::prepare` has copied it.
+WAVENET_DEVICE const StageBlock& own_plan(const Pipeline& pipeline, const unsigned char* shared) {
+  return *reinterpret_cast<const StageBlock*>(shared + pipeline.own);
+}
+
 // Which message a block waits for.
 struct Awaited {
   int box, tile;
@@ -48,12 +53,17 @@ class ClusterMail {
  public:
   // The pipeline is the cluster. Ends with all its blocks ready.
   WAVENET_DEVICE ClusterMail(const Task& task, const Pipeline& pipeline, unsigned char* shared)
-      : task_(task), pipeline_(pipeline), shared_(shared), base_(address(shared)) {
+      : task_(task),
+        pipeline_(pipeline),
+        plan_(own_plan(pipeline, shared)),
+        shared_(shared),
+        base_(address(shared)) {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(index_));
     for (int i = static_cast<int>(threadIdx.x); i < kBoxes * pipeline.tiles; i += blockDim.x) {
       const int box = i / pipeline.tiles, tile = i % pipeline.tiles;
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier(box, tile)) : "memory");
-      if (block().box[box].rows > 0) expect(box, tile);
+      const int rows = pipeline.block[index_].box[box].rows;
+      if (rows > 0) expect(box, tile, rows);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     meet();
@@ -68,12 +78,11 @@ class ClusterMail {
   }
 
   WAVENET_DEVICE const float* slot(int box, int tile) const {
-    return reinterpret_cast<const float*>(shared_ + place(block().box[box], tile));
+    return reinterpret_cast<const float*>(shared_ + place(plan_.box[box], tile));
   }
 
   WAVENET_DEVICE void put(int to, int box, int tile, int row, int s, float a, float b) const {
-    const Mailbox& mailbox = pipeline_.block[to].box[box];
-    const unsigned piece = base_ + place(mailbox, tile) + (row * kTileStreams + s) * 4;
+    const unsigned piece = base_ + place(plan_.next[box], tile) + (row * kTileStreams + s) * 4;
     asm volatile(
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
             there(piece, to)),
@@ -96,7 +105,9 @@ class ClusterMail {
           : "memory");
       return ended != 0;
     });
-    if (found && message.more && threadIdx.x == 0) expect(message.box, message.tile);
+    if (found && message.more && threadIdx.x == 0) {
+      expect(message.box, message.tile, plan_.box[message.box].rows);
+    }
     return __syncthreads_and(found ? 1 : 0) != 0;
   }
 
@@ -109,16 +120,14 @@ class ClusterMail {
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(here), "r"(rank));
     return remote;
   }
-  WAVENET_DEVICE const StageBlock& block() const { return pipeline_.block[index_]; }
   WAVENET_DEVICE static int place(const Mailbox& mailbox, int tile) {
     return mailbox.offset + tile * mailbox.rows * kTileStreams * 4;
   }
-  // They stand at the beginning of every block's shared memory.
   WAVENET_DEVICE unsigned barrier(int box, int tile) const {
-    return base_ + (box * pipeline_.tiles + tile) * 8;
+    return base_ + (box * pipeline_.tiles + tile) * static_cast<unsigned>(sizeof(SlotBook));
   }
-  WAVENET_DEVICE void expect(int box, int tile) const {
-    const int bytes = block().box[box].rows * kTileStreams * 4;
+  WAVENET_DEVICE void expect(int box, int tile, int rows) const {
+    const int bytes = rows * kTileStreams * 4;
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier(box, tile)),
                  "r"(bytes)
                  : "memory");
@@ -126,6 +135,7 @@ class ClusterMail {
 
   const Task& task_;
   const Pipeline& pipeline_;
+  const StageBlock& plan_;
   unsigned char* shared_;
   unsigned base_, index_;
 };
@@ -142,27 +152,32 @@ class ClusterMail {
 // puts it before all reads of the block.
 class GridMail {
  public:
-  // `mail` is the pipeline's, `counts` zero when the kernel starts.
-  WAVENET_DEVICE GridMail(const Task& task, const Pipeline& pipeline, int index, unsigned char* mail,
-                          uint32_t* counts)
-      : task_(task), pipeline_(pipeline), index_(index), mail_(mail), counts_(counts) {}
+  // `mail` and `flags` are the pipeline's; these are zero when the kernel starts.
+  WAVENET_DEVICE GridMail(const Task& task, const Pipeline& pipeline, int index, const unsigned char* shared,
+                          unsigned char* mail, unsigned char* flags)
+      : task_(task),
+        pipeline_(pipeline),
+        plan_(own_plan(pipeline, shared)),
+        index_(index),
+        mail_(mail),
+        flags_(flags) {}
 
-  WAVENET_DEVICE const float* slot(int box, int tile) const { return place(index_, box, tile); }
+  WAVENET_DEVICE const float* slot(int box, int tile) const { return place(plan_.box[box], tile); }
 
-  WAVENET_DEVICE void put(int to, int box, int tile, int row, int s, float a, float b) const {
-    *reinterpret_cast<float2*>(place(to, box, tile) + row * kTileStreams + s) = make_float2(a, b);
+  WAVENET_DEVICE void put(int, int box, int tile, int row, int s, float a, float b) const {
+    *reinterpret_cast<float2*>(place(plan_.next[box], tile) + row * kTileStreams + s) = make_float2(a, b);
   }
 
   WAVENET_DEVICE void post(int to, int box, int tile, int64_t use) const {
     if (threadIdx.x != 0) return;
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(counts(to, box, tile)), "r"(after(use))
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag(to, box, tile)), "r"(after(use))
                  : "memory");
   }
 
   WAVENET_DEVICE bool wait(const Awaited& message) const {
     bool found = true;
     if (threadIdx.x == 0) {
-      const uint32_t* count = counts(index_, message.box, message.tile);
+      const uint32_t* count = flag(index_, message.box, message.tile);
       found = look(task_, kMostLooksDevice, index_, [&] {
         uint32_t now;
         asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(count) : "memory");
@@ -174,21 +189,21 @@ class GridMail {
   }
 
  private:
-  WAVENET_DEVICE float* place(int of, int box, int tile) const {
-    const Mailbox& mailbox = pipeline_.block[of].box[box];
+  WAVENET_DEVICE float* place(const Mailbox& mailbox, int tile) const {
     return reinterpret_cast<float*>(mail_ + mailbox.offset) + tile * mailbox.rows * kTileStreams;
   }
   // A slot's count once it has had `use` messages and one more; it goes around as 32 bits do.
   WAVENET_DEVICE static uint32_t after(int64_t use) { return static_cast<uint32_t>(use + 1); }
-  WAVENET_DEVICE uint32_t* counts(int of, int box, int tile) const {
-    return counts_ + (of * kBoxes + box) * pipeline_.tiles + tile;
+  WAVENET_DEVICE uint32_t* flag(int of, int box, int tile) const {
+    return reinterpret_cast<uint32_t*>(flags_ + ((of * kBoxes + box) * pipeline_.tiles + tile) * kFlagBytes);
   }
 
   const Task& task_;
   const Pipeline& pipeline_;
+  const StageBlock& plan_;
   int index_;
   unsigned char* mail_;
-  uint32_t* counts_;
+  unsigned char* flags_;
 };
 
 #endif

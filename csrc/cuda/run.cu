@@ -21,7 +21,7 @@ constexpr int kPortableCluster = 8;
 
 using StreamKernel = void (*)(Task, Plan);
 using ClusterKernel = void (*)(Task, Pipeline);
-using GridKernel = void (*)(Task, Pipeline, uint32_t*, unsigned char*);
+using GridKernel = void (*)(Task, Pipeline, unsigned char*, unsigned char*);
 
 template <class Format>
 StreamKernel tiled_kernel(int streams) {
@@ -167,24 +167,22 @@ struct Parts {
   Layer* layers;
   StageBlock* blocks;
   Part* parts;
-  uint32_t* counts;
+  unsigned char* flags;
   unsigned char* messages;
-  int64_t count_bytes, end;
+  int64_t end;
 };
 
 Parts divide(void* memory, const Task& task, const Choice& choice) {
   Workspace workspace(memory);
   const StagePlan& plan = choice.stages;
   const auto blocks = static_cast<int64_t>(plan.blocks.size());
-  const int64_t counts = choice.pipelines * blocks * kBoxes * plan.tiles;
   Parts parts{};
   parts.report = workspace.take<int64_t>(report_words(task.batch));
   parts.layers = workspace.take<Layer>(task.network.layers);
   parts.blocks = workspace.take<StageBlock>(blocks);
   parts.parts = workspace.take<Part>(static_cast<int64_t>(plan.parts.size()));
-  parts.counts = workspace.take<uint32_t>(counts);
+  parts.flags = workspace.take<unsigned char>(choice.pipelines * plan.flag_bytes);
   parts.messages = workspace.take<unsigned char>(choice.pipelines * plan.mail_bytes);
-  parts.count_bytes = counts * static_cast<int64_t>(sizeof(uint32_t));
   parts.end = workspace.end();
   return parts;
 }
@@ -209,11 +207,12 @@ void launch_stages(const Task& task, const Choice& choice, const Parts& to, cuda
     require(cudaLaunchKernelEx(&launch.config(), kernel, task, pipeline), starting);
     return;
   }
-  require(cudaMemsetAsync(to.counts, 0, static_cast<size_t>(to.count_bytes), stream), "clearing memory");
+  const auto flag_bytes = static_cast<size_t>(choice.pipelines * plan.flag_bytes);
+  require(cudaMemsetAsync(to.flags, 0, flag_bytes, stream), "clearing memory");
   const auto kernel = grid_kernel(task.network.tiles);
   Launch launch(kernel, choice.pipelines * blocks, kStageThreads, plan.bytes, stream);
   launch.at_once();
-  require(cudaLaunchKernelEx(&launch.config(), kernel, task, pipeline, to.counts, to.messages), starting);
+  require(cudaLaunchKernelEx(&launch.config(), kernel, task, pipeline, to.flags, to.messages), starting);
 }
 
 void launch_streams(const Task& task, const Choice& choice, cudaStream_t stream) {

@@ -31,7 +31,7 @@ class Stage {
         task_(task),
         net_(task.network),
         pipeline_(pipeline),
-        plan_(pipeline.block[index]),
+        plan_(own_plan(pipeline, shared)),
         index_(index),
         first_(first),
         shared_(shared) {
@@ -41,16 +41,19 @@ class Stage {
 
   // Loads what stays, and begins the first act.
   WAVENET_DEVICE void prepare() {
+    block_.phase([&](int thread) { copy(thread, pipeline_.own, pipeline_.block + index_, 1); });
     block_.phase([&](int thread) {
-      load_weights(thread);
+      load_tables(thread);
       for (int word = plan_.values / 4 + thread; word < end_of_state() / 4; word += kThreadsHere) {
         at<int32_t>(0)[word] = 0;
       }
     });
     block_.phase([&](int thread) {
-      if (plan_.kind == StageKind::kHead) return;
+      load_weights(thread);
       const bool draws = plan_.kind == StageKind::kDraw;
-      for (int i = thread; i < tiles_ * kTileStreams && first_ + i < task_.batch; i += kThreadsHere) {
+      for (int i = thread;
+           plan_.kind != StageKind::kHead && i < tiles_ * kTileStreams && first_ + i < task_.batch;
+           i += kThreadsHere) {
         position()[i] = task_.position[first_ + i];
         if (!draws) continue;
         last()[i] = static_cast<int32_t>(task_.last_sample[first_ + i]);
@@ -129,7 +132,15 @@ class Stage {
   WAVENET_DEVICE int64_t* position() const { return at<int64_t>(plan_.position); }
   WAVENET_DEVICE int32_t* last() const { return at<int32_t>(plan_.last); }
   WAVENET_DEVICE int32_t* active() const { return at<int32_t>(plan_.active); }
-  WAVENET_DEVICE const Layer& layer(int number) const { return net_.layer[plan_.first_layer + number]; }
+  WAVENET_DEVICE const Layer& layer(int number) const { return at<Layer>(plan_.table)[number]; }
+  WAVENET_DEVICE const float* biases(int layer) const {
+    return at<float>(plan_.biases) + layer * static_cast<int>(2 * net_.dilated_padded + net_.residual_padded);
+  }
+  WAVENET_DEVICE const float* residual_bias(int layer) const {
+    return biases(layer) + 2 * net_.dilated_padded;
+  }
+  // Of the outputs of a head, or of the skip sums.
+  WAVENET_DEVICE const float* head_bias() const { return biases(plan_.layers); }
   WAVENET_DEVICE int old_tiles() const {
     return (static_cast<int>((net_.taps - 1) * net_.residual) + kTileInputs - 1) / kTileInputs;
   }
@@ -142,8 +153,12 @@ class Stage {
   // Weights lie behind everything else.
   WAVENET_DEVICE int32_t end_of_state() const { return pipeline_.part[plan_.first_part].offset; }
 
+  WAVENET_DEVICE int parts() const {
+    return plan_.kind == StageKind::kLayers ? plan_.layers * kLayerParts : 1;
+  }
+  WAVENET_DEVICE const Part& part(int number) const { return at<Part>(plan_.parts)[number]; }
   WAVENET_DEVICE const Part& part(int layer, LayerPart which) const {
-    return pipeline_.part[plan_.first_part + layer * kLayerParts + which];
+    return part(layer * kLayerParts + which);
   }
   // The weights of a part's outputs from 16 * `row` on.
   WAVENET_DEVICE const int32_t* weights(const Part& part, int row) const {
@@ -151,10 +166,35 @@ class Stage {
     return part.source + row * part.pitch;
   }
 
+  template <class T>
+  WAVENET_DEVICE void copy(int thread, int32_t offset, const T* from, int64_t count) {
+    const auto* words = reinterpret_cast<const int32_t*>(from);
+    const int64_t size = count * static_cast<int64_t>(sizeof(T)) / 4;
+    for (int64_t i = thread; i < size; i += kThreadsHere) at<int32_t>(offset)[i] = words[i];
+  }
+
+  WAVENET_DEVICE void load_tables(int thread) {
+    copy(thread, plan_.parts, pipeline_.part + plan_.first_part, parts());
+    int32_t to = plan_.biases;
+    const auto append = [&](const float* bias, int64_t count) {
+      if (bias != nullptr) copy(thread, to, bias, count);
+      to += static_cast<int32_t>(4 * count);
+    };
+    if (plan_.kind == StageKind::kHead) append(net_.head1_bias, net_.head_padded);
+    if (plan_.kind == StageKind::kDraw) append(net_.head2_bias, net_.classes_padded);
+    if (plan_.kind != StageKind::kLayers) return;
+    copy(thread, plan_.table, net_.layer + plan_.first_layer, plan_.layers);
+    for (int number = 0; number < plan_.layers; ++number) {
+      const Layer& layer = net_.layer[plan_.first_layer + number];
+      append(layer.dilated_bias, 2 * net_.dilated_padded);
+      append(layer.residual_bias, net_.residual_padded);
+    }
+    if (index_ == 0) append(net_.skip_bias, net_.skip_padded);
+  }
+
   WAVENET_DEVICE void load_weights(int thread) {
-    const int parts = plan_.kind == StageKind::kLayers ? plan_.layers * kLayerParts : 1;
-    for (int each = 0; each < parts; ++each) {
-      const Part& part = pipeline_.part[plan_.first_part + each];
+    for (int each = 0; each < parts(); ++each) {
+      const Part& part = this->part(each);
       for (int i = 4 * thread; i < part.resident * part.words; i += 4 * kThreadsHere) {
         const int32_t* from = part.source + i / part.words * part.pitch + i % part.words;
         *reinterpret_cast<TileWeights*>(at<int32_t>(part.offset) + i) = read_tile(from);
@@ -213,7 +253,8 @@ class Stage {
         Sums sums(thread);
         sums.for_each([&](float& sum, int output, int s) {
           const bool told = task_.gate.values != nullptr && exists(s);
-          sum = gate_start(net_, task_.gate, plan_.first_layer + number, row * kTileOutputs + output,
+          const int of = row * kTileOutputs + output;
+          sum = gate_start(net_, task_.gate, biases(number)[of], plan_.first_layer + number, of,
                            told ? frames() + s : nullptr);
         });
         multiply(sums, part(number, kOldTaps), row, taps(number));
@@ -287,7 +328,7 @@ class Stage {
   WAVENET_DEVICE void step_residual(int thread, int number) const {
     const bool leaves = number + 1 == plan_.layers;
     const int rows = static_cast<int>(net_.residual_padded) / kTileOutputs;
-    const float* bias = layer(number).residual_bias;
+    const float* bias = residual_bias(number);
     for (int row = thread / kWarpSize; row < rows; row += kStageWarps) {
       float* place = values() + row * kTileOutputs * kStageStride;
       Sums sums(thread);
@@ -322,7 +363,7 @@ class Stage {
         Sums sums(thread);
         const int first = row * kTileOutputs;
         sums.for_each([&](float& sum, int output, int s) {
-          sum = index_ == 0 ? net_.skip_bias[first + output]
+          sum = index_ == 0 ? head_bias()[first + output]
                             : mail_.slot(kSkipSums, tile_)[(first + output) * kTileStreams + s];
         });
         for (int number = 0; number < plan_.layers; ++number) {
@@ -338,11 +379,10 @@ class Stage {
   WAVENET_DEVICE void act_head() {
     block_.phase([&](int thread) { take(thread, kSkipSums, net_.skip_padded); });
     block_.phase([&](int thread) {
-      const Part& part = pipeline_.part[plan_.first_part];
+      const Part& part = this->part(0);
       for (int row = thread / kWarpSize; row < part.rows; row += kStageWarps) {
         Sums sums(thread);
-        sums.for_each(
-            [&](float& sum, int output, int) { sum = net_.head1_bias[row * kTileOutputs + output]; });
+        sums.for_each([&](float& sum, int output, int) { sum = head_bias()[row * kTileOutputs + output]; });
         multiply(sums, part, row, values());
         sums.for_each([](float& sum, int, int) { sum = relu(sum); });
         send(sums, index_ + 1, kInput, row);
@@ -355,11 +395,11 @@ class Stage {
     float* logits = at<float>(plan_.logits);
     block_.phase([&](int thread) { take(thread, kInput, net_.head_padded); });
     block_.phase([&](int thread) {
-      const Part& part = pipeline_.part[plan_.first_part];
+      const Part& part = this->part(0);
       for (int row = thread / kWarpSize; row < part.rows; row += kStageWarps) {
         Sums sums(thread);
         const int first = row * kTileOutputs;
-        sums.for_each([&](float& sum, int output, int) { sum = net_.head2_bias[first + output]; });
+        sums.for_each([&](float& sum, int output, int) { sum = head_bias()[first + output]; });
         multiply(sums, part, row, values());
         sums.for_each([&](float& sum, int output, int s) {
           if (first + output >= net_.classes) return;

@@ -48,6 +48,11 @@ class Planner {
     add_head(plan, StageKind::kHead, net_.head1, net_.skip_padded);
     add_head(plan, StageKind::kDraw, net_.head2, net_.head_padded);
     plan.mail_bytes = mail_.end();
+    const size_t count = plan.blocks.size();
+    plan.flag_bytes = room_.mail_is_shared ? 0 : static_cast<int64_t>(count) * kBoxes * tiles_ * kFlagBytes;
+    for (size_t index = 0; index < count; ++index) {
+      std::copy_n(plan.blocks[(index + 1) % count].box, kBoxes, plan.blocks[index].next);
+    }
     return plan;
   }
 
@@ -78,6 +83,10 @@ class Planner {
     block.box[kInput] = mailbox(places, first == 0 ? 1 : net_.residual_padded + 1);
     block.box[kSkipSums] = mailbox(places, first == 0 ? 0 : net_.skip_padded);
     const int64_t old_taps = whole((net_.taps - 1) * net_.residual);
+    block.parts = places.take(count * kLayerParts * static_cast<int64_t>(sizeof(Part)));
+    block.table = places.take(count * static_cast<int64_t>(sizeof(Layer)));
+    const int64_t skip_bias = first == 0 ? net_.skip_padded : 0;
+    block.biases = places.take(4 * (count * (2 * net_.dilated_padded + net_.residual_padded) + skip_bias));
     block.values = places.take(net_.residual_padded * kChannelBytes);
     block.activations = places.take(count * net_.dilated_padded * kChannelBytes);
     block.taps = places.take(count * old_taps * kChannelBytes);
@@ -110,6 +119,8 @@ class Planner {
     const bool draws = kind == StageKind::kDraw;
     Places places = begin();
     block.box[draws ? kInput : kSkipSums] = mailbox(places, channels);
+    block.parts = places.take(sizeof(Part));
+    block.biases = places.take(4 * matrix.outputs);
     block.values = places.take(channels * kChannelBytes);
     if (draws) {
       block.position = places.take(tiles_ * kTileStreams * 8);
@@ -123,10 +134,10 @@ class Planner {
     finish(plan, block, places);
   }
 
-  // The barriers of a block's mailboxes come first.
   Places begin() const {
     Places places;
-    places.take(8 * kBoxes * tiles_);
+    places.take(kBoxes * tiles_ * static_cast<int64_t>(sizeof(SlotBook)));
+    places.take(sizeof(StageBlock));
     return places;
   }
 
@@ -199,7 +210,9 @@ Pipeline view(const StagePlan& plan, const Network& network, const StageBlock* b
           static_cast<int32_t>(plan.tiles),
           per_lane,
           per_lane * kWarpSize,
-          plan.mail_bytes};
+          static_cast<int32_t>(kBoxes * plan.tiles * static_cast<int64_t>(sizeof(SlotBook))),
+          plan.mail_bytes,
+          plan.flag_bytes};
 }
 
 }  // namespace wavenet::cuda

@@ -10,6 +10,10 @@
 // the samples drawn. Several tiles are under way at once, each with a slot of its own in every mailbox. So a
 // slot is free when it is written: a tile's next message sets out only after its last one has come back, and
 // that has been through every block.
+//
+// A block's shared memory begins with a `SlotBook` for each slot of its mailboxes; then comes a copy of its
+// own `StageBlock`, at `Pipeline::own`. That and the tables it tells of are copied once a launch, so that no
+// sample waits for a table in the device's memory.
 #pragma once
 
 #include <cstdint>
@@ -47,18 +51,33 @@ struct Mailbox {
 // A block has up to two: what starts its work, and, in a stage, the skip sums so far.
 enum Box { kInput, kSkipSums, kBoxes };
 
+// What a block knows of one slot.
+struct SlotBook {
+  uint64_t barrier;  // an mbarrier, if mailboxes lie in shared memory
+  int32_t sent;      // messages so far: to that slot of the next block
+  int32_t received;  // and from its own
+};
+
+// Flags in the device's memory, at which blocks look, stand so many bytes apart, a line of the caches: a look
+// at one does not wait for a store to another.
+constexpr int64_t kFlagBytes = 128;
+
 struct StageBlock {
   StageKind kind;
   int32_t first_layer, layers;
   int32_t first_part;  // of the pipeline's: kLayerParts for each layer, or a head's one
   Mailbox box[kBoxes];
+  Mailbox next[kBoxes];  // those of the block that it sends to: the next, or from the last the first
   // Bytes from the beginning of shared memory. What lies before `values` is not cleared at the beginning.
-  int32_t values;                  // channels of the tile at hand, `kStageStride` floats apart
-  int32_t activations;             // one such for each layer
-  int32_t taps;                    // and the old taps of each layer
-  int32_t starts;                  // of each layer: bias, conditioning and old taps, summed, rows of 8
-  int32_t slots;                   // of each layer and stream: the ring's row for the next input
-  int32_t frames;                  // of each stream
+  int32_t parts;        // the block's `Part`s
+  int32_t table;        // each layer's `Layer`
+  int32_t biases;       // of each layer those of its gate, then of the residual; at last the head's
+  int32_t values;       // channels of the tile at hand, `kStageStride` floats apart
+  int32_t activations;  // one such for each layer
+  int32_t taps;         // and the old taps of each layer
+  int32_t starts;       // of each layer: bias, conditioning and old taps, summed, rows of 8
+  int32_t slots;        // of each layer and stream: the ring's row for the next input
+  int32_t frames;       // of each stream
   int32_t position, last, active;  // of each stream of each tile
   int32_t logits, weights, sums;
   int32_t bytes;
@@ -73,7 +92,9 @@ struct Pipeline {
   const Part* part;
   int32_t blocks, tiles;
   int32_t per_lane, row;  // classes of a lane, floats of a stream's logits
-  int64_t mail_bytes;     // of the device's memory
+  int32_t own;            // where a block's shared memory has its `StageBlock`
+  int64_t mail_bytes;     // of the device's memory, for messages
+  int64_t flag_bytes;     // and for flags
 };
 
 // What there is for one pipeline.
@@ -86,7 +107,7 @@ struct Room {
 struct StagePlan {
   std::vector<StageBlock> blocks;
   std::vector<Part> parts;
-  int64_t tiles, bytes, mail_bytes;
+  int64_t tiles, bytes, mail_bytes, flag_bytes;
   bool resident;        // all weights lie in shared memory
   std::string refusal;  // why there is none, or empty
 };

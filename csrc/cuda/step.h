@@ -6,10 +6,10 @@
 
 namespace wavenet::cuda {
 
-// A layer's bias and conditioning for one output of its gate; `frame` is null for a stream without.
-WAVENET_DEVICE float gate_start(const Network& net, const GateBias& gate, int index, int output,
+// A layer's bias, which is given, and conditioning for one output of its gate; `frame` is null for a stream
+// without.
+WAVENET_DEVICE float gate_start(const Network& net, const GateBias& gate, float bias, int index, int output,
                                 const GateFrame* frame) {
-  const float bias = net.layer[index].dilated_bias[output];
   const int half = output >= net.dilated_padded ? 1 : 0;
   const int channel = output - half * static_cast<int>(net.dilated_padded);
   if (frame == nullptr || channel >= net.dilated) return bias;

@@ -156,7 +156,8 @@ class StreamCta {
           layer.dilated, x, stride,
           [&](int output, int s) {
             const bool told = task_.gate.values != nullptr && active()[s];
-            return gate_start(net_, task_.gate, index, output, told ? frame() + s : nullptr);
+            return gate_start(net_, task_.gate, layer.dilated_bias[output], index, output,
+                              told ? frame() + s : nullptr);
           },
           [&](int output, int s, float sum) { activation()[output * stride + s] = sum; });
     });
