@@ -27,7 +27,11 @@ template <class Stage, class Mail>
 WAVENET_DEVICE void run_stage(Stage& stage, const Mail& mail) {
   stage.prepare();
   while (!stage.done()) {
-    if (stage.waits() && !mail.wait(stage.awaited())) return;
+    if (stage.waits() && !mail.wait(stage.awaited())) {
+      // Nothing may come to a block that has ended.
+      DeviceBlock::wait_for_copies();
+      return;
+    }
     stage.act();
   }
   stage.finish();

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #if defined(__CUDACC__)
 #define WAVENET_DEVICE __device__ __forceinline__
@@ -178,23 +179,47 @@ class HostWarp {
   bool backward_;
 };
 
-struct HostBlock {
-  bool backward;
-  int warp_count = kWarps;
+// Copies are made at once or, where threads go backward, as late as a kernel allows: when it waits for them.
+class HostBlock {
+ public:
+  explicit HostBlock(bool backward, int warp_count = kWarps) : backward_(backward), warp_count_(warp_count) {
+    late = backward;
+    under_way.clear();
+  }
 
   template <class Work>
   void phase(Work work) const {
-    const int threads = warp_count * kWarpSize;
-    for (int i = 0; i < threads; ++i) work(backward ? threads - 1 - i : i);
+    const int threads = warp_count_ * kWarpSize;
+    for (int i = 0; i < threads; ++i) work(backward_ ? threads - 1 - i : i);
   }
 
   template <class Work>
   void warps(Work work) const {
-    for (int i = 0; i < warp_count; ++i) work(HostWarp(backward ? warp_count - 1 - i : i, backward));
+    for (int i = 0; i < warp_count_; ++i) work(HostWarp(backward_ ? warp_count_ - 1 - i : i, backward_));
   }
 
-  static void start_copy(float* to_shared, const float* from) { *to_shared = *from; }
-  static void wait_for_copies() {}
+  static void start_copy(float* to_shared, const float* from) {
+    if (late) {
+      under_way.push_back({to_shared, from});
+    } else {
+      *to_shared = *from;
+    }
+  }
+  static void wait_for_copies() {
+    for (const Copy& copy : under_way) *copy.to = *copy.from;
+    under_way.clear();
+  }
+
+ private:
+  struct Copy {
+    float* to;
+    const float* from;
+  };
+  static inline thread_local bool late = false;
+  static inline thread_local std::vector<Copy> under_way;
+
+  bool backward_;
+  int warp_count_;
 };
 
 template <int kCount>

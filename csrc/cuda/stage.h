@@ -60,7 +60,10 @@ class Stage {
         active()[i] = 1;
       }
     });
-    if (plan_.kind == StageKind::kLayers) begin_early();
+    if (plan_.kind != StageKind::kLayers) return;
+    fetch_early({0, 0});
+    block_.phase([](int) { Block::wait_for_copies(); });
+    sum_early();
   }
 
   WAVENET_DEVICE bool done() const { return step_ == task_.steps; }
@@ -83,15 +86,17 @@ class Stage {
       act_draw();
     } else if (!skips_next_) {
       act_layers();
+      fetch_early(next());
       skips_next_ = true;
       return;
     } else {
       act_skips();
       skips_next_ = false;
     }
-    tile_ = tile_ + 1 == tiles_ ? 0 : tile_ + 1;
-    if (tile_ == 0) ++step_;
-    if (plan_.kind == StageKind::kLayers && !done()) begin_early();
+    const Turn turn = next();
+    tile_ = turn.tile;
+    step_ = turn.step;
+    if (plan_.kind == StageKind::kLayers && !done()) sum_early();
   }
 
   // Hands the streams back.
@@ -107,6 +112,15 @@ class Stage {
 
  private:
   static constexpr int kThreadsHere = kStageWarps * kWarpSize;
+
+  // Whose turn it is.
+  struct Turn {
+    int tile;
+    int64_t step;
+  };
+  WAVENET_DEVICE Turn next() const {
+    return tile_ + 1 == tiles_ ? Turn{0, step_ + 1} : Turn{tile_ + 1, step_};
+  }
 
   WAVENET_DEVICE Box box() const {
     return plan_.kind == StageKind::kHead || skips_next_ ? kSkipSums : kInput;
@@ -145,10 +159,11 @@ class Stage {
     return (static_cast<int>((net_.taps - 1) * net_.residual) + kTileInputs - 1) / kTileInputs;
   }
   WAVENET_DEVICE bool ends_network(int number) const { return plan_.first_layer + number + 1 == net_.layers; }
-  WAVENET_DEVICE int64_t stream(int s) const { return first_ + tile_ * kTileStreams + s; }
+  WAVENET_DEVICE int64_t stream(int tile, int s) const { return first_ + tile * kTileStreams + s; }
+  WAVENET_DEVICE int64_t stream(int s) const { return stream(tile_, s); }
   WAVENET_DEVICE bool exists(int s) const { return stream(s) < task_.batch; }
-  WAVENET_DEVICE float* queues(int s) const {
-    return task_.queues + stream(s) * net_.queue_steps * net_.residual;
+  WAVENET_DEVICE float* queues(int64_t stream) const {
+    return task_.queues + stream * net_.queue_steps * net_.residual;
   }
   // Weights lie behind everything else.
   WAVENET_DEVICE int32_t end_of_state() const { return pipeline_.part[plan_.first_part].offset; }
@@ -222,17 +237,21 @@ class Stage {
     }
   }
 
-  // What is known before the message that starts the next act: where in the rings the tile stands, and each
-  // layer's sums of bias, conditioning and old taps. The oldest tap is about to be written over.
-  WAVENET_DEVICE void begin_early() {
+  // Starts to fetch what is known of a turn before its message: where in the rings and the conditioning the
+  // tile stands, and its old taps, of which the oldest is about to be written over. They come while the stage
+  // waits for the skip sums of the turn at hand, whose inputs are in the rings by now, and adds to them.
+  WAVENET_DEVICE void fetch_early(Turn turn) {
+    if (turn.step == task_.steps) return;
     block_.phase([&](int thread) {
       for (int i = thread; i < plan_.layers * kTileStreams; i += kThreadsHere) {
-        const int64_t now = position()[tile_ * kTileStreams + i % kTileStreams] + step_;
+        const int64_t now = position()[turn.tile * kTileStreams + i % kTileStreams] + turn.step;
         slots(0)[i] = static_cast<int32_t>(now % layer(i / kTileStreams).depth);
       }
-      if (task_.gate.values == nullptr || thread >= kTileStreams || !exists(thread)) return;
+      if (task_.gate.values == nullptr || thread >= kTileStreams) return;
+      const int64_t stream = this->stream(turn.tile, thread);
+      if (stream >= task_.batch) return;
       frames()[thread] =
-          gate_frame(task_.gate, stream(thread), position()[tile_ * kTileStreams + thread] + step_,
+          gate_frame(task_.gate, stream, position()[turn.tile * kTileStreams + thread] + turn.step,
                      net_.layers * 2 * net_.dilated);
     });
     block_.phase([&](int thread) {
@@ -240,12 +259,16 @@ class Stage {
       const int rows = kTileStreams * old_taps;
       for (int i = thread / kWarpSize; i < plan_.layers * rows; i += kStageWarps) {
         const int number = i / rows, s = i % rows / old_taps;
-        if (!exists(s)) continue;
-        fetch_tap<Block>(net_, layer(number), queues(s), slots(number)[s], i % old_taps, taps(number) + s,
-                         kStageStride, thread % kWarpSize);
+        const int64_t stream = this->stream(turn.tile, s);
+        if (stream >= task_.batch) continue;
+        fetch_tap<Block>(net_, layer(number), queues(stream), slots(number)[s], i % old_taps,
+                         taps(number) + s, kStageStride, thread % kWarpSize);
       }
-      Block::wait_for_copies();
     });
+  }
+
+  // Each layer's sums of bias, conditioning and old taps, all of which must be there.
+  WAVENET_DEVICE void sum_early() {
     block_.phase([&](int thread) {
       const int rows = 2 * static_cast<int>(net_.dilated_padded) / kTileOutputs;
       for (int i = thread / kWarpSize; i < plan_.layers * rows; i += kStageWarps) {
@@ -273,7 +296,7 @@ class Stage {
         // The warps that the gate leaves free come first.
         for (int s = kStageWarps - 1 - thread / kWarpSize; s < kTileStreams; s += kStageWarps) {
           if (active()[s] == 0) continue;
-          keep_input(net_, layer(number), queues(s), slots(number)[s], values() + s, kStageStride,
+          keep_input(net_, layer(number), queues(stream(s)), slots(number)[s], values() + s, kStageStride,
                      thread % kWarpSize);
         }
       });
@@ -372,6 +395,7 @@ class Stage {
         if (ends_network(plan_.layers - 1)) sums.for_each([](float& sum, int, int) { sum = relu(sum); });
         send(sums, index_ + 1, kSkipSums, row);
       }
+      Block::wait_for_copies();
     });
     mail_.post(index_ + 1, kSkipSums, tile_, step_);
   }
