@@ -42,6 +42,8 @@ WAVENET_DEVICE void for_lanes(int thread, Work work) {
   work(thread % kWarpSize, 0);
 }
 
+WAVENET_DEVICE void meet_lanes() { __syncwarp(); }
+
 WAVENET_DEVICE TileWeights read_tile(const int32_t* from) {
   const uint4 four = __ldg(reinterpret_cast<const uint4*>(from));
   return {{four.x, four.y, four.z, four.w}};
@@ -111,6 +113,8 @@ inline void for_lanes(int thread, Work work) {
   if (thread % kWarpSize != 0) return;
   for (int lane = 0; lane < kWarpSize; ++lane) work(lane, lane);
 }
+
+inline void meet_lanes() {}
 
 inline TileWeights read_tile(const int32_t* from) {
   TileWeights weights;
@@ -219,6 +223,8 @@ class TileSums {
   // this order, and in one sum, whatever the kernel: that makes a stream's values its own.
   template <class Read>
   WAVENET_DEVICE void accumulate(const int32_t* weights, const float* x, int stride, int tiles, Read read) {
+    // What came before may have parted the lanes, and the instruction is one of the whole warp.
+    meet_lanes();
     for (int inputs = 0; inputs < tiles; ++inputs) {
       TileWeights w[kLanesHeld];
       for_lanes(thread_,
