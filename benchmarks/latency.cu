@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1)
   copy_plan(pipeline, shared);
   const ClusterMail mail(task, pipeline, shared);
   send_around(mail, pipeline, mail.index(), turns, cycles);
-  mail.meet();
+  mail.leave();
 #else
   __trap();
 #endif

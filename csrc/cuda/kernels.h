@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kStageThreads, 1)
   const int64_t first = static_cast<int64_t>(blockIdx.x) / pipeline.blocks * pipeline.tiles * kTileStreams;
   Stage<DeviceBlock, ClusterMail, Format> stage(block, mail, task, pipeline, mail.index(), first, shared);
   run_stage(stage, mail);
-  mail.meet();
+  mail.leave();
 #else
   __trap();
 #endif

@@ -8,6 +8,8 @@
 // others give up too.
 #pragma once
 
+#include <cstddef>
+
 #include "cuda/stage_plan.h"
 #include "cuda/task.h"
 #include "cuda/tiles.h"
@@ -51,7 +53,7 @@ WAVENET_DEVICE bool look(const Task& task, int most, int block, Look found) {
 #if __CUDA_ARCH__ >= 900
 class ClusterMail {
  public:
-  // The pipeline is the cluster. Ends with all its blocks ready.
+  // The pipeline is the cluster. Ends with all its blocks ready to receive.
   WAVENET_DEVICE ClusterMail(const Task& task, const Pipeline& pipeline, unsigned char* shared)
       : task_(task),
         pipeline_(pipeline),
@@ -62,6 +64,7 @@ class ClusterMail {
     for (int i = static_cast<int>(threadIdx.x); i < kBoxes * pipeline.tiles; i += blockDim.x) {
       const int box = i / pipeline.tiles, tile = i % pipeline.tiles;
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier(box, tile)) : "memory");
+      book(box, tile).sent = book(box, tile).received = 0;
       const int rows = pipeline.block[index_].box[box].rows;
       if (rows > 0) expect(box, tile, rows);
     }
@@ -71,10 +74,22 @@ class ClusterMail {
 
   WAVENET_DEVICE int index() const { return static_cast<int>(index_); }
 
-  // No block may end while another could write to it.
-  WAVENET_DEVICE void meet() const {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  // Ends the exchange, also where a block has given up: no block may end while a piece is on its way to it.
+  // Once all have met no one sends any more, and all messages are whole, since a block gives up between two
+  // only. What the block before has sent and this one has not received is then waited for; normally there is
+  // nothing.
+  WAVENET_DEVICE void leave() const {
+    meet();
+    const int before = (index() + pipeline_.blocks - 1) % pipeline_.blocks;
+    for (int i = static_cast<int>(threadIdx.x); i < kBoxes * pipeline_.tiles; i += blockDim.x) {
+      const int box = i / pipeline_.tiles, tile = i % pipeline_.tiles;
+      const unsigned here = barrier(box, tile) + static_cast<unsigned>(offsetof(SlotBook, sent));
+      int sent;
+      asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(sent) : "r"(there(here, before)) : "memory");
+      const int received = book(box, tile).received;
+      if (sent != received) arrives(box, tile, received);
+    }
+    meet();
   }
 
   WAVENET_DEVICE const float* slot(int box, int tile) const {
@@ -89,12 +104,32 @@ class ClusterMail {
         "f"(a), "f"(b), "r"(there(barrier(box, tile), to))
         : "memory");
   }
-  WAVENET_DEVICE void post(int, int, int, int64_t) const {}
+  WAVENET_DEVICE void post(int, int box, int tile, int64_t use) const {
+    if (threadIdx.x == 0) book(box, tile).sent = static_cast<int32_t>(use + 1);
+  }
 
   WAVENET_DEVICE bool wait(const Awaited& message) const {
-    const unsigned at = barrier(message.box, message.tile);
-    const auto parity = static_cast<unsigned>(message.use & 1);
-    const bool found = look(task_, kMostLooksShared, index(), [&] {
+    const bool found = arrives(message.box, message.tile, message.use);
+    if (found && threadIdx.x == 0) {
+      book(message.box, message.tile).received = static_cast<int32_t>(message.use + 1);
+      if (message.more) expect(message.box, message.tile, plan_.box[message.box].rows);
+    }
+    return __syncthreads_and(found ? 1 : 0) != 0;
+  }
+
+ private:
+  // All blocks have come so far, and see what the others wrote before.
+  WAVENET_DEVICE static void meet() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  }
+
+  // Looks until all bytes of a message are there; false if that takes too long.
+  WAVENET_DEVICE bool arrives(int box, int tile, int64_t use) const {
+    const unsigned at = barrier(box, tile);
+    const auto parity = static_cast<unsigned>(use & 1);
+    return look(task_, kMostLooksShared, index(), [&] {
       unsigned ended;
       asm volatile(
           "{\n.reg .pred p;\n"
@@ -105,13 +140,8 @@ class ClusterMail {
           : "memory");
       return ended != 0;
     });
-    if (found && message.more && threadIdx.x == 0) {
-      expect(message.box, message.tile, plan_.box[message.box].rows);
-    }
-    return __syncthreads_and(found ? 1 : 0) != 0;
   }
 
- private:
   WAVENET_DEVICE static unsigned address(const void* shared) {
     return static_cast<unsigned>(__cvta_generic_to_shared(shared));
   }
@@ -122,6 +152,9 @@ class ClusterMail {
   }
   WAVENET_DEVICE static int place(const Mailbox& mailbox, int tile) {
     return mailbox.offset + tile * mailbox.rows * kTileStreams * 4;
+  }
+  WAVENET_DEVICE SlotBook& book(int box, int tile) const {
+    return reinterpret_cast<SlotBook*>(shared_)[box * pipeline_.tiles + tile];
   }
   WAVENET_DEVICE unsigned barrier(int box, int tile) const {
     return base_ + (box * pipeline_.tiles + tile) * static_cast<unsigned>(sizeof(SlotBook));
