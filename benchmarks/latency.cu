@@ -303,7 +303,12 @@ class Probe {
       require(cudaFuncSetAttribute(hops_in_cluster, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
               "asking for large clusters");
       int most = 0;
-      if (cudaOccupancyMaxActiveClusters(&most, hops_in_cluster, &config) != cudaSuccess) cudaGetLastError();
+      const cudaError_t status = cudaOccupancyMaxActiveClusters(&most, hops_in_cluster, &config);
+      if (status == cudaErrorInvalidClusterSize) {
+        cudaGetLastError();
+      } else {
+        require(status, "asking for clusters");
+      }
       add("clusters_" + std::to_string(blocks), "clusters of " + std::to_string(blocks) + " at once", "",
           most);
       if (most == 0) return;

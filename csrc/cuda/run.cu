@@ -112,18 +112,23 @@ int64_t largest_cluster(int64_t shared_bytes) {
   Launch launch(kernel, kPortableCluster, kStageThreads, shared_bytes, nullptr);
   launch.in_clusters(kernel, kPortableCluster);
   int found = 0;
-  if (cudaOccupancyMaxPotentialClusterSize(&found, kernel, &launch.config()) == cudaSuccess) return found;
-  cudaGetLastError();
-  return kPortableCluster;
+  require(cudaOccupancyMaxPotentialClusterSize(&found, kernel, &launch.config()),
+          "asking for the largest cluster");
+  return found;
 }
 
-// How many clusters the device has at once.
+// How many clusters the device has at once; 0 where it has none of that size.
 int64_t clusters_at_once(const Network& network, int64_t blocks, int64_t bytes) {
   const auto kernel = cluster_kernel(network.tiles);
   Launch launch(kernel, blocks, kStageThreads, bytes, nullptr);
   launch.in_clusters(kernel, blocks);
   int clusters = 0;
-  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config()) != cudaSuccess) cudaGetLastError();
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config());
+  if (status == cudaErrorInvalidClusterSize) {
+    cudaGetLastError();
+    return 0;
+  }
+  require(status, "asking how many clusters there are at once");
   return clusters;
 }
 
