@@ -17,13 +17,14 @@ from wavenet.packing_cuda import pack_tiles
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 
-# Capability, multiprocessors, shared memory of a block, largest cluster, cooperative launches, and how many
-# multiprocessors make a group within which clusters lie (0: not told).
-H100 = [90, 132, 227 * 1024, 16, 1, 0]
-A100 = [80, 108, 163 * 1024, 0, 1, 0]
-RTX3090 = [86, 82, 99 * 1024, 0, 1, 0]
-T4 = [75, 40, 64 * 1024, 0, 1, 0]
-RTX5090 = [120, 170, 99 * 1024, 8, 1, 0]
+# Capability, multiprocessors, shared memory of a block, its registers, largest cluster, cooperative launches,
+# and how many multiprocessors make a group within which clusters lie (0: not told).
+REGISTERS = 64 * 1024
+H100 = [90, 132, 227 * 1024, REGISTERS, 16, 1, 0]
+A100 = [80, 108, 163 * 1024, REGISTERS, 0, 1, 0]
+RTX3090 = [86, 82, 99 * 1024, REGISTERS, 0, 1, 0]
+T4 = [75, 40, 64 * 1024, REGISTERS, 0, 1, 0]
+RTX5090 = [120, 170, 99 * 1024, REGISTERS, 8, 1, 0]
 
 
 def network(layers: int, stacks: int, kernel_size: int, width: int, skip: int, head: int) -> WaveNet:
@@ -206,7 +207,7 @@ def test_clusters_are_counted_as_the_device_has_room_for_them():
     kernel = kernel_of(network(*NETWORKS["A"]))
 
     def told(batch, group):
-        return kernel.choose(batch, [*H100[:5], group], None).splitlines()[0]
+        return kernel.choose(batch, [*H100[:6], group], None).splitlines()[0]
 
     # 12 blocks: eleven pipelines by their number alone, but seven where 18 processors are a group.
     assert "11 pipeline(s) of 12 blocks with 1 tile(s)" in told(88, 0)
@@ -225,9 +226,47 @@ def test_clusters_are_counted_as_the_device_has_room_for_them():
         ("A", "fp32", H100, 1, "stage_cluster", "not those of fp32; use --precision fp16"),
         ("D", "fp16", H100, 1, "stage_cluster", "of 40 layers in 14 stages, 3 layer(s) to a block need"),
         ("A", "fp16", H100, 5000, "stage_grid", "streams of this network, not 5000; use --backend cuda"),
-        ("A", "fp16", [80, 2, 163840, 0, 1, 0], 1, "stage_grid", "there is room for 2; use --backend cuda"),
-        ("A", "fp16", [80, 108, 163840, 0, 0, 0], 1, "stage_grid", "cannot promise that all blocks"),
-        ("A", "fp16", [75, 40, 1024, 0, 1, 0], 1, "stream_cta", "too wide for this device: it needs"),
+        (
+            "A",
+            "fp16",
+            [80, 2, 163840, REGISTERS, 0, 1, 0],
+            1,
+            "stage_grid",
+            "there is room for 2; use --backend cuda",
+        ),
+        (
+            "A",
+            "fp16",
+            [80, 108, 163840, REGISTERS, 0, 0, 0],
+            1,
+            "stage_grid",
+            "cannot promise that all blocks",
+        ),
+        (
+            "A",
+            "fp16",
+            [90, 132, 232448, REGISTERS - 1, 16, 1, 0],
+            1,
+            "stage_cluster",
+            "a block needs 65536 registers",
+        ),
+        ("A", "fp16", [80, 108, 163840, REGISTERS // 2, 0, 1, 0], 1, "stage_grid", "this device has 32768"),
+        (
+            "A",
+            "fp16",
+            [75, 40, 65536, REGISTERS // 2, 0, 1, 0],
+            1,
+            "stream_cta",
+            "a block needs 40960 registers",
+        ),
+        (
+            "A",
+            "fp16",
+            [75, 40, 1024, REGISTERS, 0, 1, 0],
+            1,
+            "stream_cta",
+            "too wide for this device: it needs",
+        ),
     ],
 )
 def test_why_a_kernel_does_not_serve(name, precision, device, batch, kernel, message):
@@ -239,7 +278,7 @@ def test_why_a_kernel_does_not_serve(name, precision, device, batch, kernel, mes
 
 def test_where_none_serves_all_reasons_are_told():
     model = network(*NETWORKS["small"])
-    found = kernel_of(model).choose(1, [75, 40, 1024, 0, 1, 0], "")
+    found = kernel_of(model).choose(1, [75, 40, 1024, REGISTERS, 0, 1, 0], "")
     assert found.count("stage_cluster: it needs") == found.count("stage_grid: it needs") == 1
     assert "stream_cta: the network is too wide" in found and found.endswith("use --device cpu")
     assert kernel_of(model).choose(1, H100, "fast") == "kernel = fast: is unknown"

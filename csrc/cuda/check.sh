@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the package with its CUDA kernels, compiled once for every architecture that is shipped, compiles
-# benchmarks/latency.cu too, and fails if a kernel keeps values in memory for want of registers. Needs nvcc (NVCC
-# names another), but no GPU.
+# benchmarks/latency.cu too, and fails if a kernel keeps values in memory for want of registers or has more of them
+# than the planner counts with (choose.h). Needs nvcc (NVCC names another), but no GPU.
 # Usage: csrc/cuda/check.sh
 set -eu
 cd "$(dirname "$0")/../.."
@@ -35,4 +35,10 @@ for number in 75 80 86 90; do
   kernels="$(grep -c "Compiling entry function .* for 'sm_$number'" "$log")"
   echo "sm_$number: $kernels kernels"
 done
-echo "most registers $(sed -n 's/.*Used \([0-9]*\) registers.*/\1/p' "$log" | sort -n | tail -1), none spilled"
+most="$(sed -n 's/.*Used \([0-9]*\) registers.*/\1/p' "$log" | sort -n | tail -1)"
+budget="$(sed -n 's/.*kStreamRegisters = \([0-9]*\);.*/\1/p' csrc/cuda/choose.h)"
+[ "$most" -le "$budget" ] || {
+  echo "a kernel has $most registers, the planner counts with $budget" >&2
+  exit 1
+}
+echo "most registers $most of $budget, none spilled"

@@ -14,8 +14,14 @@ std::string capability_text(int64_t capability) {
   return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
 }
 
+// Of a block: all its threads are there at once.
+int64_t registers_of(Kernel kernel) {
+  if (kernel == Kernel::kStreamCta) return int64_t{kThreads} * kStreamRegisters;
+  return int64_t{kStageWarps} * kWarpSize * kStageRegisters;
+}
+
 // What holds for all kernels.
-std::string refusal_of_any(const Network& net, const Device& device) {
+std::string refusal_of_any(Kernel kernel, const Network& net, const Device& device) {
   if (net.classes > kMostClasses) {
     return "it draws from at most " + std::to_string(kMostClasses) + " classes, the network has " +
            std::to_string(net.classes);
@@ -23,6 +29,10 @@ std::string refusal_of_any(const Network& net, const Device& device) {
   if (net.tiles == Tiles::kBf16 && device.capability < 80) {
     return "the network has weights beyond the range of fp16, and this device has no bf16; use --precision "
            "fp32";
+  }
+  if (registers_of(kernel) > device.registers) {
+    return "a block needs " + std::to_string(registers_of(kernel)) + " registers, this device has " +
+           std::to_string(device.registers);
   }
   return "";
 }
@@ -94,7 +104,7 @@ const char* name_of(Kernel kernel) {
 Choice plan_for(Kernel kernel, const Network& network, int64_t batch, const Device& device) {
   Choice choice{};
   choice.kernel = kernel;
-  choice.refusal = refusal_of_any(network, device);
+  choice.refusal = refusal_of_any(kernel, network, device);
   if (!choice.refusal.empty()) return choice;
   if (kernel == Kernel::kStreamCta) {
     plan_tile(choice, network, batch, device);

@@ -16,12 +16,18 @@ struct Device {
   int64_t capability;  // 10 * major + minor
   int64_t processors;
   int64_t shared_bytes;  // that a block can have
+  int64_t registers;     // as well
   int64_t cluster;       // blocks that a cluster can have
   bool cooperative;      // blocks of a launch can be sure to run at once
   // How many clusters of so many blocks with so much shared memory are on the device at once: fewer than
   // processors / blocks, as each lies within one of the groups that the processors stand in. Empty: as many.
   std::function<int64_t(const Network& network, int64_t blocks, int64_t bytes)> clusters;
 };
+
+// Registers that a thread may have: check.sh fails if a kernel was compiled to more. A pipeline's 512 threads
+// have 128 each of the 65,536 that multiprocessors have; the launch bounds keep the compiler to that.
+constexpr int kStageRegisters = 128;
+constexpr int kStreamRegisters = 160;
 
 // In the order in which they are taken.
 enum class Kernel { kStageCluster, kStageGrid, kStreamCta };

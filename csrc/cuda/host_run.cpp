@@ -174,9 +174,9 @@ extern "C" __attribute__((visibility("default"))) void wavenet_cuda_choose(
   std::vector<wavenet::Layer> layers;
   const wavenet::Geometry parsed = wavenet::parse_geometry(geometry, static_cast<size_t>(entries));
   const wavenet::Network network = wavenet::bind_weights(parsed, weights, bytes, layers);
-  wavenet::cuda::Device on{device[0], device[1], device[2], device[3], device[4] != 0, {}};
+  wavenet::cuda::Device on{device[0], device[1], device[2], device[3], device[4], device[5] != 0, {}};
   // As if multiprocessors stood in groups of so many.
-  if (const int64_t group = device[5]; group > 0) {
+  if (const int64_t group = device[6]; group > 0) {
     const int64_t groups = on.processors / group;
     on.clusters = [=](const wavenet::Network&, int64_t blocks, int64_t) { return groups * (group / blocks); };
   }

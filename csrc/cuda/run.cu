@@ -143,6 +143,7 @@ Device properties(int device) {
                   attribute(cudaDevAttrComputeCapabilityMinor, device);
   of.processors = attribute(cudaDevAttrMultiProcessorCount, device);
   of.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  of.registers = attribute(cudaDevAttrMaxRegistersPerBlock, device);
   of.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
   of.cluster = of.capability < 90 ? 0 : largest_cluster(of.shared_bytes);
   of.clusters = clusters_at_once;
