@@ -1,6 +1,7 @@
 """Measure generation: samples per second of each backend on random weights, beside the ceilings.
 
-Rates on a shared machine vary; compare figures of one run. Each figure is the median of several repeats.
+Rates on a shared machine vary; compare figures of one run. Each figure is the median of several repeats, on a
+GPU timed by events. What is timed is what a caller waits for, the drawing of uniform numbers too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +78,42 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(generator: Any, batch: int, seconds: float, repeats: int) -> tuple[float, float]:
-    """Return samples per second of one stream (median), and the milliseconds of a first chunk of 256."""
-    start = time.perf_counter()
-    state = generator.start(batch)
-    generator.generate(256, state)
-    latency = time.perf_counter() - start
-    start = time.perf_counter()
-    generator.generate(64, state)
-    steps = max(64, round(seconds / repeats * 64 / (time.perf_counter() - start)))
-    rates = []
-    for _ in range(repeats):
+def seconds_of(work: Callable[[], object], cuda: bool = False) -> float:
+    """Return the seconds that a call takes: on a GPU between two events around all that it starts there."""
+    if not cuda:
         start = time.perf_counter()
-        generator.generate(steps, state)
-        rates.append(steps / (time.perf_counter() - start))
-    return statistics.median(rates), 1000 * latency
+        work()
+        return time.perf_counter() - start
+    import torch
+
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def measure(
+    generator: Any, batch: int, seconds: float, repeats: int, cuda: bool = False
+) -> tuple[float, float]:
+    """Return samples per second of one stream (median), and the milliseconds of a first chunk of 256.
+
+    Before what counts comes the first chunk, and a trial that tells how long to measure.
+    """
+    state = None
+
+    def begin() -> None:
+        nonlocal state
+        state = generator.start(batch)
+        generator.generate(256, state)
+
+    latency = seconds_of(begin, cuda)
+    trial = 1024 if cuda else 64
+    rate = trial / seconds_of(lambda: generator.generate(trial, state), cuda)
+    steps = max(64, round(seconds / repeats * rate))
+    times = [seconds_of(lambda: generator.generate(steps, state), cuda) for _ in range(repeats)]
+    return steps / statistics.median(times), 1000 * latency
 
 
 def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) -> float | None:
@@ -202,7 +224,7 @@ def measure_one(
         most = cuda_ceiling(model, batch, card) if card and precision == "fp16" else None
     else:
         most = ceiling(model, precision, batch, threads, options.repeats)
-    rate, latency = measure(generator, batch, options.seconds, options.repeats)
+    rate, latency = measure(generator, batch, options.seconds, options.repeats, cuda)
     return {
         "network": name,
         "parameters": model.parameter_count,

@@ -96,6 +96,42 @@ def test_the_ceiling_of_a_graphics_card(tmp_path, capsys):
     assert "card.json: is not what latency.cu writes; build and run it" in capsys.readouterr().err
 
 
+def test_on_a_gpu_events_around_the_work_are_timed(monkeypatch):
+    import generation
+
+    told = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+            self.at = None
+
+        def record(self):
+            self.at = len(told)
+            told.append("event")
+
+        def synchronize(self):
+            told.append("wait")
+
+        def elapsed_time(self, other):
+            return 500.0 * (other.at - self.at)
+
+    class Engine:
+        def start(self, batch):
+            return batch
+
+        def generate(self, steps, state):
+            assert state == 3
+            told.append(steps)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    rate, latency = generation.measure(Engine(), 3, 10.0, 2, cuda=True)
+    # Every call takes a second here: a trial of 1,024 samples, so two measurements of five such.
+    assert [steps for steps in told if isinstance(steps, int)] == [256, 1024, 5120, 5120]
+    assert told == [part for steps in (256, 1024, 5120, 5120) for part in ("event", steps, "event", "wait")]
+    assert (rate, latency) == (5120.0, 1000.0)
+
+
 def test_precisions_go_to_the_engines_that_have_them():
     import generation
 
