@@ -19,7 +19,7 @@ from wavenet.conditioning import GateBias
 from wavenet.errors import BackendError
 from wavenet.generation import Generator
 from wavenet.model import WaveNet
-from wavenet.state import Sampling
+from wavenet.state import GeneratorState, Sampling
 
 UNAVAILABLE = CudaBackend.available()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))]
@@ -188,6 +188,41 @@ def test_a_minute_of_conditioned_audio_takes_no_more_memory(kernel, seed):
         backend.generate(state, torch.rand(2, 16000, device=DEVICE), SAMPLING, gate)
         taken.append(torch.cuda.memory_allocated(DEVICE))
     assert taken[1:] == taken[:-1]
+
+
+def test_memory_is_weights_streams_and_two_chunks(seed):
+    """4,096 streams of the network with 20 layers and 64 channels."""
+    shape, _, model = wide(seed, 64, layers_per_stack=10)
+    batch, steps = 4096, 256
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(DEVICE)
+    backend = CudaBackend(model, precision="fp16", kernel="stream_cta")
+    zeros = torch.zeros(batch, dtype=torch.int64, device=DEVICE)
+    queues = torch.zeros(batch, sum(shape.dilations), shape.residual, device=DEVICE)
+    state = GeneratorState(queues, zeros, zeros.clone(), torch.arange(batch))
+    uniforms = torch.rand(batch, steps, device=DEVICE)
+    torch.cuda.reset_peak_memory_stats(DEVICE)
+    backend.generate(state, uniforms, SAMPLING)
+    taken = torch.cuda.max_memory_allocated(DEVICE) - before
+    # A chunk holds a float32 and an int64 for each sample; a little more for tables and the report.
+    assert taken <= backend.packed.data.nbytes + queues.nbytes + 2 * 12 * batch * steps + 2**22
+    assert taken < 4e9
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_another_device_gives_the_same(kernel, seed):
+    shape, _, model = wide(seed, 64)
+    state, uniforms = random_state(shape, 9, seed), torch.rand(9, 64)
+    here = torch.cuda.current_device()
+    drawn = []
+    for number in range(2):
+        device = torch.device("cuda", number)
+        backend_of(model, kernel, batch=9)
+        backend = CudaBackend(model, precision="fp16", device=str(device), kernel=kernel)
+        drawn.append(backend.generate(state.to(device), uniforms.to(device), SAMPLING).cpu())
+        assert torch.cuda.current_device() == here
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize(("kernel", "precision"), ALL)
