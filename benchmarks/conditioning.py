@@ -25,13 +25,14 @@ CHUNK = 2048
 MEMORY_SECONDS = 60
 
 
-def networks(name: str, hop: int) -> tuple[Any, Any]:
-    """Return a network without and one with conditions, otherwise the same."""
+def networks(name: str, hop: int, one_class: bool) -> tuple[Any, Any]:
+    """Return a network without and one with conditions, scores or two classes, otherwise the same."""
     from wavenet.config import ConditioningConfig, WaveNetConfig
     from wavenet.model import WaveNet
 
     plain = WaveNetConfig(sample_rate=RATE, **PRESETS[name])
-    told = dataclasses.replace(plain, conditioning=ConditioningConfig(features="score", hop=hop))
+    kind: dict[str, Any] = {"class_names": ("one", "other")} if one_class else {"features": "score"}
+    told = dataclasses.replace(plain, conditioning=ConditioningConfig(hop=hop, **kind))
     torch.manual_seed(0)
     without = WaveNet(plain)
     torch.manual_seed(0)
@@ -52,13 +53,16 @@ def score(seconds: float) -> Any:
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one network and return its row."""
     from wavenet import Generator
-    from wavenet.steering import Notes
+    from wavenet.steering import Classes, Notes
 
-    models = dict(zip(("plain", "told"), networks(name, options.hop), strict=True))
+    models = dict(zip(("plain", "told"), networks(name, options.hop, options.one_class), strict=True))
+
+    def source(config: Any) -> Any:
+        return Classes(config, [(0.0, {"one": 1.0})]) if options.one_class else Notes(config, score(3600.0))
 
     def begin(kind: str) -> tuple[Any, Any, Any]:
         generator = Generator(models[kind], options.backend, threads=1, precision=options.precision)
-        steering = generator.steering(Notes(generator.config, score(3600.0))) if kind == "told" else None
+        steering = generator.steering(source(generator.config)) if kind == "told" else None
         state = generator.start(gate_bias=steering)
         generator.generate(CHUNK, state, gate_bias=steering)
         return generator, steering, state
@@ -97,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("presets", nargs="*", help=f"of {', '.join(PRESETS)} (default: A)")
     parser.add_argument("--hop", type=int, default=256, metavar="N", help="samples per frame (default: 256)")
+    parser.add_argument("--one-class", action="store_true", help="told a class, whose bias never changes")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or int8 (default: fp32)")
     parser.add_argument("--backend", default="auto", help="(default: auto)")
     parser.add_argument("--seconds", type=float, default=10.0, metavar="X", help="of measuring each kind")

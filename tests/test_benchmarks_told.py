@@ -88,14 +88,15 @@ def test_spectral_distance_is_what_it_is_said_to_be(script):
     assert 40 < copying.distance(noise, 0 * noise, 16000) < copying.RANGE_DB
 
 
-def test_the_cost_of_being_told_is_measured(script, monkeypatch, tmp_path):
+@pytest.mark.parametrize("asked", [[], ["--one-class"]])
+def test_the_cost_of_being_told_is_measured(asked, script, monkeypatch, tmp_path):
     conditioning = script("conditioning")
     small = dict(layers=4, residual_channels=4, dilation_channels=4, skip_channels=8, head_channels=8)
     monkeypatch.setitem(conditioning.PRESETS, "A", small)
     monkeypatch.setattr(conditioning, "MEMORY_SECONDS", 1)
     out = tmp_path / "cost.json"
     backend = "numba" if backends.report()["cpu"] else "cpu"
-    arguments = ["A", "--backend", backend, "--seconds", "0.1", "--repeats", "2", "--json", str(out)]
+    arguments = ["A", "--backend", backend, "--seconds", "0.1", "--repeats", "2", "--json", str(out), *asked]
     assert conditioning.main(arguments) == 0
     (row,) = json.loads(out.read_text())
     assert row["samples_per_second"] > 0 and row["ratio"] == pytest.approx(
