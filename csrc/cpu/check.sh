@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds csrc/cpu/kernel_check.cpp and conditioner_check.cpp, and on x86-64 training_check.cpp, under the sanitizers
-# and runs them; fails on the first thing they find. Where an ARM compiler and qemu's user mode are installed, does the same
-# without sanitizers on two 64-bit ARM processors, with and without products of bytes, and compares what int8 gives
-# there with what it gives here.
+# and runs them; fails on the first thing they find. Where an ARM compiler and qemu's user mode are installed, does
+# the same without sanitizers on two 64-bit ARM processors, with and without products of bytes, and compares what
+# int8 gives there with what it gives here.
 # Usage: csrc/cpu/check.sh [cases]
 set -eu
 cd "$(dirname "$0")/.."
