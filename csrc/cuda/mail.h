@@ -10,16 +10,11 @@
 
 #include <cstddef>
 
-#include "cuda/stage_plan.h"
+#include "cuda/stage_memory.h"
 #include "cuda/task.h"
 #include "cuda/tiles.h"
 
 namespace wavenet::cuda {
-
-// A block's own entry of the plan, in its shared memory once `Stage::prepare` has copied it.
-WAVENET_DEVICE const StageBlock& own_plan(const Pipeline& pipeline, const unsigned char* shared) {
-  return *reinterpret_cast<const StageBlock*>(shared + pipeline.own);
-}
 
 // Which message a block waits for.
 struct Awaited {

@@ -12,48 +12,38 @@
 #include <type_traits>
 
 #include "cuda/mail.h"
-#include "cuda/stage_plan.h"
+#include "cuda/stage_memory.h"
 #include "cuda/step.h"
 #include "cuda/tiles.h"
 
 namespace wavenet::cuda {
 
 template <class Block, class Mail, class Format>
-class Stage {
+class Stage : private StageMemory {
  public:
   using Sums = TileSums<Format, 1>;
 
   // The block `index` of a pipeline whose first stream is `first`.
   WAVENET_DEVICE Stage(const Block& block, const Mail& mail, const Task& task, const Pipeline& pipeline,
                        int index, int64_t first, unsigned char* shared)
-      : block_(block),
+      : StageMemory(task.network, pipeline, index, shared),
+        block_(block),
         mail_(mail),
         task_(task),
-        net_(task.network),
-        pipeline_(pipeline),
-        plan_(own_plan(pipeline, shared)),
-        index_(index),
-        first_(first),
-        shared_(shared) {
+        first_(first) {
     const int64_t left = (task.batch - first + kTileStreams - 1) / kTileStreams;
     tiles_ = static_cast<int>(left < pipeline.tiles ? left : pipeline.tiles);
   }
 
   // Loads what stays, and begins the first act.
   WAVENET_DEVICE void prepare() {
-    block_.phase([&](int thread) { copy(thread, pipeline_.own, pipeline_.block + index_, 1); });
-    block_.phase([&](int thread) {
-      load_tables(thread);
-      for (int word = plan_.values / 4 + thread; word < end_of_state() / 4; word += kThreadsHere) {
-        at<int32_t>(0)[word] = 0;
-      }
-    });
+    block_.phase([&](int thread) { load_plan(thread); });
+    block_.phase([&](int thread) { load_tables(thread); });
     block_.phase([&](int thread) {
       load_weights(thread);
+      if (plan_.kind == StageKind::kHead) return;
       const bool draws = plan_.kind == StageKind::kDraw;
-      for (int i = thread;
-           plan_.kind != StageKind::kHead && i < tiles_ * kTileStreams && first_ + i < task_.batch;
-           i += kThreadsHere) {
+      for (int i = thread; i < tiles_ * kTileStreams && first_ + i < task_.batch; i += kThreadsHere) {
         position()[i] = task_.position[first_ + i];
         if (!draws) continue;
         last()[i] = static_cast<int32_t>(task_.last_sample[first_ + i]);
@@ -111,8 +101,6 @@ class Stage {
   }
 
  private:
-  static constexpr int kThreadsHere = kStageWarps * kWarpSize;
-
   // Whose turn it is.
   struct Turn {
     int tile;
@@ -127,94 +115,11 @@ class Stage {
   }
   WAVENET_DEVICE bool more() const { return step_ + 1 < task_.steps; }
 
-  template <class T>
-  WAVENET_DEVICE T* at(int32_t offset) const {
-    return reinterpret_cast<T*>(shared_ + offset);
-  }
-  WAVENET_DEVICE float* values() const { return at<float>(plan_.values); }
-  WAVENET_DEVICE float* activation(int layer) const {
-    return at<float>(plan_.activations) + layer * static_cast<int>(net_.dilated_padded) * kStageStride;
-  }
-  WAVENET_DEVICE float* taps(int layer) const {
-    return at<float>(plan_.taps) + layer * old_tiles() * kTileInputs * kStageStride;
-  }
-  WAVENET_DEVICE float* starts(int layer) const {
-    return at<float>(plan_.starts) + layer * 2 * static_cast<int>(net_.dilated_padded) * kTileStreams;
-  }
-  WAVENET_DEVICE int32_t* slots(int layer) const { return at<int32_t>(plan_.slots) + layer * kTileStreams; }
-  WAVENET_DEVICE GateFrame* frames() const { return at<GateFrame>(plan_.frames); }
-  WAVENET_DEVICE int64_t* position() const { return at<int64_t>(plan_.position); }
-  WAVENET_DEVICE int32_t* last() const { return at<int32_t>(plan_.last); }
-  WAVENET_DEVICE int32_t* active() const { return at<int32_t>(plan_.active); }
-  WAVENET_DEVICE const Layer& layer(int number) const { return at<Layer>(plan_.table)[number]; }
-  WAVENET_DEVICE const float* biases(int layer) const {
-    return at<float>(plan_.biases) + layer * static_cast<int>(2 * net_.dilated_padded + net_.residual_padded);
-  }
-  WAVENET_DEVICE const float* residual_bias(int layer) const {
-    return biases(layer) + 2 * net_.dilated_padded;
-  }
-  // Of the outputs of a head, or of the skip sums.
-  WAVENET_DEVICE const float* head_bias() const { return biases(plan_.layers); }
-  WAVENET_DEVICE int old_tiles() const {
-    return (static_cast<int>((net_.taps - 1) * net_.residual) + kTileInputs - 1) / kTileInputs;
-  }
-  WAVENET_DEVICE bool ends_network(int number) const { return plan_.first_layer + number + 1 == net_.layers; }
   WAVENET_DEVICE int64_t stream(int tile, int s) const { return first_ + tile * kTileStreams + s; }
   WAVENET_DEVICE int64_t stream(int s) const { return stream(tile_, s); }
   WAVENET_DEVICE bool exists(int s) const { return stream(s) < task_.batch; }
   WAVENET_DEVICE float* queues(int64_t stream) const {
     return task_.queues + stream * net_.queue_steps * net_.residual;
-  }
-  // Weights lie behind everything else.
-  WAVENET_DEVICE int32_t end_of_state() const { return pipeline_.part[plan_.first_part].offset; }
-
-  WAVENET_DEVICE int parts() const {
-    return plan_.kind == StageKind::kLayers ? plan_.layers * kLayerParts : 1;
-  }
-  WAVENET_DEVICE const Part& part(int number) const { return at<Part>(plan_.parts)[number]; }
-  WAVENET_DEVICE const Part& part(int layer, LayerPart which) const {
-    return part(layer * kLayerParts + which);
-  }
-  // The weights of a part's outputs from 16 * `row` on.
-  WAVENET_DEVICE const int32_t* weights(const Part& part, int row) const {
-    if (row < part.resident) return at<int32_t>(part.offset) + row * part.words;
-    return part.source + row * part.pitch;
-  }
-
-  template <class T>
-  WAVENET_DEVICE void copy(int thread, int32_t offset, const T* from, int64_t count) {
-    const auto* words = reinterpret_cast<const int32_t*>(from);
-    const int64_t size = count * static_cast<int64_t>(sizeof(T)) / 4;
-    for (int64_t i = thread; i < size; i += kThreadsHere) at<int32_t>(offset)[i] = words[i];
-  }
-
-  WAVENET_DEVICE void load_tables(int thread) {
-    copy(thread, plan_.parts, pipeline_.part + plan_.first_part, parts());
-    int32_t to = plan_.biases;
-    const auto append = [&](const float* bias, int64_t count) {
-      if (bias != nullptr) copy(thread, to, bias, count);
-      to += static_cast<int32_t>(4 * count);
-    };
-    if (plan_.kind == StageKind::kHead) append(net_.head1_bias, net_.head_padded);
-    if (plan_.kind == StageKind::kDraw) append(net_.head2_bias, net_.classes_padded);
-    if (plan_.kind != StageKind::kLayers) return;
-    copy(thread, plan_.table, net_.layer + plan_.first_layer, plan_.layers);
-    for (int number = 0; number < plan_.layers; ++number) {
-      const Layer& layer = net_.layer[plan_.first_layer + number];
-      append(layer.dilated_bias, 2 * net_.dilated_padded);
-      append(layer.residual_bias, net_.residual_padded);
-    }
-    if (index_ == 0) append(net_.skip_bias, net_.skip_padded);
-  }
-
-  WAVENET_DEVICE void load_weights(int thread) {
-    for (int each = 0; each < parts(); ++each) {
-      const Part& part = this->part(each);
-      for (int i = 4 * thread; i < part.resident * part.words; i += 4 * kThreadsHere) {
-        const int32_t* from = part.source + i / part.words * part.pitch + i % part.words;
-        *reinterpret_cast<TileWeights*>(at<int32_t>(part.offset) + i) = read_tile(from);
-      }
-    }
   }
 
   // Adds to one warp's sums the products of a part's outputs from 16 * `row` on.
@@ -248,21 +153,20 @@ class Stage {
         slots(0)[i] = static_cast<int32_t>(now % layer(i / kTileStreams).depth);
       }
       if (task_.gate.values == nullptr || thread >= kTileStreams) return;
-      const int64_t stream = this->stream(turn.tile, thread);
-      if (stream >= task_.batch) return;
-      frames()[thread] =
-          gate_frame(task_.gate, stream, position()[turn.tile * kTileStreams + thread] + turn.step,
-                     net_.layers * 2 * net_.dilated);
+      const int64_t of = stream(turn.tile, thread);
+      if (of >= task_.batch) return;
+      frames()[thread] = gate_frame(task_.gate, of, position()[turn.tile * kTileStreams + thread] + turn.step,
+                                    net_.layers * 2 * net_.dilated);
     });
     block_.phase([&](int thread) {
       const int old_taps = static_cast<int>(net_.taps) - 1;
       const int rows = kTileStreams * old_taps;
       for (int i = thread / kWarpSize; i < plan_.layers * rows; i += kStageWarps) {
         const int number = i / rows, s = i % rows / old_taps;
-        const int64_t stream = this->stream(turn.tile, s);
-        if (stream >= task_.batch) continue;
-        fetch_tap<Block>(net_, layer(number), queues(stream), slots(number)[s], i % old_taps,
-                         taps(number) + s, kStageStride, thread % kWarpSize);
+        const int64_t of = stream(turn.tile, s);
+        if (of >= task_.batch) continue;
+        fetch_tap<Block>(net_, layer(number), queues(of), slots(number)[s], i % old_taps, taps(number) + s,
+                         kStageStride, thread % kWarpSize);
       }
     });
   }
@@ -403,11 +307,11 @@ class Stage {
   WAVENET_DEVICE void act_head() {
     block_.phase([&](int thread) { take(thread, kSkipSums, net_.skip_padded); });
     block_.phase([&](int thread) {
-      const Part& part = this->part(0);
-      for (int row = thread / kWarpSize; row < part.rows; row += kStageWarps) {
+      const Part& all = part(0);
+      for (int row = thread / kWarpSize; row < all.rows; row += kStageWarps) {
         Sums sums(thread);
         sums.for_each([&](float& sum, int output, int) { sum = head_bias()[row * kTileOutputs + output]; });
-        multiply(sums, part, row, values());
+        multiply(sums, all, row, values());
         sums.for_each([](float& sum, int, int) { sum = relu(sum); });
         send(sums, index_ + 1, kInput, row);
       }
@@ -419,12 +323,12 @@ class Stage {
     float* logits = at<float>(plan_.logits);
     block_.phase([&](int thread) { take(thread, kInput, net_.head_padded); });
     block_.phase([&](int thread) {
-      const Part& part = this->part(0);
-      for (int row = thread / kWarpSize; row < part.rows; row += kStageWarps) {
+      const Part& all = part(0);
+      for (int row = thread / kWarpSize; row < all.rows; row += kStageWarps) {
         Sums sums(thread);
         const int first = row * kTileOutputs;
         sums.for_each([&](float& sum, int output, int) { sum = head_bias()[first + output]; });
-        multiply(sums, part, row, values());
+        multiply(sums, all, row, values());
         sums.for_each([&](float& sum, int output, int s) {
           if (first + output >= net_.classes) return;
           logits[s * pipeline_.row + logit_place(first + output, pipeline_.per_lane)] = sum;
@@ -451,12 +355,7 @@ class Stage {
   const Block& block_;
   const Mail& mail_;
   const Task& task_;
-  const Network& net_;
-  const Pipeline& pipeline_;
-  const StageBlock& plan_;
-  int index_;
   int64_t first_;
-  unsigned char* shared_;
   int tiles_ = 0, tile_ = 0;
   int64_t step_ = 0;
   bool skips_next_ = false;
