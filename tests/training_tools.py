@@ -26,10 +26,10 @@ TRAINING = TrainingConfig(
 )  # fmt: skip
 
 
-def trainer(data, run: Path, training: TrainingConfig = TRAINING) -> Trainer:
+def trainer(data, run: Path, training: TrainingConfig = TRAINING, device: str = "cpu") -> Trainer:
     console = Console(io.StringIO())
     return Trainer(
-        CONFIG, training, data, run, torch.device("cpu"), {"audio_dir": None, "cache_dir": "x"}, console
+        CONFIG, training, data, run, torch.device(device), {"audio_dir": None, "cache_dir": "x"}, console
     )
 
 
