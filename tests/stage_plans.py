@@ -26,7 +26,7 @@ _PLACES = (
         "last",
         "active",
     ),
-    *("logits", "weights", "sums"),
+    *("logits", "weights", "sums", "uniforms"),
 )
 
 

@@ -93,7 +93,7 @@ def state_of(block: Block, config: WaveNetConfig, stages: Stages) -> list[range]
         row = -(-config.quantization_channels // 32) * 32
         sizes = {"values": 48 * padded(config.head_channels), "position": 8 * streams}
         sizes |= {"last": 4 * streams, "active": 4 * streams, "logits": 32 * row, "weights": 32 * row}
-        sizes |= {"sums": 8 * 8 * 33, "parts": 32, "biases": 4 * classes}
+        sizes |= {"sums": 8 * 8 * 33, "uniforms": 4 * 8, "parts": 32, "biases": 4 * classes}
         rows = (padded(config.head_channels), 0)
     assert classes and tuple(rows_of for rows_of, _ in block.boxes) == rows
     taken = [range(block.places[name], block.places[name] + size) for name, size in sizes.items()]

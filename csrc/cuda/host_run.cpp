@@ -151,7 +151,7 @@ extern "C" __attribute__((visibility("default"))) int64_t wavenet_cuda_stage_pla
     for (const int64_t each :
          {block.parts, block.table, block.biases, block.values, block.activations, block.taps, block.starts,
           block.slots, block.frames, block.position, block.last, block.active, block.logits, block.weights,
-          block.sums, block.bytes}) {
+          block.sums, block.uniforms, block.bytes}) {
       write(each);
     }
   }

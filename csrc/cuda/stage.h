@@ -321,7 +321,14 @@ class Stage : private StageMemory {
 
   WAVENET_DEVICE void act_draw() {
     float* logits = at<float>(plan_.logits);
-    block_.phase([&](int thread) { take(thread, kInput, net_.head_padded); });
+    float* uniforms = at<float>(plan_.uniforms);
+    block_.phase([&](int thread) {
+      // They come while the products are made.
+      if (task_.given == nullptr && thread < kTileStreams && exists(thread)) {
+        Block::start_copy(uniforms + thread, task_.uniforms + stream(thread) * task_.steps + step_);
+      }
+      take(thread, kInput, net_.head_padded);
+    });
     block_.phase([&](int thread) {
       const Part& all = part(0);
       for (int row = thread / kWarpSize; row < all.rows; row += kStageWarps) {
@@ -334,6 +341,7 @@ class Stage : private StageMemory {
           logits[s * pipeline_.row + logit_place(first + output, pipeline_.per_lane)] = sum;
         });
       }
+      Block::wait_for_copies();
     });
     block_.warps([&](const auto& warp) {
       const int s = warp.index(), of = tile_ * kTileStreams + s;
@@ -343,7 +351,7 @@ class Stage : private StageMemory {
       const Draw<Warp> draw(warp, row, at<float>(plan_.weights) + s * pipeline_.row,
                             at<double>(plan_.sums) + s * (kWarpSize + 1), static_cast<int>(net_.classes),
                             pipeline_.per_lane);
-      finish_step(warp, task_, draw, row, pipeline_.per_lane, stream(s), step_,
+      finish_step(warp, task_, draw, row, pipeline_.per_lane, stream(s), step_, uniforms + s,
                   {active()[of], position()[of], last()[of]});
     });
     if (!more()) return;

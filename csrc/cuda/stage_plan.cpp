@@ -129,6 +129,7 @@ class Planner {
       block.logits = places.take(kTileStreams * 4 * logits_row(net_));
       block.weights = places.take(kTileStreams * 4 * logits_row(net_));
       block.sums = places.take(kTileStreams * 8 * (kWarpSize + 1));
+      block.uniforms = places.take(kTileStreams * 4);
     }
     plan.parts.push_back(part(matrix.words, matrix.outputs, matrix.inputs, matrix.inputs));
     finish(plan, block, places);

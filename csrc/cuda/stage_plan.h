@@ -80,6 +80,7 @@ struct StageBlock {
   int32_t frames;       // of each stream
   int32_t position, last, active;  // of each stream of each tile
   int32_t logits, weights, sums;
+  int32_t uniforms;  // of each stream
   int32_t bytes;
 };
 

@@ -52,16 +52,18 @@ struct StreamEnd {
   int32_t& last;
 };
 
-// Ends a stream's step: hands out its logits, or draws from them; or stops it where they are not finite.
+// Ends a stream's step: hands out its logits, or draws from them by the uniform number that stands there; or
+// stops it where they are not finite.
 template <class Warp>
 WAVENET_DEVICE void finish_step(const Warp& warp, const Task& task, const Draw<Warp>& draw, const float* row,
-                                int per_lane, int64_t stream, int64_t step, StreamEnd end) {
+                                int per_lane, int64_t stream, int64_t step, const float* uniform,
+                                StreamEnd end) {
   if (!end.active) return;
   const int classes = static_cast<int>(task.network.classes);
   const int64_t at = stream * task.steps + step;
   int sample = 0;
   const bool finite = draw.finite();
-  if (finite && task.given == nullptr) sample = draw.choose(task.sampling, task.uniforms[at]);
+  if (finite && task.given == nullptr) sample = draw.choose(task.sampling, *uniform);
   warp.each([&](int lane) {
     if (lane != 0) return;
     if (!finite) {

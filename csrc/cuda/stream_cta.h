@@ -219,7 +219,9 @@ class StreamCta {
     const Draw<Warp> draw(warp, row, at<float>(plan_.weights) + warp.index() * plan_.row,
                           at<double>(plan_.sums) + warp.index() * (kWarpSize + 1),
                           static_cast<int>(net_.classes), plan_.per_lane);
+    const int64_t number = (first_ + s) * task_.steps + step;
     finish_step(warp, task_, draw, row, plan_.per_lane, first_ + s, step,
+                task_.given == nullptr ? task_.uniforms + number : nullptr,
                 {active()[s], position()[s], last()[s]});
   }
 
