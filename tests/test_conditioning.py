@@ -125,6 +125,21 @@ def test_each_stream_of_a_batch_is_told_its_own():
         assert torch.equal(generator.generate(60, state, gate_bias=alone)[0], together[row])
 
 
+def test_features_alone_say_what_to_generate():
+    model = network(config("mel", hop=10))
+    generator = engine(model, "reference")
+    values = torch.rand(2, 6, 12)
+    steering = generator.steering(Given(model.config, values))
+    expected = generator.generate(120, generator.start(2, gate_bias=steering), gate_bias=steering)
+    assert torch.equal(generator.generate(features=values), expected)
+    assert torch.equal(generator.generate(50, features=values), expected[:, :50])
+    assert torch.equal(generator.generate(features=values[0])[0], expected[0])
+    with pytest.raises(ConfigError, match="features begin new streams"):
+        generator.generate(features=values, state=generator.start(2, gate_bias=steering))
+    with pytest.raises(ConfigError, match="^steps: say how many"):
+        generator.generate(gate_bias=steering)
+
+
 def test_frames_may_come_while_generation_goes_on():
     model = network(config("mel", hop=10))
     generator = Generator(model)

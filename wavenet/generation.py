@@ -18,7 +18,7 @@ from wavenet.errors import ConfigError
 from wavenet.listening import first_sounds
 from wavenet.model import WaveNet
 from wavenet.state import GeneratorState, Sampling, stream_numbers, uniforms
-from wavenet.steering import Source, Steering, single_thread
+from wavenet.steering import Given, Source, Steering, single_thread
 
 Bias = GateBias | Steering
 """What generation can be told: a gate bias, or what makes one as it is needed (`Generator.steering`)."""
@@ -231,31 +231,50 @@ class Generator:
 
     def generate(
         self,
-        steps: int,
+        steps: int | None = None,
         state: GeneratorState | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         gate_bias: Bias | None = None,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Draw `steps` new samples of every stream.
 
         Parameters
         ----------
-        steps : int
-            Samples per stream; seconds times `config.sample_rate`.
+        steps : int, optional
+            Samples per stream; seconds times `config.sample_rate`. By default what `features` cover.
         state : GeneratorState, optional
             Where to go on; changed in place. By default a new single stream with seed 0.
         temperature, top_k, top_p
             See `Sampling`.
         gate_bias : GateBias or Steering, optional
+        features : float tensor (feature_channels, frames) or (batch, feature_channels, frames), optional
+            What new streams are told, as log mel frames: one stream for each of the batch, with seed 0. For
+            frames that arrive while it plays, or to go on from a state, `steering` takes `Given`.
 
         Returns
         -------
         int64 tensor (batch, steps)
             Classes; `decode` makes amplitudes of them.
+
+        Raises
+        ------
+        ConfigError
+            If `features` are not as the network reads them, or come with a `state` or `gate_bias`; if neither
+            `steps` nor `features` is given.
         """
-        state = self.start() if state is None else state
+        if features is not None:
+            if state is not None or gate_bias is not None:
+                raise ConfigError("features begin new streams: leave out state and gate_bias, or use steering")
+            given = Given(self.config, features)
+            gate_bias = self.steering(given)
+            steps = given.ready if steps is None else steps
+            state = self.start(len(given.values), gate_bias=gate_bias)
+        if steps is None:
+            raise ConfigError("steps: say how many samples to draw, or give features")
+        state = self.start(gate_bias=gate_bias) if state is None else state
         chunks = list(self.stream(state, steps, None, temperature, top_k, top_p, gate_bias))
         return torch.cat(chunks, dim=1) if chunks else state.last_sample.new_empty(state.batch, 0)
 
