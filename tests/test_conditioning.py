@@ -136,7 +136,7 @@ def test_features_alone_say_what_to_generate():
     assert torch.equal(generator.generate(features=values[0])[0], expected[0])
     with pytest.raises(ConfigError, match="features begin new streams"):
         generator.generate(features=values, state=generator.start(2, gate_bias=steering))
-    with pytest.raises(ConfigError, match="^steps: say how many"):
+    with pytest.raises(ConfigError, match="say how many"):
         generator.generate(gate_bias=steering)
 
 

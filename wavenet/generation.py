@@ -267,7 +267,7 @@ class Generator:
         """
         if features is not None:
             if state is not None or gate_bias is not None:
-                raise ConfigError("features begin new streams: leave out state and gate_bias, or use steering")
+                raise ConfigError("features begin new streams: leave out state and gate_bias")
             given = Given(self.config, features)
             gate_bias = self.steering(given)
             steps = given.ready if steps is None else steps
