@@ -1,6 +1,7 @@
 """What comes with training segments: the same that generation reads, wherever a segment lies."""
 
 import dataclasses
+import re
 
 import conditioned
 import mido
@@ -9,6 +10,8 @@ import pytest
 import torch
 from audio_files import noise, save
 from conditioned import RATE, tune
+from test_alignment import RATE as RATE_OF_PIECES
+from test_alignment import moved, piece
 from test_clips import clips_of
 
 from wavenet import mulaw
@@ -220,6 +223,19 @@ def test_what_does_not_go_together_is_named(folder, tmp_path):
     (tmp_path / "cello/two.mid").write_bytes(b"no score")
     with pytest.raises(AudioError, match=r"two\.mid"):
         attach(config, data, tmp_path)
+
+
+def test_a_score_that_is_not_played_when_it_says_is_told(tmp_path):
+    for seed, late in ((1, 0.0), (2, 0.3), (3, 0.0)):
+        audio, score = piece(seed, notes=30)
+        save(tmp_path / f"audio/{seed}.wav", audio, RATE_OF_PIECES)
+        write_midi(tmp_path / f"midi/{seed}.mid", moved(score, late))
+    config = dataclasses.replace(conditioned.config("score"), sample_rate=RATE_OF_PIECES)
+    data = prepare(tmp_path / "audio", tmp_path / "cache", config, DataConfig())
+    lines: list[str] = []
+    attach(config, data, tmp_path / "midi", tell=lines.append)
+    assert len(lines) == 2 and lines[0].startswith("scores      3 read")
+    assert re.match(r"warning: 1 score\(s\) may not .* say: 2\.wav \(0\.(29|30|31) s late\);", lines[1])
 
 
 def test_classes_need_folders(folder, tmp_path):

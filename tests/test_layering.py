@@ -36,6 +36,7 @@ ORDER = [
     "cache",
     "recordings",
     "dataset",
+    "alignment",
     "pairing",
     "weights",
     "extension",

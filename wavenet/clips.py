@@ -256,7 +256,7 @@ class Clips:
         counts = np.zeros(self.quantization_channels, dtype=np.int64)
         for index, clip in enumerate(self.clips):
             for start in range(0, clip.length, _CHUNK):
-                block = self._map(index)[start : start + _CHUNK]
+                block = self.mapped(index)[start : start + _CHUNK]
                 counts += np.bincount(block, minlength=self.quantization_channels)
         return counts
 
@@ -341,11 +341,12 @@ class Clips:
             first = max(start, int(self._starts[index]))
             last = min(stop, int(self._ends[index]))
             offset = int(self._starts[index])
-            values[first - start : last - start] = self._map(index)[first - offset : last - offset]
+            values[first - start : last - start] = self.mapped(index)[first - offset : last - offset]
             real[first - start : last - start] = True
             index += 1
 
-    def _map(self, index: int) -> np.ndarray:
+    def mapped(self, index: int) -> np.ndarray:
+        """Return the classes of one of `clips`, mapped from its file."""
         with self._mapping:
             if index in self._maps:
                 self._maps.move_to_end(index)

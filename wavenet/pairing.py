@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from wavenet import mulaw
+from wavenet.alignment import Loudness, doubts
 from wavenet.conditions import Conditions
 from wavenet.config import WaveNetConfig
 from wavenet.dataset import Prepared
@@ -16,6 +18,7 @@ from wavenet.midi import Score, mismatch, read_midi
 
 SUFFIXES = (".mid", ".midi", ".MID", ".MIDI")
 _NAMES_SHOWN = 3
+_STRETCH = 1 << 20
 
 
 def with_classes(config: WaveNetConfig, data: Prepared) -> WaveNetConfig:
@@ -70,7 +73,7 @@ def attach(
     Raises
     ------
     AudioError
-        If a recording has no score, or one that does not go with it, or is of none of the classes.
+        If a recording has no score, or one that is not as long, or is of none of the classes.
     """
     told = config.conditioning
     if told is None:
@@ -82,6 +85,12 @@ def attach(
         scores = read_scores(data, midi_dir)
         notes = sum(map(len, scores.values()))
         tell(f"scores      {len(scores)} read, {notes:,} notes")
+        doubted = [f"{printable(name)} ({why})" for name, why in doubtful(config, data, scores).items()]
+        if doubted:
+            tell(
+                f"warning: {len(doubted)} score(s) may not be played when they say: {_some(doubted)}; "
+                "audio and MIDI begin together"
+            )
     if told.class_names:
         tell(f"classes     {', '.join(map(printable, told.class_names))}")
     for clips in (data.train, data.validation, data.whole):
@@ -126,6 +135,19 @@ def read_scores(data: Prepared, midi_dir: Path) -> dict[str, Score]:
             f"{_some(told)}; audio and MIDI begin together; leave these out with --exclude"
         )
     return scores
+
+
+def doubtful(config: WaveNetConfig, data: Prepared, scores: Mapping[str, Score]) -> dict[str, str]:
+    """Return by recording what speaks against its score's being aligned with the sound; see `alignment`."""
+    rate = config.sample_rate
+    heard = {name: Loudness(data.seconds[name], rate) for name in scores}
+    for index, clip in enumerate(data.whole.clips):
+        classes = data.whole.mapped(index)
+        for first in range(0, clip.length, _STRETCH):
+            audio = mulaw.decode(classes[first : first + _STRETCH], config.quantization_channels)
+            heard[clip.name].add(clip.start + first, audio)
+    found = {name: doubts(heard[name].rises(), score) for name, score in scores.items()}
+    return {name: why for name, why in found.items() if why is not None}
 
 
 def _score_of(name: str, midi_dir: Path) -> Path | None:
