@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -213,6 +214,7 @@ def test_clusters_are_counted_as_the_device_has_room_for_them():
     assert "11 pipeline(s) of 12 blocks with 1 tile(s)" in told(88, 0)
     assert "7 pipeline(s) of 12 blocks with 1 tile(s)" in told(56, 18)
     assert "6 pipeline(s) of 12 blocks with 2 tile(s)" in told(88, 18)
+    assert "7 pipeline(s) of 12 blocks with 3 tile(s)" in told(168, 18)
     # In groups of 11 there is no place for 12.
     assert "of 11 blocks" in told(8, 11) and "not all weights resident" in told(8, 11)
     assert told(8, 4).startswith("stage_cluster: no: of 20 layers in ")
@@ -274,6 +276,14 @@ def test_why_a_kernel_does_not_serve(name, precision, device, batch, kernel, mes
     packed = pack_tiles(model) if precision == "fp16" else pack(model)
     found = HostKernel(model, packed=packed).choose(batch, device, kernel)
     assert found.startswith(f"no CUDA kernel serves this network: {kernel}: ") and message in found
+
+
+def test_a_queue_longer_than_kernels_count_is_refused():
+    packed = pack_tiles(network(2, 1, 3, 16, 16, 16))
+    packed = dataclasses.replace(packed, geometry=[*packed.geometry[:8], 1, 2**30])
+    told = HostKernel(WaveNet(WaveNetConfig(layers=2, stacks=1)), packed=packed).choose(1, H100, None)
+    ends = [line.partition(": ")[2] for line in told.splitlines()]
+    assert ends == ["no: a layer's queue can have 2147483647 steps, that of layer 1 has 2147483648"] * 3
 
 
 def test_where_none_serves_all_reasons_are_told():

@@ -9,6 +9,8 @@ namespace wavenet::cuda {
 namespace {
 
 constexpr char kAdvice[] = "; use --device cpu";
+// Kernels count a ring's rows in 32 bits.
+constexpr int64_t kMostDepth = (int64_t{1} << 31) - 1;
 
 std::string capability_text(int64_t capability) {
   return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
@@ -25,6 +27,12 @@ std::string refusal_of_any(Kernel kernel, const Network& net, const Device& devi
   if (net.classes > kMostClasses) {
     return "it draws from at most " + std::to_string(kMostClasses) + " classes, the network has " +
            std::to_string(net.classes);
+  }
+  for (int64_t index = 0; index < net.layers; ++index) {
+    if (net.layer[index].depth > kMostDepth) {
+      return "a layer's queue can have " + std::to_string(kMostDepth) + " steps, that of layer " +
+             std::to_string(index) + " has " + std::to_string(net.layer[index].depth);
+    }
   }
   if (net.tiles == Tiles::kBf16 && device.capability < 80) {
     return "the network has weights beyond the range of fp16, and this device has no bf16; use --precision "
@@ -67,7 +75,7 @@ int64_t plan_pipeline(Choice& choice, const Network& net, int64_t tiles, const D
 // As few tiles under way as put all streams on the device at once.
 void plan_pipelines(Choice& choice, const Network& net, int64_t batch, const Device& device) {
   int64_t most = 0;
-  for (int64_t tiles = 1; tiles <= kMostTilesUnderWay; tiles *= 2) {
+  for (int64_t tiles = 1; tiles <= kMostTilesUnderWay; ++tiles) {
     const int64_t at_once = plan_pipeline(choice, net, tiles, device);
     if (at_once == 0) break;
     const int64_t together = tiles * kTileStreams;

@@ -34,17 +34,19 @@ class Planner {
   Planner(const Network& network, const Room& room, int64_t tiles)
       : net_(network), room_(room), tiles_(tiles) {}
 
-  // With so many stages; `refusal` is set if a block's memory does not do.
-  StagePlan plan(int64_t stages) {
+  // With so many stages; `refusal` is set if a block's memory does not do. Unless it is to be whole, the plan
+  // ends at the first block that does not hold all its weights: plans are made for every launch.
+  StagePlan plan(int64_t stages, bool whole) {
     StagePlan plan{};
     plan.tiles = tiles_;
     plan.resident = true;
-    for (int64_t stage = 0; stage < stages; ++stage) {
+    for (int64_t stage = 0; stage < stages && (whole || plan.resident); ++stage) {
       // The longer ones come first: the last one's work on skip sums is waited for.
       const int64_t least = net_.layers / stages, more = net_.layers % stages;
       const int64_t first = stage * least + std::min(stage, more);
       add_layers(plan, first, least + (stage < more ? 1 : 0));
     }
+    if (!whole && !plan.resident) return plan;
     add_head(plan, StageKind::kHead, net_.head1, net_.skip_padded);
     add_head(plan, StageKind::kDraw, net_.head2, net_.head_padded);
     plan.mail_bytes = mail_.end();
@@ -164,6 +166,7 @@ class Planner {
     }
     block.bytes = static_cast<int32_t>(places.end());
     plan.bytes = std::max(plan.bytes, places.end());
+    plan.resident = plan.resident && places.end() <= room_.shared_bytes;
     if (places.end() > room_.shared_bytes && plan.refusal.empty()) {
       const std::string what = block.kind == StageKind::kLayers ? std::to_string(block.layers) + " layer(s)"
                                                                 : std::string("a head layer's values");
@@ -193,7 +196,7 @@ StagePlan plan_stages(const Network& network, const Room& room, int64_t tiles) {
     return best;
   }
   for (int64_t stages = 1; stages <= most; ++stages) {
-    best = Planner(network, room, tiles).plan(stages);
+    best = Planner(network, room, tiles).plan(stages, stages == most);
     if (best.refusal.empty() && best.resident) return best;
   }
   if (!best.refusal.empty() && most < network.layers) {
