@@ -268,6 +268,13 @@ std::vector<int64_t> run(Task task, const Choice& choice, int device, void* work
   if (task.batch == 0 || task.steps == 0) return {unfinished, report.end()};
   auto* stream = static_cast<cudaStream_t>(on_stream);
   require(cudaSetDevice(device), "choosing the device");
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  require(cudaStreamIsCapturing(stream, &capture), "asking for the stream's state");
+  if (capture != cudaStreamCaptureStatusNone) {
+    throw std::runtime_error(
+        "the stream is being captured into a CUDA graph: generation waits for its results and cannot be part "
+        "of one; call it outside of the capture");
+  }
   const int64_t inputs = (task.batch * task.steps + kThreads - 1) / kThreads;
   if (inputs > kMostBlocks) {
     throw std::runtime_error("batch " + std::to_string(task.batch) + " times " + std::to_string(task.steps) +
