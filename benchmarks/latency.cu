@@ -128,7 +128,8 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1)
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) unsigned char shared[];
   copy_plan(pipeline, shared);
-  const ClusterMail mail(task, pipeline, shared);
+  const DeviceCluster cluster(shared);
+  const ClusterMail mail(cluster, task, pipeline, shared);
   send_around(mail, pipeline, mail.index(), turns, cycles);
   mail.leave();
 #else

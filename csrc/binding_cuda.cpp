@@ -62,7 +62,7 @@ Tensor run_advance(const Arguments& given, const Tensor& samples) {
 }
 
 Tensor run_generate(const Arguments& given, const Tensor& uniforms, double temperature, int64_t top_k,
-                    double top_p) {
+                    double top_p, int64_t lost = -1) {
   const Place place = place_of(given.queues);
   const DeviceGuard guard(place.index);
   std::vector<wavenet::Layer> layers;
@@ -73,6 +73,7 @@ Tensor run_generate(const Arguments& given, const Tensor& uniforms, double tempe
   task.sampling = make_sampling(temperature, top_k, top_p);
   Tensor drawn = allocate(given.position, {task.batch, task.steps});
   task.drawn = drawn.mutable_data_ptr<int64_t>();
+  task.lost = lost;
   run_task(task, given, place);
   return drawn;
 }
@@ -99,6 +100,18 @@ Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tens
   });
 }
 
+// `generate`, but that in a pipeline the samples of one step never come back, which is to end in an error.
+// For tests: what was drawn before is returned where no one notices.
+Tensor lose(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
+            const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, std::string kernel,
+            int64_t step) {
+  return marked([&] {
+    const std::optional<Tensor> none;
+    return run_generate({weights, geometry, queues, position, last_sample, none, 1, 0, false, 1, kernel},
+                        uniforms, 1.0, 0, 1.0, step);
+  });
+}
+
 // What each kernel would do for so many streams of a network: see wavenet::cuda::describe.
 std::string kernels(const Tensor& weights, std::vector<int64_t> geometry, int64_t batch) {
   return marked([&] {
@@ -120,12 +133,16 @@ std::string architectures() { return marked(wavenet::cuda::architectures); }
 STABLE_TORCH_LIBRARY_FRAGMENT(wavenet, m) {
   m.def("cuda_architectures() -> str");
   m.def("cuda_kernels(Tensor weights, int[] geometry, int batch) -> str");
+  m.def(
+      "cuda_lose_samples(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
+      "Tensor(c!) last_sample, Tensor uniforms, str kernel, int step) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CUDA, m) {
   m.impl("advance", TORCH_BOX(&advance));
   m.impl("generate", TORCH_BOX(&generate));
   m.impl("cuda_kernels", TORCH_BOX(&kernels));
+  m.impl("cuda_lose_samples", TORCH_BOX(&lose));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CompositeExplicitAutograd, m) {

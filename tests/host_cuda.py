@@ -37,7 +37,7 @@ def library() -> ctypes.CDLL:
     """Compile the kernels once."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.so"
-        flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", f"-I{CSRC}"]
+        flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", f"-I{CSRC}"]
         names = ("cuda/host_run.cpp", "cuda/stage_plan.cpp", "cuda/choose.cpp", "core/network.cpp")
         sources = [str(CSRC / name) for name in names]
         subprocess.run([*(compiler() or ["c++"]), *flags, *sources, "-o", str(path)], check=True)
@@ -57,7 +57,11 @@ def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
 
 @dataclass(frozen=True)
 class Stages:
-    """Room for a pipeline, and a seed of the order in which its blocks take turns."""
+    """Room for a pipeline, and a seed of the order in which its blocks take turns.
+
+    With `looks` its blocks are threads, with the mailboxes of the kernels, and `lost` is not the number of a
+    message but of a step.
+    """
 
     tiles: int = 1
     blocks: int = 16
@@ -65,6 +69,7 @@ class Stages:
     mail_is_shared: bool = True
     seed: int = 0
     lost: int = -1
+    looks: int = 0
 
     def room(self) -> list[ctypes.c_int64 | ctypes.c_int]:
         """Return the arguments that tell of the room."""
@@ -148,6 +153,7 @@ class HostKernel:
             ctypes.c_int(bool(gate and gate.linear)),
             *(_pointer(report), ctypes.c_int(self.streams), ctypes.c_int(self.backward)),
             *(*self.stages.room(), count(self.stages.seed), count(self.stages.lost)),
+            ctypes.c_int(self.stages.looks),
         )
         assert status == 0
         return report.numpy()

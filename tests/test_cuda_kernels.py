@@ -6,6 +6,7 @@ Inputs are new in every run; the seed is printed where a test fails.
 from __future__ import annotations
 
 import secrets
+import threading
 
 import naive
 import numpy as np
@@ -176,6 +177,41 @@ def test_what_is_refused_moves_nothing(kernel, seed):
         backend_of(model_of(shape, weights), kernel).advance(
             state, torch.zeros(3, 2, dtype=torch.int64, device=DEVICE)
         )
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "stream_cta"])
+@pytest.mark.parametrize("step", [0, 20])
+def test_a_lost_message_becomes_an_error_and_the_device_goes_on(kernel, step, seed):
+    shape, _, model = wide(seed, 32)
+    backend = backend_of(model, kernel, batch=17)
+    state, uniforms = random_state(shape, 17, seed).to(DEVICE), torch.rand(17, 40, device=DEVICE)
+    spoiled, told = state.clone(), []
+
+    def lose() -> None:
+        try:
+            torch.ops.wavenet.cuda_lose_samples(
+                backend.packed.data,
+                backend.packed.geometry,
+                spoiled.queues,
+                spoiled.position,
+                spoiled.last_sample,
+                uniforms,
+                kernel,
+                step,
+            )
+        except RuntimeError as error:
+            told.append(str(error))
+
+    # In a thread of its own, so that a kernel that hangs fails the test.
+    losing = threading.Thread(target=lose, daemon=True)
+    losing.start()
+    losing.join(timeout=120)
+    assert not losing.is_alive(), "the kernel hangs"
+    assert len(told) == 1 and f"{kernel} is stuck: block " in told[0]
+    expected = CudaBackend(model, precision="fp16", kernel="stream_cta").generate(
+        state.clone(), uniforms, Sampling()
+    )
+    assert torch.equal(backend.generate(state, uniforms, Sampling()), expected)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -201,6 +201,40 @@ def test_a_message_that_never_comes_is_told(lost):
     assert report[3] != NONE and (np.delete(report, 3) == NONE).all()
 
 
+LOOKS = 2**24
+"""So many that a thread which gets no turn for a while is not given up."""
+
+
+@pytest.mark.parametrize("mail_is_shared", [True, False])
+@pytest.mark.parametrize("index", [0, 2, 4])
+def test_the_mailboxes_of_the_kernels_carry_the_same(index, mail_is_shared):
+    """With a thread for each block: what the kernels wait for, and what they read then."""
+    shape, _, model = shaped(index)
+    packed, uniforms = pack_tiles(model), torch.rand(19, 12)
+    state, sampling = random_state(shape, 19, index), Sampling(temperature=0.9)
+    gate, whole = random_gate(shape, 19, linear=True), state.clone()
+    expected, _ = HostKernel(model, packed=packed).generate(whole, uniforms, sampling, gate)
+    stages = several(index, mail_is_shared=mail_is_shared, looks=LOOKS)
+    kernel = HostKernel(model, packed=packed, backward=bool(index % 4), stages=stages)
+    found, report = kernel.generate(state, uniforms, sampling, gate)
+    assert (report == NONE).all() and torch.equal(found, expected) and same(state, whole)
+
+
+@pytest.mark.parametrize("mail_is_shared", [True, False])
+@pytest.mark.parametrize("tiles", [1, 2, 4])
+@pytest.mark.parametrize("lost", [0, 3])
+def test_blocks_give_up_after_so_many_looks(lost, tiles, mail_is_shared):
+    shape, _, model = shaped(0)
+    stages = several(1, tiles=tiles, mail_is_shared=mail_is_shared, looks=2**16, lost=lost)
+    kernel = HostKernel(model, packed=pack_tiles(model), stages=stages)
+    state, uniforms = random_state(shape, 9, 0), torch.rand(9, 6)
+    drawn, report = kernel.generate(state.clone(), uniforms, Sampling())
+    assert 0 <= report[3] < 8 and (np.delete(report, 3) == NONE).all()
+    # What came before was drawn.
+    expected, _ = HostKernel(model, packed=pack_tiles(model)).generate(state, uniforms, Sampling())
+    assert torch.equal(drawn[0, : lost + 1], expected[0, : lost + 1]) and (drawn[:, lost + 1 :] == -1).all()
+
+
 def test_what_is_refused_moves_nothing():
     shape, _, model = shaped(0)
     kernel = HostKernel(model, packed=pack_tiles(model), stages=several(1))

@@ -7,6 +7,7 @@
 
 #include "cuda/choose.h"
 #include "cuda/host_stages.h"
+#include "cuda/host_threads.h"
 #include "cuda/stream_cta.h"
 #include "cuda/tiles.h"
 
@@ -45,11 +46,16 @@ void run_tile(const Task& task, const HostBlock& block) {
 }
 
 int run(const int64_t* entries, int64_t entry_count, Task task, const void* weights, int64_t bytes,
-        int streams, bool backward, const HostStages& stages) {
+        int streams, bool backward, const HostStages& stages, int most_looks) {
   std::vector<wavenet::Layer> layers;
   const wavenet::Geometry geometry = wavenet::parse_geometry(entries, static_cast<size_t>(entry_count));
   task.network = wavenet::bind_weights(geometry, weights, bytes, layers);
   for (int64_t index = 0; index < task.batch * task.steps; ++index) wavenet::cuda::check_input(task, index);
+  if (most_looks > 0) {
+    task.lost = stages.lost;
+    wavenet::cuda::run_threads(task, {stages.room, stages.tiles, most_looks}, backward);
+    return 0;
+  }
   if (stages.tiles > 0) {
     wavenet::cuda::run_stages(task, stages, backward);
     return 0;
@@ -77,15 +83,17 @@ int run(const int64_t* entries, int64_t entry_count, Task task, const void* weig
 
 // Arrays are those of a Task, in its shapes; what is not there is null. `report` has room for 4 + batch and
 // holds kNone: what was refused, the block that was stuck, and where each stream failed. With no `tiles`
-// under way runs `stream_cta` in tiles of `streams`, else pipelines in that much room, whose blocks take
-// turns by a seed. Returns 0 if it ran.
+// under way runs `stream_cta` in tiles of `streams`, else pipelines in that much room. Their blocks take
+// turns by a seed, and the message `lost`, counted over all, never comes; or, with `most_looks`, they are
+// threads, each of which looks for a message so often before it gives up, and the samples of the step `lost`
+// never come back. Returns 0 if it ran.
 extern "C" __attribute__((visibility("default"))) int wavenet_cuda_host_run(
     const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int64_t batch,
     int64_t steps, float* queues, int64_t* position, int64_t* last_sample, const int64_t* given,
     float* logits, const float* uniforms, int64_t* drawn, double temperature, int64_t top_k, double top_p,
     const float* gate, int64_t frames, int64_t frame_stride, int64_t hop, int64_t start, int linear,
     int64_t* report, int streams, int backward, int64_t tiles, int64_t blocks, int64_t shared_bytes,
-    int mail_is_shared, int64_t seed, int64_t lost) {
+    int mail_is_shared, int64_t seed, int64_t lost, int most_looks) {
   Task task{};
   task.gate = {gate, frame_stride, frames, hop, start, linear != 0};
   task.sampling = {temperature, top_k, top_p};
@@ -102,7 +110,7 @@ extern "C" __attribute__((visibility("default"))) int wavenet_cuda_host_run(
   const HostStages stages{
       {blocks, shared_bytes, mail_is_shared != 0}, tiles, static_cast<uint64_t>(seed), lost};
   try {
-    return run(geometry, entries, task, weights, bytes, streams, backward != 0, stages);
+    return run(geometry, entries, task, weights, bytes, streams, backward != 0, stages, most_looks);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;

@@ -167,9 +167,7 @@ void run_pipeline(const Task& task, const StagePlan& plan, const HostStages& sta
 }
 
 inline void run_stages(const Task& task, const HostStages& stages, bool backward) {
-  for (int kind = 0; kind < kRefusals; ++kind) {
-    if (task.refused[kind] != kNone) return;
-  }
+  if (refused(task)) return;
   const StagePlan plan = plan_stages(task.network, stages.room, stages.tiles);
   if (!plan.refusal.empty()) throw std::runtime_error(plan.refusal);
   const HostBlock block{backward, kStageWarps};

@@ -22,27 +22,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   StreamCta<DeviceBlock, Product>(block, task, plan, first, shared).run();
 }
 
-// Takes a block through all its acts, or as far as it gets.
-template <class Stage, class Mail>
-WAVENET_DEVICE void run_stage(Stage& stage, const Mail& mail) {
-  stage.prepare();
-  while (!stage.done()) {
-    if (stage.waits() && !mail.wait(stage.awaited())) {
-      // Nothing may come to a block that has ended.
-      DeviceBlock::wait_for_copies();
-      return;
-    }
-    stage.act();
-  }
-  stage.finish();
-}
-
-WAVENET_DEVICE bool refused(const Task& task) {
-  bool any = false;
-  for (int kind = 0; kind < kRefusals; ++kind) any = any || task.refused[kind] != kNone;
-  return any;
-}
-
 // A cluster is a pipeline.
 template <class Format>
 __global__ void __launch_bounds__(kStageThreads, 1)
@@ -51,10 +30,12 @@ __global__ void __launch_bounds__(kStageThreads, 1)
   extern __shared__ __align__(16) unsigned char shared[];
   if (refused(task)) return;
   const DeviceBlock block;
-  const ClusterMail mail(task, pipeline, shared);
+  const DeviceCluster cluster(shared);
+  const ClusterMail mail(cluster, task, pipeline, shared);
   const int64_t first = static_cast<int64_t>(blockIdx.x) / pipeline.blocks * pipeline.tiles * kTileStreams;
-  Stage<DeviceBlock, ClusterMail, Format> stage(block, mail, task, pipeline, mail.index(), first, shared);
-  run_stage(stage, mail);
+  Stage<DeviceBlock, ClusterMail<DeviceCluster>, Format> stage(block, mail, task, pipeline, mail.index(),
+                                                               first, shared);
+  run_stage<DeviceBlock>(stage, mail);
   mail.leave();
 #else
   __trap();
@@ -77,7 +58,7 @@ __global__ void __launch_bounds__(kStageThreads, 1)
                       flags + number * pipeline.flag_bytes);
   const int64_t first = number * pipeline.tiles * kTileStreams;
   Stage<DeviceBlock, GridMail, Format> stage(block, mail, task, pipeline, index, first, shared);
-  run_stage(stage, mail);
+  run_stage<DeviceBlock>(stage, mail);
 #else
   __trap();
 #endif

@@ -242,7 +242,10 @@ inline float float_of(int32_t bits) {
   return x;
 }
 inline void lower(int64_t* to, int64_t value) {
-  if (value < *to) *to = value;
+  int64_t found = __atomic_load_n(to, __ATOMIC_RELAXED);
+  while (value < found) {
+    if (__atomic_compare_exchange_n(to, &found, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;
+  }
 }
 
 #endif

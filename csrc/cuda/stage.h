@@ -354,7 +354,7 @@ class Stage : private StageMemory {
       finish_step(warp, task_, draw, row, pipeline_.per_lane, stream(s), step_, uniforms + s,
                   {active()[of], position()[of], last()[of]});
     });
-    if (!more()) return;
+    if (!more() || step_ == task_.lost) return;
     const int first = tile_ * kTileStreams;
     block_.phase([&](int thread) { send_samples(thread, 0, 0, last() + first, active() + first); });
     mail_.post(0, kInput, tile_, step_);
@@ -368,5 +368,20 @@ class Stage : private StageMemory {
   int64_t step_ = 0;
   bool skips_next_ = false;
 };
+
+// Takes a block through all its acts, or as far as it gets.
+template <class Block, class Stage, class Mail>
+WAVENET_DEVICE void run_stage(Stage& stage, const Mail& mail) {
+  stage.prepare();
+  while (!stage.done()) {
+    if (stage.waits() && !mail.wait(stage.awaited())) {
+      // Nothing may come to a block that has ended.
+      Block::wait_for_copies();
+      return;
+    }
+    stage.act();
+  }
+  stage.finish();
+}
 
 }  // namespace wavenet::cuda

@@ -6,6 +6,13 @@
 
 namespace wavenet::cuda {
 
+// Whether an input was out of range, so that no stream is to move.
+WAVENET_DEVICE bool refused(const Task& task) {
+  bool any = false;
+  for (int kind = 0; kind < kRefusals; ++kind) any = any || task.refused[kind] != kNone;
+  return any;
+}
+
 // A layer's bias, which is given, and conditioning for one output of its gate; `frame` is null for a stream
 // without.
 WAVENET_DEVICE float gate_start(const Network& net, const GateBias& gate, float bias, int index, int output,

@@ -37,9 +37,7 @@ class StreamCta {
       : block_(block), task_(task), net_(task.network), plan_(plan), first_(first), shared_(shared) {}
 
   WAVENET_DEVICE void run() {
-    for (int kind = 0; kind < kRefusals; ++kind) {
-      if (task_.refused[kind] != kNone) return;
-    }
+    if (refused(task_)) return;
     prepare();
     for (int64_t step = 0; step < task_.steps; ++step) {
       begin();

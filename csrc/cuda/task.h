@@ -30,6 +30,8 @@ struct Task {
   int64_t* failed;  // (batch)
   // Is kNone before: a block that waited in vain for another. The streams are then of no more use.
   int64_t* stuck;
+  // For tests: the step whose samples never come back in a pipeline, to show that this is told.
+  int64_t lost = -1;
 };
 
 constexpr int kRefusals = 3;
