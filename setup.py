@@ -98,7 +98,7 @@ CUDA_SOURCES: dict[str, list[str]] = {
     "csrc/cuda/choose.cpp": [],
     "csrc/cuda/stage_plan.cpp": [],
 }
-CUDA_KERNELS = "csrc/cuda/run.cu"
+CUDA_KERNELS = ("csrc/cuda/run.cu", "csrc/cuda/rates.cu")
 # Machine code for these; later devices compile the last one's PTX.
 CUDA_ARCHITECTURES = ("75", "80", "86", "90")
 
@@ -288,10 +288,11 @@ class BuildExtension(build_ext):
 
     def compile_kernels(self, compiler: list[str], objects: Path) -> tuple[str | None, list[str], str | None]:
         """Return the CUDA compiler and the objects it made, or None, none and why."""
-        built = str(objects / "cuda_run.o")
+        built = [str(objects / f"cuda_{Path(source).stem}.o") for source in CUDA_KERNELS]
         try:
             nvcc = cuda_wanted(self.choice)
-            run([nvcc, *host_compiler(compiler), *cuda_flags(), "-c", str(ROOT / CUDA_KERNELS), "-o", built])
+            for source, to in zip(CUDA_KERNELS, built, strict=True):
+                run([nvcc, *host_compiler(compiler), *cuda_flags(), "-c", str(ROOT / source), "-o", to])
         except (Unmet, CompileError, OSError) as error:
             if self.choice == "cuda":
                 raise
@@ -300,7 +301,7 @@ class BuildExtension(build_ext):
                     f"WARNING: wavenet is built without its CUDA engine: {error}", file=sys.stderr, flush=True
                 )
             return None, [], str(error)
-        return nvcc, [built], None
+        return nvcc, built, None
 
 
 class BuildPython(build_py):

@@ -42,6 +42,12 @@ PRESETS = {
 
 SIZES = ("layers", "stacks", "kernel_size", "residual_channels", "skip_channels")
 RATES = (16000, 24000, 44100, 48000)
+PROBED = (16, 32, 64, 128)
+"""Widths of a layer that torch.ops.wavenet.cuda_rate measures."""
+
+LARGEST_TILE = 64
+"""Streams for which a block of the CUDA kernel stream_cta reads the weights once."""
+
 GROUP = 36
 """Streams that share one reading of the weights (`kGroup` in csrc/cpu/task.h)."""
 
@@ -67,12 +73,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--repeats", type=int, default=5, metavar="N", help="of which the median counts (default: 5)"
-    )
-    parser.add_argument(
-        "--latency",
-        type=Path,
-        metavar="FILE",
-        help="what latency.cu measured, for the ceiling of cuda in fp16",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     return parser
@@ -116,8 +116,18 @@ def measure(
     return steps / statistics.median(times), 1000 * latency
 
 
-def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) -> float | None:
-    """Return the samples per second in total that no engine can exceed here; None where it is not known.
+Ceiling = tuple[float, str]
+"""Samples per second in total that no engine can exceed here, and what sets that limit."""
+
+
+def multiply_adds(model: Any) -> int:
+    """Return how many multiply-adds one sample takes."""
+    matrices = [value.numel() for name, value in model.state_dict().items() if value.dim() == 2]
+    return sum(matrices) - model.embedding.weight.numel()
+
+
+def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) -> Ceiling | None:
+    """Return the ceiling on this processor; None where it is not known.
 
     Every group of streams has to read the weights once, at the rate at which one thread reads a block of
     their size over and over; and every sample has to be multiplied out, at the rate of multiply-adds with
@@ -135,42 +145,42 @@ def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) 
     operators = torch.ops.wavenet
     reads = [operators.cpu_read_rate(used, 0.05) for _ in range(repeats)]
     products = [operators.cpu_multiply_add_rate(precision == "int8", 0.05) for _ in range(repeats)]
-    matrices = [value.numel() for name, value in model.state_dict().items() if value.dim() == 2]
-    needed = sum(matrices) - model.embedding.weight.numel()
     busy = min(threads, batch)
     streams = -(-batch // busy)
     # Groups are of almost one size.
     group = streams / -(-streams // GROUP)
-    return busy * min(statistics.median(reads) / used.numel() * group, statistics.median(products) / needed)
+    return min(
+        (busy * statistics.median(reads) / used.numel() * group, "reads"),
+        (busy * statistics.median(products) / multiply_adds(model), "products"),
+    )
 
 
-def cuda_ceiling(model: Any, batch: int, card: dict[str, float]) -> float:
-    """Return the samples per second in total that the CUDA engine cannot exceed in fp16.
+def cuda_ceiling(model: Any, engine: Any, batch: int) -> tuple[Ceiling, str]:
+    """Return the ceiling on the engine's device, and the kernel that serves so many streams there.
 
-    A stream's sample waits for two products of each layer in turn, weights at hand, which take as long as in
-    latency.cu at the nearest width; and every sample has to be multiplied out.
+    Every sample has to be multiplied out, at the rate of the kernels' own instructions with all their numbers
+    in registers. In fp16 a stream's sample waits for two products of each layer in turn, which take as long
+    as one block does with weights at hand and nothing else to do. A kernel that keeps no weights has to read
+    them once for every tile of streams, at the rate of all multiprocessors together. The rates are measured
+    when this is called.
     """
-    widths = [int(name.partition("_")[2]) for name in card if name.startswith("layer_")]
-    nearest = min(widths, key=lambda width: abs(width - model.config.residual_channels))
-    cycles = model.config.layers * card[f"layer_{nearest}"]
-    matrices = [value.numel() for name, value in model.state_dict().items() if value.dim() == 2]
-    needed = sum(matrices) - model.embedding.weight.numel()
-    return min(batch * card["clock"] * 1e6 / cycles, card["multiply_adds"] / needed)
+    import torch
 
+    def rate(what: str) -> float:
+        return torch.ops.wavenet.cuda_rate(engine.packed.data, what)
 
-def read_card(path: Path | None) -> dict[str, float] | None:
-    """Return the constants of a graphics card that latency.cu wrote."""
-    from wavenet.errors import WaveNetError
-
-    if path is None:
-        return None
-    try:
-        card = json.loads(path.read_text())
-        if all(isinstance(card.get(name), float | int) for name in ("layer_64", "clock", "multiply_adds")):
-            return card
-    except (ValueError, AttributeError):
-        pass
-    raise WaveNetError(f"{path}: is not what latency.cu writes; build and run it as told at its beginning")
+    told = engine.kernels(batch)
+    kernel = engine.kernel or next(name for name, how in told.items() if not how.startswith("no: "))
+    limits = [(rate(engine.precision) / multiply_adds(model), "products")]
+    if engine.precision == "fp16":
+        # Of the widths that can be measured, the widest that is no wider; it is not slower.
+        channels = min(model.config.residual_channels, model.config.dilation_channels)
+        width = max([each for each in PROBED if each <= channels], default=PROBED[0])
+        limits.append((batch / (model.config.layers * rate(f"layer_{width}")), "latency"))
+    if kernel == "stream_cta":
+        tiles = -(-batch // LARGEST_TILE)
+        limits.append((batch / tiles * rate("reads") / engine.packed.data.nbytes, "reads"))
+    return min(limits), kernel
 
 
 def peak_memory(cuda: bool = False) -> float:
@@ -207,7 +217,6 @@ def measure_one(
     batch: int,
     threads: int,
     options: argparse.Namespace,
-    card: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Measure one combination and return its row."""
     from wavenet import Generator
@@ -220,8 +229,9 @@ def measure_one(
     else:
         device = "cuda" if cuda else "cpu"
         generator = Generator(model, backend, device=device, threads=threads, precision=precision)
+    most, kernel = None, None
     if cuda:
-        most = cuda_ceiling(model, batch, card) if card and precision == "fp16" else None
+        most, kernel = cuda_ceiling(model, generator.backend, batch)
     else:
         most = ceiling(model, precision, batch, threads, options.repeats)
     rate, latency = measure(generator, batch, options.seconds, options.repeats, cuda)
@@ -229,13 +239,15 @@ def measure_one(
         "network": name,
         "parameters": model.parameter_count,
         "backend": backend,
+        "kernel": kernel,
         "precision": precision,
         "batch": batch,
         "threads": threads,
         "samples_per_second_per_stream": round(rate),
         "samples_per_second_total": round(rate * batch),
-        "ceiling_samples_per_second": None if most is None else round(most),
-        "fraction_of_ceiling": None if most is None else round(rate * batch / most, 3),
+        "ceiling_samples_per_second": None if most is None else round(most[0]),
+        "fraction_of_ceiling": None if most is None else round(rate * batch / most[0], 3),
+        "ceiling_set_by": None if most is None else most[1],
         "x_realtime": {str(each): round(rate / each, 2) for each in RATES},
         "latency_ms": round(latency, 2),
         "peak_memory_mb": round(peak_memory(cuda), 1),
@@ -243,7 +255,7 @@ def measure_one(
 
 
 HEAD = (
-    "net    backend    prec  batch threads  samples/s each  together   ceiling  reached  "
+    "net    backend    prec  batch threads  samples/s each  together   ceiling  reached  of        "
     "x realtime at 16 / 24 / 44.1 / 48 kHz  first chunk  peak memory"
 )
 
@@ -251,8 +263,10 @@ HEAD = (
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
     times = " / ".join(f"{value:.2f}" for value in row["x_realtime"].values())
-    most, reached = row["ceiling_samples_per_second"], row["fraction_of_ceiling"]
-    limits = f"{'-':>9} {'-':>8}" if most is None else f"{most:9,} {reached:8.0%}"
+    most, reached, by = (
+        row[key] for key in ("ceiling_samples_per_second", "fraction_of_ceiling", "ceiling_set_by")
+    )
+    limits = f"{'-':>9} {'-':>8}  {'-':8}" if most is None else f"{most:9,} {reached:8.0%}  {by:8}"
     return (
         f"{row['network']:6} {row['backend']:10} {row['precision']:5} {row['batch']:5} {row['threads']:7}  "
         f"{row['samples_per_second_per_stream']:14,} {row['samples_per_second_total']:9,} {limits}  "
@@ -282,11 +296,10 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n".join([*backends.describe(), "", HEAD]))
     results = []
     try:
-        card = read_card(options.latency)
         for name in options.presets or ["A"]:
             model = build_model(name, options)
             for combination in combinations(options, names):
-                results.append(measure_one(name, model, *combination, options, card))
+                results.append(measure_one(name, model, *combination, options))
                 print(line(results[-1]), flush=True)
         if options.json is not None:
             report = {

@@ -1,7 +1,6 @@
 // What a graphics card takes for the steps of which a sample is made: the constants behind the CUDA kernels.
 //
-// Prints a table, and with a file's name as argument writes JSON there, which generation.py takes as
-// --latency:
+// Prints a table, and with a file's name as argument writes JSON there:
 //
 //   nvcc -std=c++17 -O3 -fmad=false -I csrc -arch=sm_90 benchmarks/latency.cu -o latency
 //   ./latency latency.json
@@ -18,21 +17,14 @@
 #include <vector>
 
 #include "cuda/mail.h"
-#include "cuda/nonlinear.h"
+#include "cuda/probe.h"
 
 namespace {
 
 using namespace wavenet::cuda;
 
-constexpr int kThreadsOfStage = kStageWarps * kWarpSize;
-constexpr int kRuns = 5;
-constexpr int kTurns = 2000;
-
-void require(cudaError_t status, const char* doing) {
-  if (status == cudaSuccess) return;
-  std::fprintf(stderr, "latency: error: CUDA failed %s: %s\n", doing, cudaGetErrorString(status));
-  std::exit(1);
-}
+constexpr int kThreadsOfStage = kProbeThreads;
+constexpr int kTurns = kProbeTurns;
 
 // Memory of the device, all zeros.
 template <class T>
@@ -41,46 +33,6 @@ T* zeros(size_t count) {
   require(cudaMalloc(&memory, count * sizeof(T)), "allocating memory");
   require(cudaMemset(memory, 0, count * sizeof(T)), "clearing memory");
   return memory;
-}
-
-// One layer after the other, as `Stage` does it with weights in shared memory: the newest tap's product, the
-// gate, a barrier, the residual's product, a barrier.
-template <int kWidth>
-__global__ void __launch_bounds__(kThreadsOfStage, 1) layers(int turns, int64_t* cycles, float* out) {
-  constexpr int kTiles = kWidth / kTileInputs;
-  extern __shared__ __align__(16) int32_t weights[];
-  __shared__ float x[kWidth * kStageStride], z[kWidth * kStageStride];
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize;
-  for (int i = thread; i < 3 * kTiles * kTiles * kTileWords; i += kThreadsOfStage) weights[i] = 0x1c002c00;
-  for (int i = thread; i < kWidth * kStageStride; i += kThreadsOfStage) x[i] = z[i] = 0.01f;
-  __syncthreads();
-  const int64_t begin = clock64();
-  for (int turn = 0; turn < turns; ++turn) {
-    if (warp < kTiles) {
-      TileSums<Fp16, 1> filter(thread), gated(thread);
-      const int32_t* rows = weights + warp * kTiles * kTileWords;
-      for (TileSums<Fp16, 1>* sums : {&filter, &gated}) {
-        sums->for_each([](float& sum, int, int) { sum = 0.1f; });
-        sums->accumulate(rows, x, kStageStride, kTiles, read_tile_anywhere);
-        rows += kTiles * kTiles * kTileWords;
-      }
-      filter.for_both(gated, [&](float a, float b, int output, int s) {
-        z[(warp * kTileOutputs + output) * kStageStride + s] = gate(a, b);
-      });
-    }
-    __syncthreads();
-    if (warp < kTiles) {
-      TileSums<Fp16, 1> sums(thread);
-      float* to = x + warp * kTileOutputs * kStageStride;
-      sums.for_each([&](float& sum, int output, int s) { sum = 0.5f * to[output * kStageStride + s]; });
-      const int32_t* rows = weights + (2 * kTiles + warp) * kTiles * kTileWords;
-      sums.accumulate(rows, z, kStageStride, kTiles, read_tile_anywhere);
-      sums.for_each([&](float& sum, int output, int s) { to[output * kStageStride + s] = sum; });
-    }
-    __syncthreads();
-  }
-  if (thread == 0) *cycles = clock64() - begin;
-  out[thread] = x[thread % kWidth];
 }
 
 __global__ void __launch_bounds__(kThreadsOfStage, 1) barriers(int turns, int64_t* cycles) {
@@ -146,44 +98,11 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1)
   send_around(mail, pipeline, static_cast<int>(blockIdx.x), turns, cycles);
 }
 
-// Reads weights over and over as `stream_cta` does, from the second-level cache.
-__global__ void __launch_bounds__(kThreads, 1)
-    reads(const int32_t* words, int count, int turns, int32_t* out) {
-  int32_t sum = 0;
-  for (int turn = 0; turn < turns; ++turn) {
-    WAVENET_UNROLL_8
-    for (int i = static_cast<int>(threadIdx.x) * 4; i < count; i += kThreads * 4) {
-      const uint4 four = __ldcg(reinterpret_cast<const uint4*>(words + i));
-      sum += static_cast<int32_t>(four.x ^ four.y ^ four.z ^ four.w);
-    }
-  }
-  out[blockIdx.x * kThreads + threadIdx.x] = sum;
-}
-
-// Products with everything in registers: eight sums in turn.
-__global__ void __launch_bounds__(kThreads, 1) products(int turns, float* out) {
-  const TileWeights weights[1] = {{{0x1c002c00, 0x2c001c00, 0x1c001c00, 0x2c002c00}}};
-  const TileInputs inputs[1] = {{{0x2c001c00, 0x1c002c00}}};
-  float sums[8][1][4] = {};
-  for (int turn = 0; turn < turns; ++turn) {
-    WAVENET_UNROLL
-    for (int each = 0; each < 8; ++each) Fp16::multiply(weights, inputs, sums[each]);
-  }
-  float total = 0.0f;
-  for (int each = 0; each < 8; ++each) total += sums[each][0][each % 4];
-  out[blockIdx.x * kThreads + threadIdx.x] = total;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 // The median of what several runs count, after one that does not.
 template <class Run>
 double median_cycles(Run run, int64_t* cycles) {
   std::vector<double> found;
-  for (int each = 0; each <= kRuns; ++each) {
+  for (int each = 0; each <= kProbeRuns; ++each) {
     run();
     require(cudaGetLastError(), "starting a kernel");
     int64_t counted = 0;
@@ -191,31 +110,6 @@ double median_cycles(Run run, int64_t* cycles) {
     if (each > 0) found.push_back(static_cast<double>(counted));
   }
   return median(found);
-}
-
-template <class Run>
-double median_seconds(Run run) {
-  cudaEvent_t begin, end;
-  require(cudaEventCreate(&begin), "making an event");
-  require(cudaEventCreate(&end), "making an event");
-  std::vector<double> found;
-  for (int each = 0; each <= kRuns; ++each) {
-    require(cudaEventRecord(begin), "recording an event");
-    run();
-    require(cudaGetLastError(), "starting a kernel");
-    require(cudaEventRecord(end), "recording an event");
-    require(cudaEventSynchronize(end), "running a kernel");
-    float milliseconds = 0.0f;
-    require(cudaEventElapsedTime(&milliseconds, begin, end), "reading an event");
-    if (each > 0) found.push_back(milliseconds / 1e3);
-  }
-  return median(found);
-}
-
-int attribute(cudaDeviceAttr which) {
-  int value = 0;
-  require(cudaDeviceGetAttribute(&value, which, 0), "asking for the device's limits");
-  return value;
 }
 
 struct Line {
@@ -226,9 +120,9 @@ struct Line {
 class Probe {
  public:
   Probe() : cycles_(zeros<int64_t>(1)), out_(zeros<float>(kOut)) {
-    processors_ = attribute(cudaDevAttrMultiProcessorCount);
-    capability_ =
-        10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+    processors_ = attribute(cudaDevAttrMultiProcessorCount, 0);
+    capability_ = 10 * attribute(cudaDevAttrComputeCapabilityMajor, 0) +
+                  attribute(cudaDevAttrComputeCapabilityMinor, 0);
   }
 
   int capability() const { return capability_; }
@@ -354,10 +248,9 @@ class Probe {
       add("reads" + suffix, "weights from the cache, " + who, "bytes/cycle",
           50.0 * kWords * 4 / seconds / clock_);
     }
-    constexpr double kEach = 8.0 * kTileOutputs * kTileInputs * kTileStreams * kWarps;
     const double seconds = median_seconds([&] { products<<<processors_, kThreads>>>(20000, out_); });
     add("multiply_adds", "fp16 multiply-adds, all multiprocessors", "/s",
-        20000 * kEach * processors_ / seconds);
+        20000 * kTileProducts * processors_ / seconds);
   }
 
   int64_t* cycles_;
@@ -367,9 +260,7 @@ class Probe {
   std::vector<Line> lines_;
 };
 
-}  // namespace
-
-int main(int count, char** arguments) {
+int probe(int count, char** arguments) {
   cudaDeviceProp device{};
   require(cudaGetDeviceProperties(&device, 0), "looking for a device");
   Probe probe;
@@ -394,4 +285,15 @@ int main(int count, char** arguments) {
   for (const Line& line : lines) std::fprintf(file, ",\n  \"%s\": %.6g", line.name.c_str(), line.value);
   std::fprintf(file, "\n}\n");
   return std::fclose(file) == 0 ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  try {
+    return probe(count, arguments);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "latency: error: %s\n", error.what());
+    return 1;
+  }
 }

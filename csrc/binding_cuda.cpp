@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "arguments.h"
+#include "cuda/rates.h"
 #include "cuda/run.h"
 
 namespace {
@@ -126,6 +127,22 @@ std::string kernels(const Tensor& weights, std::vector<int64_t> geometry, int64_
   });
 }
 
+double rate(const Tensor& data, std::string what) {
+  return marked([&] {
+    require(data.is_cuda() && data.is_contiguous(), "data is not a contiguous tensor on a CUDA device");
+    const int64_t bytes = data.numel() * (data.scalar_type() == ScalarType::Float ? 4 : 1);
+    require(bytes >= 1024 && bytes < int64_t{1} << 31, "data has ", bytes,
+            " bytes: must have 1024 to 2^31 - 1");
+    require(reinterpret_cast<uintptr_t>(data.const_data_ptr()) % 16 == 0,
+            "data does not begin at a multiple of 16 bytes: pass it through .clone()");
+    const int32_t device = data.get_device_index();
+    const DeviceGuard guard(device);
+    Tensor workspace = allocate(data, {wavenet::cuda::rate_workspace_floats(device)}, ScalarType::Float);
+    return wavenet::cuda::rate(what, device, data.const_data_ptr(), bytes,
+                               workspace.mutable_data_ptr<float>(), current_stream(device));
+  });
+}
+
 std::string architectures() { return marked(wavenet::cuda::architectures); }
 
 }  // namespace
@@ -133,6 +150,7 @@ std::string architectures() { return marked(wavenet::cuda::architectures); }
 STABLE_TORCH_LIBRARY_FRAGMENT(wavenet, m) {
   m.def("cuda_architectures() -> str");
   m.def("cuda_kernels(Tensor weights, int[] geometry, int batch) -> str");
+  m.def("cuda_rate(Tensor data, str what) -> float");
   m.def(
       "cuda_lose_samples(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
       "Tensor(c!) last_sample, Tensor uniforms, str kernel, int step) -> Tensor");
@@ -142,6 +160,7 @@ STABLE_TORCH_LIBRARY_IMPL(wavenet, CUDA, m) {
   m.impl("advance", TORCH_BOX(&advance));
   m.impl("generate", TORCH_BOX(&generate));
   m.impl("cuda_kernels", TORCH_BOX(&kernels));
+  m.impl("cuda_rate", TORCH_BOX(&rate));
   m.impl("cuda_lose_samples", TORCH_BOX(&lose));
 }
 

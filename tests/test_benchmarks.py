@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_rows_of_the_report(tmp_path, capsys):
     keys = {
         "network", "backend", "precision", "batch", "threads", "samples_per_second_per_stream",
         "samples_per_second_total", "ceiling_samples_per_second", "fraction_of_ceiling", "latency_ms",
-        "peak_memory_mb",
+        "peak_memory_mb", "ceiling_set_by",
     }  # fmt: skip
     for row in rows:
         assert keys <= set(row)
@@ -71,29 +72,50 @@ def test_rates_of_the_machine_make_sense():
     assert 1e8 < small < 1e13
     assert 1e8 < torch.ops.wavenet.cpu_multiply_add_rate(False, 0.01) < 1e13
     model = random_model(1)[2]
-    assert generation.ceiling(model, "fp32", 40, 2, 3) > generation.ceiling(model, "fp32", 1, 1, 3)
+    assert generation.ceiling(model, "fp32", 40, 2, 3)[0] > generation.ceiling(model, "fp32", 1, 1, 3)[0]
     with pytest.raises(RuntimeError, match=r"^wavenet:error: data has 8 bytes"):
         torch.ops.wavenet.cpu_read_rate(torch.zeros(8, dtype=torch.uint8), 0.01)
     with pytest.raises(RuntimeError, match=r"^wavenet:error: data does not begin at a multiple of 4 bytes"):
         torch.ops.wavenet.cpu_read_rate(torch.zeros(4097, dtype=torch.uint8)[1:], 0.01)
 
 
-def test_the_ceiling_of_a_graphics_card(tmp_path, capsys):
+class Engine:
+    """A CUDA engine as the ceiling asks it."""
+
+    def __init__(self, precision, kernel=""):
+        self.precision, self.kernel = precision, kernel
+        self.packed = SimpleNamespace(data=torch.zeros(1000, dtype=torch.uint8))
+
+    def kernels(self, batch):
+        few = "1 pipeline" if self.precision == "fp16" and batch <= 8 else "no: too many"
+        return {"stage_cluster": "no: not here", "stage_grid": few, "stream_cta": "tiles"}
+
+
+def test_the_ceiling_of_a_graphics_card(monkeypatch):
     import generation
 
-    _, _, model = random_model(1, residual=60, stacks=2, layers_per_stack=5)
-    card = {"layer_32": 300.0, "layer_64": 500.0, "layer_128": 900.0, "clock": 1000, "multiply_adds": 1e12}
-    # Ten layers of 500 cycles at 1 GHz; then the products of one sample.
-    assert generation.cuda_ceiling(model, 1, card) == 200_000
-    assert generation.cuda_ceiling(model, 3, card) == 600_000
-    matrices = [weight for weight in model.state_dict().values() if weight.dim() == 2]
-    needed = sum(weight.numel() for weight in matrices) - model.embedding.weight.numel()
-    assert generation.cuda_ceiling(model, 10**9, card) == 1e12 / needed
-    (tmp_path / "card.json").write_text(json.dumps(card))
-    assert generation.read_card(tmp_path / "card.json") == card
-    (tmp_path / "card.json").write_text("[]")
-    assert generation.main(["A", "--latency", str(tmp_path / "card.json")]) == 1
-    assert "card.json: is not what latency.cu writes; build and run it" in capsys.readouterr().err
+    _, _, model = random_model(1, residual=60, dilation=70, stacks=2, layers_per_stack=5)
+    needed = generation.multiply_adds(model)
+    weights = [weight.numel() for weight in model.state_dict().values() if weight.dim() == 2]
+    assert needed == sum(weights) - model.embedding.weight.numel()
+    rates = {"fp16": 1e7 * needed, "fp32": 1e5 * needed, "layer_16": 1e-9, "layer_32": 5e-7, "reads": 1e8}
+    monkeypatch.setattr(torch.ops.wavenet, "cuda_rate", lambda data, what: rates[what], raising=False)
+
+    def told(batch, precision, kernel=""):
+        (most, by), which = generation.cuda_ceiling(model, Engine(precision, kernel), batch)
+        return round(most), by, which
+
+    # Ten layers of half a microsecond each, of the widest that is no wider than 60 channels.
+    assert told(1, "fp16") == (200_000, "latency", "stage_grid")
+    assert told(8, "fp16") == (1_600_000, "latency", "stage_grid")
+    # The 1,000 bytes of weights are read once for each 64 streams.
+    assert told(8, "fp16", "stream_cta") == (800_000, "reads", "stream_cta")
+    assert told(64, "fp16") == (6_400_000, "reads", "stream_cta")
+    assert told(65, "fp16") == (3_250_000, "reads", "stream_cta")
+    assert told(64, "fp32") == (100_000, "products", "stream_cta")
+    rates["reads"] = 1e12
+    assert told(10**6, "fp16") == (10_000_000, "products", "stream_cta")
+    assert told(1, "fp32") == (100_000, "products", "stream_cta")
 
 
 def test_on_a_gpu_events_around_the_work_are_timed(monkeypatch):

@@ -195,12 +195,13 @@ def test_the_kernels_are_compiled_and_linked_with_their_runtime(tree, value):
     assert result.returncode == 0, result.stderr
     assert wheel(tree)[2] == {"extension": True, "reason": None, "cuda": None}
     commands = (tree / "log").read_text().splitlines()
-    (kernels,) = (command for command in commands if "run.cu" in command and " -c " in command)
-    for number in (75, 80, 86, 90):
-        assert f"arch=compute_{number},code=sm_{number}" in kernels
-    assert "code=compute_90 " in kernels and "-fmad=false" in kernels
+    for source in ("run.cu", "rates.cu"):
+        (kernels,) = (command for command in commands if source in command and " -c " in command)
+        for number in (75, 80, 86, 90):
+            assert f"arch=compute_{number},code=sm_{number}" in kernels
+        assert "code=compute_90 " in kernels and "-fmad=false" in kernels
     link = commands[-1]
-    assert "cuda_run.o" in link and "binding_cuda.o" in link
+    assert "cuda_run.o" in link and "cuda_rates.o" in link and "binding_cuda.o" in link
     assert "-cudart static" in link and "--exclude-libs=ALL" in link
 
 

@@ -13,7 +13,7 @@ log="$work/log"
 cat > "$work/nvcc" <<END
 #!/bin/sh
 case "\$*" in
-  *run.cu*) "$nvcc" "\$@" -Xptxas -v -Werror all-warnings > "$log" 2>&1 || { cat "$log" >&2; exit 1; } ;;
+  *" -c "*.cu*) "$nvcc" "\$@" -Xptxas -v -Werror all-warnings >> "$log" 2>&1 || { cat "$log" >&2; exit 1; } ;;
   *) exec "$nvcc" "\$@" ;;
 esac
 END

@@ -1,4 +1,4 @@
-// Launches the kernels; the only file that calls CUDA.
+// Launches the kernels.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/run.h"
+#include "cuda/status.h"
 
 #if !defined(WAVENET_CUDA_ARCHITECTURES)
 #define WAVENET_CUDA_ARCHITECTURES ""
@@ -45,18 +46,6 @@ ClusterKernel cluster_kernel(Tiles tiles) {
 }
 
 GridKernel grid_kernel(Tiles tiles) { return tiles == Tiles::kFp16 ? stage_grid<Fp16> : stage_grid<Bf16>; }
-
-void require(cudaError_t status, const std::string& doing) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // forgets it, so that the next call is not told of it
-  throw std::runtime_error("CUDA failed " + doing + ": " + cudaGetErrorString(status));
-}
-
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  require(cudaDeviceGetAttribute(&value, which, device), "asking for the device's limits");
-  return value;
-}
 
 template <class T>
 T read(const T* from, cudaStream_t stream) {
