@@ -80,18 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def seconds_of(work: Callable[[], object], cuda: bool = False) -> float:
     """Return the seconds that a call takes: on a GPU between two events around all that it starts there."""
-    if not cuda:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    import torch
+    if cuda:
+        from wavenet.backends import fastest
 
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
+        return fastest.seconds_of(work)
+    start = time.perf_counter()
     work()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1000
+    return time.perf_counter() - start
 
 
 def measure(
@@ -169,8 +164,7 @@ def cuda_ceiling(model: Any, engine: Any, batch: int) -> tuple[Ceiling, str]:
     def rate(what: str) -> float:
         return torch.ops.wavenet.cuda_rate(engine.packed.data, what)
 
-    told = engine.kernels(batch)
-    kernel = engine.kernel or next(name for name, how in told.items() if not how.startswith("no: "))
+    kernel = engine.serving(batch)
     limits = [(rate(engine.precision) / multiply_adds(model), "products")]
     if engine.precision == "fp16":
         # Of the widths that can be measured, the widest that is no wider; it is not slower.

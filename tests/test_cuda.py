@@ -223,6 +223,7 @@ def engine_on_the_cpu(monkeypatch):
     monkeypatch.setattr(CudaBackend, "available", staticmethod(lambda: None))
     monkeypatch.setattr(cuda, "_device_named", lambda name: torch.device("cpu"))
     monkeypatch.setattr(cuda, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(CudaBackend, "identity", lambda self: "the CPU in a device's place")
     monkeypatch.setattr(cuda, "_checked", set())
     told = {name: "serves" if name == "stream_cta" else "no: not here" for name in cuda.KERNELS}
     monkeypatch.setattr(CudaBackend, "kernels", lambda *_: told)

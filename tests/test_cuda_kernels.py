@@ -14,6 +14,7 @@ import pytest
 import torch
 from native_tools import empty_state, model_of, needs_extension, random_gate, random_model, random_state, same
 
+from wavenet.backends import fastest
 from wavenet.backends.cuda import KERNELS, CudaBackend
 from wavenet.backends.native import NativeBackend
 from wavenet.conditioning import GateBias
@@ -259,6 +260,36 @@ def test_another_device_gives_the_same(kernel, seed):
         drawn.append(backend.generate(state.to(device), uniforms.to(device), SAMPLING).cpu())
         assert torch.cuda.current_device() == here
     assert torch.equal(*drawn)
+
+
+def test_what_the_device_can_do_is_measured():
+    data = torch.zeros(2**20, dtype=torch.uint8, device=DEVICE)
+    found = {what: torch.ops.wavenet.cuda_rate(data, what) for what in ("reads", "fp16", "fp32")}
+    assert 1e9 < found["reads"] < 1e15 and 1e9 < found["fp32"] < found["fp16"] < 1e18
+    layers = [torch.ops.wavenet.cuda_rate(data, f"layer_{width}") for width in (16, 32, 64)]
+    assert 1e-8 < layers[0] < layers[2] < 1e-3
+    with pytest.raises(RuntimeError, match="what = more: choose from reads, fp16"):
+        torch.ops.wavenet.cuda_rate(data, "more")
+
+
+@pytest.mark.parametrize("precision", CudaBackend.precisions)
+def test_the_fastest_kernel_is_measured_and_used(precision, seed, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shape, _, model = wide(seed, 32)
+    generator = Generator(model, "cuda", device="cuda", precision=precision)
+    assert isinstance(generator.backend, CudaBackend)
+    found = list(fastest.measure(generator.backend, generator.start, 32))
+    assert [streams for streams, _ in found] == [8, 16, 32] and all(
+        "stream_cta" in rates for _, rates in found
+    )
+    slowest = [(streams, min(rates, key=lambda name: rates[name])) for streams, rates in found]
+    state, uniforms = random_state(shape, 16, seed).to(DEVICE), torch.rand(16, 40, device=DEVICE)
+    expected = generator.backend.generate(state.clone(), uniforms, SAMPLING)
+    # Any choice gives the same.
+    fastest.remember(generator.backend.identity(), slowest)
+    other = CudaBackend(model, precision=precision)
+    assert other.serving(16) == dict(slowest)[16]
+    assert torch.equal(other.generate(state, uniforms, SAMPLING), expected)
 
 
 @pytest.mark.parametrize(("kernel", "precision"), ALL)

@@ -50,6 +50,7 @@ ORDER = [
     "backends.native",
     "backends.numba_kernel",
     "backends.numba",
+    "backends.fastest",
     "backends.cuda",
     "backends",
     "checkpoint",
@@ -94,6 +95,7 @@ ORDER = [
     "cli.outputs",
     "cli.generate",
     "cli.evaluate",
+    "cli.kernels",
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from wavenet.backends import fastest
 from wavenet.backends.native import NativeBackend
 from wavenet.backends.reference import ReferenceBackend, draw
 from wavenet.conditioning import GateBias
@@ -19,7 +20,8 @@ from wavenet.packing_cuda import TILE_LAYOUTS, pack_tiles
 from wavenet.state import GeneratorState, Sampling
 
 KERNELS = ("stage_cluster", "stage_grid", "stream_cta")
-"""All that the engine has; the first that serves a network, a device and a batch is taken."""
+"""All that the engine has. For a network, a device and a batch the one that was measured to be the fastest is
+taken (`wavenet.backends.fastest`), or without a measurement the first that serves."""
 
 TILES = (8, 16, 32, 64)
 """Streams that a block takes, chosen so that the batch is on all multiprocessors (csrc/cuda/plan.h)."""
@@ -57,7 +59,7 @@ class CudaBackend(NativeBackend):
     device : str
         "cuda", or "cuda:" and a number.
     kernel : str
-        A name from `KERNELS`, or "" for the best for each batch.
+        A name from `KERNELS`, or "" for a choice for each batch.
 
     Raises
     ------
@@ -94,6 +96,7 @@ class CudaBackend(NativeBackend):
         for each in reversed(KERNELS):
             if each == "stream_cta" or kernel in ("", each):
                 _check_once(self.device, stored, each)
+        self.fastest = [] if kernel else fastest.remembered(self.identity())
         told = self.kernels()[kernel] if kernel else ""
         if told.startswith("no: "):
             raise BackendError(f"kernel {kernel!r} does not serve this network here: {told[4:]}")
@@ -102,6 +105,18 @@ class CudaBackend(NativeBackend):
         """Return what each kernel would do for so many streams; where it would not serve, "no: " and why."""
         told = torch.ops.wavenet.cuda_kernels(self.packed.data, self.packed.geometry, batch)
         return dict(line.split(": ", 1) for line in told.splitlines())
+
+    def serving(self, batch: int) -> str:
+        """Return the name of the kernel that serves so many streams."""
+        first = (name for name, told in self.kernels(batch).items() if not told.startswith("no: "))
+        return self._kernel_for(batch) or next(first)
+
+    def identity(self) -> str:
+        """Return what a measurement of the kernels on this device, with such a network, holds for."""
+        return fastest.identity(self.device, self.packed.geometry)
+
+    def _kernel_for(self, batch: int) -> str:
+        return self.kernel or fastest.kernel_for(self.fastest, batch)
 
     @staticmethod
     def available() -> str | None:

@@ -136,6 +136,10 @@ class NativeBackend:
         numbers = (each.cpu() for each in (state.stream, state.substream, state.position))
         return torch.ops.wavenet.uniforms(state.seed, *numbers, steps)
 
+    def _kernel_for(self, batch: int) -> str:
+        """Return the kernel that is to serve so many streams, or "" for the engine's own choice."""
+        return self.kernel
+
     def advance(
         self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
     ) -> torch.Tensor:
@@ -178,7 +182,7 @@ class NativeBackend:
                 *options,
                 *gate,
                 self.threads,
-                self.kernel,
+                self._kernel_for(state.batch),
             )
         except RuntimeError as error:
             raise _translated(error, state, self.name) from error
