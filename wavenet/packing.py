@@ -23,12 +23,14 @@ A matrix is cut into blocks of 64 outputs (the last may be narrower), and each b
 in words of 32 bits. A kernel keeps a block's sums in registers while it reads the weights in order once.
 
     fp32   `[block][input][output]`
-    bf16   `[block][input][output / 32][16][2]`: a word holds outputs o (low half) and o + 16 (high half), so
-           that a shift and a mask make float32 of them; rounded to nearest, ties to even
+    bf16   `[block][input][output / 32][16][2]`: a word holds outputs o (low half) and o + 16 (high half). A
+           shift makes float32 of o, rounded to nearest, ties to even. For o + 16 the word is taken as it is,
+           with o in the last 16 bits of its fraction: of all words that end in these, it is the nearest. For
+           0 it may be too small for a normal number, which a kernel has to take for 0.
     int8   `[block][input / 4][output][4]`, inputs padded with zeros to a multiple of 4; before the matrix
-           stand its scales, float32 (outputs), and its starts, int32 (outputs). A weight is scale * integer,
-           with the scale of an output its largest weight / 127. A start is -128 times the sum of the output's
-           integers: what is to be added because a kernel moves its inputs up by 128 to make them unsigned.
+           stand its scales, float32 (outputs). A weight is scale * integer, and the largest of an output is
+           close to 127 times the scale. The last 16 bits of a scale are 2^15 + the sum of the output's
+           integers, of which a kernel makes up for moving its inputs up by 128, so that they are unsigned.
            The heads' inputs, which are never negative, it leaves where they are. Heads are balanced before
            they are rounded: see `balance_heads`.
 
@@ -195,16 +197,50 @@ class Layout:
         self.parts += [block.t() for block in matrix.split(_BLOCK)]
 
     def _bf16(self, matrix: torch.Tensor) -> None:
-        for block in matrix.to(torch.bfloat16).split(_BLOCK):
-            self.parts.append(block.t().unflatten(1, (-1, 2, 16)).transpose(2, 3))
+        for block in matrix.split(_BLOCK):
+            lower, upper = block.t().unflatten(1, (-1, 2, 16)).unbind(2)
+            self.parts.append(torch.stack(_bf16_pairs(lower, upper), 3))
 
     def _int8(self, matrix: torch.Tensor) -> None:
-        largest = matrix.abs().amax(1, keepdim=True)
-        scale = largest / 127
-        # Where all weights are zero, or one is not finite, the integers are zero; the scale tells which.
-        integers = torch.nan_to_num(matrix / scale, 0.0, 0.0, 0.0).round()
-        integers = torch.where(torch.isfinite(largest), integers, 0.0).to(torch.int32)
-        self.parts += [scale, (-128 * integers.sum(1)).to(torch.int32)]
+        integers, scale = _int8_rows(matrix)
+        self.parts.append(scale)
         integers = pad(integers, (0, -matrix.shape[1] % 4)).to(torch.int8)
         for block in integers.split(_BLOCK):
             self.parts.append(block.unflatten(1, (-1, 4)).transpose(0, 1))
+
+
+def _bf16_pairs(lower: torch.Tensor, upper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the halves (int16) of words: bfloat16 `lower`, and what makes `upper` of the whole word."""
+    low = lower.to(torch.bfloat16).view(torch.int16)
+    bits = upper.contiguous().view(torch.int32)
+    tail = low.int() & 0xFFFF
+    # The word that begins as the weight does, and its neighbours, which are of the same sign but around 0.
+    words = [(bits & -0x10000 | tail) + step for step in (-0x10000, 0, 0x10000)]
+    far = torch.stack([(word.view(torch.float32).double() - upper.double()).abs() for word in words])
+    far = torch.where(torch.isnan(far), torch.inf, far)
+    nearest = torch.stack(words).gather(0, far.argmin(0, keepdim=True))[0]
+    return low, torch.where(torch.isfinite(upper), nearest >> 16, 0x7F80).to(torch.int16)
+
+
+def _int8_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the integers that stand for the rows of a matrix, and the scale of each row."""
+    largest = matrix.abs().amax(1, keepdim=True)
+    largest = torch.where(torch.isfinite(largest), largest, torch.nan)
+    bits = (largest / 127).view(torch.int32)
+
+    def rounded(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Where all weights are zero, or one is not finite, the integers are zero; the scale tells which.
+        integers = torch.nan_to_num(matrix / scale, 0.0, 0.0, 0.0).round().clamp(-127, 127)
+        return integers, integers.sum(1, keepdim=True).to(torch.int32)
+
+    while True:
+        # With a sum of 0 at most 2^16 steps of a float more than the largest weight / 127.
+        middle = (bits + 0x8000 & -0x10000) + 0x8000
+        _, sums = rounded(middle.view(torch.float32))
+        # A second time with a scale that then moves no more, but by a last bit or two.
+        integers, sums = rounded((middle + sums.clamp(-0x7FFF, 0x7FFF)).view(torch.float32))
+        too_large = sums.abs() > 0x7FFF
+        if not too_large.any():
+            return integers, (middle + sums).view(torch.float32)
+        # Coarser integers by about a quarter, until their sum fits 16 bits.
+        bits = torch.where(too_large, bits + (1 << 21), bits)

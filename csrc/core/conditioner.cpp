@@ -31,7 +31,7 @@ int64_t lay_out(Conditioner& conditioner, const float* weights) {
   };
   const auto matrix = [&](int64_t outputs, int64_t inputs) {
     const float* words = floats(outputs * inputs);
-    return Matrix{reinterpret_cast<const int32_t*>(words), nullptr, nullptr, outputs, inputs};
+    return Matrix{reinterpret_cast<const int32_t*>(words), nullptr, outputs, inputs};
   };
   if (conditioner.convolutions > 0) {
     conditioner.centre = floats(padded(conditioner.features));

@@ -38,17 +38,16 @@ class Cursor {
     if (tiles_) {
       const auto whole = [](int64_t count) { return (count + kTile - 1) / kTile * kTile; };
       inputs = whole(inputs) + whole(more_inputs);
-      Matrix part{nullptr, nullptr, nullptr, outputs, inputs};
+      Matrix part{nullptr, nullptr, outputs, inputs};
       part.words = static_cast<const int32_t*>(take(outputs * inputs * 2));
       return part;
     }
     inputs += more_inputs;
-    Matrix part{nullptr, nullptr, nullptr, outputs, inputs};
+    Matrix part{nullptr, nullptr, outputs, inputs};
     int64_t bytes = outputs * inputs * 4;
     if (precision_ == Precision::kBf16) bytes = outputs * inputs * 2;
     if (precision_ == Precision::kInt8) {
       part.scale = floats(outputs);
-      part.start = static_cast<const int32_t*>(take(outputs * 4));
       bytes = outputs * ((inputs + kPacked - 1) / kPacked * kPacked);
     }
     part.words = static_cast<const int32_t*>(take(bytes));

@@ -29,8 +29,9 @@ constexpr int64_t kTile = 16;
 // of one output (two in bf16).
 struct Matrix {
   const int32_t* words;
-  const float* scale;    // (outputs), int8 only: the weight is scale * integer
-  const int32_t* start;  // (outputs), int8 only: minus 128 times the sum of the integers
+  // (outputs), int8 only: the weight is scale * integer. The scale's last 16 bits are 2^15 + the sum of the
+  // output's integers.
+  const float* scale;
   int64_t outputs, inputs;
 };
 

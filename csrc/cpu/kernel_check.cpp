@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <sstream>
 #include <string>
@@ -106,8 +107,12 @@ class Filler {
         to[word * wavenet::kPacked + input % wavenet::kPacked] = static_cast<int8_t>(weight);
         sum += static_cast<int32_t>(weight);
       }
-      const_cast<int32_t*>(matrix.start)[output] = -128 * sum;
-      const_cast<float*>(matrix.scale)[output] = 0.001f * static_cast<float>(pick(random_, 1, 5));
+      const float scale = 0.001f * static_cast<float>(pick(random_, 1, 5));
+      uint32_t bits;
+      std::memcpy(&bits, &scale, sizeof(bits));
+      // The inputs are few enough for the sum to fit.
+      bits = (bits & 0xffff0000u) | static_cast<uint32_t>(32768 + sum);
+      std::memcpy(const_cast<float*>(matrix.scale) + output, &bits, sizeof(bits));
     }
   }
 
