@@ -65,6 +65,7 @@ SOURCES: dict[str, list[str]] = {
     "csrc/core/network.cpp": [],
     "csrc/core/philox.cpp": [],
     "csrc/core/sampling.cpp": [],
+    "csrc/cpu/blocks.cpp": [],
     "csrc/cpu/run.cpp": [],
     "csrc/cpu/training.cpp": [],
     "csrc/cpu/kernel_base.cpp": [],

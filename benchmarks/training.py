@@ -7,6 +7,7 @@ vary; compare figures of one run. Each rate is the median of several steps after
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -54,6 +55,7 @@ def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -
     import torch
     from plain_training import PlainWaveNet
 
+    from wavenet import fused
     from wavenet.evaluation import autocast, cross_entropy
 
     if options.threads is not None:
@@ -70,15 +72,16 @@ def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -
     targets = torch.randint(classes, (options.batch, options.segment))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
     seconds = []
-    for _ in range(WARM_UP + options.steps):
-        start = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(torch.device("cpu"), precision):
-            logits = model(inputs)
-        cross_entropy(logits, targets).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        seconds.append(time.perf_counter() - start)
+    with fused.kept_blocks() if kind == "wavenet" else contextlib.nullcontext():
+        for _ in range(WARM_UP + options.steps):
+            start = time.perf_counter()
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(torch.device("cpu"), precision):
+                logits = model(inputs)
+            cross_entropy(logits, targets).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            seconds.append(time.perf_counter() - start)
     return {
         "network": name,
         "kind": kind,

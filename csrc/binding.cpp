@@ -146,6 +146,9 @@ STABLE_TORCH_LIBRARY(wavenet, m) {
   m.def("cpu_instruction_set() -> str");
   m.def("cpu_instruction_sets() -> str");
   m.def("cpu_can_train(bool bf16) -> bool");
+  m.def("cpu_block(Tensor like, int[] shape, bool bf16) -> Tensor");
+  m.def("cpu_keep_blocks(bool on) -> ()");
+  m.def("cpu_block_bytes(bool idle) -> int");
   m.def(
       "gated_layer(Tensor x, Tensor dilated_weight, Tensor dilated_bias, Tensor? output_weight, "
       "Tensor? output_bias, Tensor? gate_bias, Tensor(a!) gates, int dilation, int hop, int start, "

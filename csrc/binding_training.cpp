@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "arguments.h"
+#include "cpu/blocks.h"
 #include "cpu/training_run.h"
 
 namespace {
@@ -27,11 +28,32 @@ ScalarType stored(const Settings& settings) {
   return settings.bf16 ? ScalarType::BFloat16 : ScalarType::Float;
 }
 
-Tensor allocate_as(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
+// Tensors from so many bytes on come in blocks that may be kept.
+constexpr int64_t kBlockBytes = int64_t{1} << 20;
+
+void give_block(void* begin) { wavenet::cpu::blocks().give(begin); }
+
+// The size of a contiguous tensor of float32 or bfloat16.
+int64_t bytes_of(const std::vector<int64_t>& shape, ScalarType type) {
+  int64_t bytes = type == ScalarType::BFloat16 ? 2 : 4;
+  for (const int64_t size : shape) {
+    require(size >= 0 && (size == 0 || bytes < (int64_t{1} << 60) / size), "a size is out of range: ", size);
+    bytes *= size;
+  }
+  return bytes;
+}
+
+Tensor allocate_as(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  const int64_t bytes = bytes_of(shape, type);
+  if (bytes < kBlockBytes || !wavenet::cpu::blocks().kept()) return allocate(like, shape, type);
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t dim = shape.size(); dim-- > 1;) strides[dim - 1] = strides[dim] * shape[dim];
+  void* begin = wavenet::cpu::blocks().take(static_cast<size_t>(bytes));
   try {
-    return torch::stable::new_empty(like, shape, type);
-  } catch (const std::exception&) {
-    throw std::bad_alloc();
+    return torch::stable::from_blob(begin, shape, strides, like.device(), type, give_block);
+  } catch (...) {
+    give_block(begin);
+    throw;
   }
 }
 
@@ -214,8 +236,26 @@ Tensor cross_entropy_backward(const Tensor& logits, const Tensor& targets, const
   });
 }
 
+Tensor block(const Tensor& like, std::vector<int64_t> shape, bool bf16) {
+  return marked([&] {
+    require(like.is_cpu(), "like is not on the CPU: blocks are memory of the processor");
+    return allocate_as(like, shape, bf16 ? ScalarType::BFloat16 : ScalarType::Float);
+  });
+}
+
 bool can_train(bool bf16) {
   return marked([&] { return wavenet::cpu::can_train(bf16); });
+}
+
+void keep_blocks(bool on) {
+  marked([&] { wavenet::cpu::blocks().keep(on); });
+}
+
+int64_t block_bytes(bool idle) {
+  return marked([&] {
+    const wavenet::cpu::Blocks::Held held = wavenet::cpu::blocks().held();
+    return static_cast<int64_t>(idle ? held.idle : held.used);
+  });
 }
 
 }  // namespace
@@ -225,8 +265,11 @@ STABLE_TORCH_LIBRARY_IMPL(wavenet, CPU, m) {
   m.impl("gated_layer_backward", TORCH_BOX(&gated_layer_backward));
   m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
+  m.impl("cpu_block", TORCH_BOX(&block));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CompositeExplicitAutograd, m) {
   m.impl("cpu_can_train", TORCH_BOX(&can_train));
+  m.impl("cpu_keep_blocks", TORCH_BOX(&keep_blocks));
+  m.impl("cpu_block_bytes", TORCH_BOX(&block_bytes));
 }

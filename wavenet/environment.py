@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 WISHES = {
-    # Pages of 2 MB for large blocks, where Linux has them: a step takes hundreds of megabytes anew, and every
-    # page of them costs a fault.
+    # Pages of 2 MB for large blocks, where Linux has them: what a step takes anew costs a fault a page.
     "THP_MEM_ALLOC_ENABLE": "1",
     # A thread that waits for the others sleeps. If it spun, it would take their time where other programs
     # run.

@@ -95,6 +95,10 @@ def _register_fakes() -> None:
             x.new_empty(x.shape[0], frames, weight.shape[0]),
         )
 
+    @torch.library.register_fake("wavenet::cpu_block")
+    def _(like, shape, bf16):
+        return like.new_empty(shape, dtype=torch.bfloat16 if bf16 else torch.float32)
+
     @torch.library.register_fake("wavenet::cross_entropy")
     def _(logits, targets, ignored):
         return tuple(logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(2))

@@ -1,14 +1,16 @@
-"""The parallel form's layers and the loss in the compiled extension: each one step of autograd, on the CPU.
+"""The parallel form's layers, its heads and the loss, each one step of autograd, on the CPU.
 
-A block of samples goes through a layer - products, biases, gate, residual path - while it is in the
-processor's cache; between layers only the residual path and the two halves of the gate are kept. The network
-is the one of `wavenet.model`, which computes it with torch's operators where this cannot be used.
+In the compiled extension a block of samples goes through a layer - products, biases, gate, residual path -
+while it is in the processor's cache; between layers only the residual path and the two halves of the gate are
+kept. The heads' products are torch's, into memory that the extension keeps from step to step. The network is
+the one of `wavenet.model`, which computes it with torch's operators where this cannot be used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +56,23 @@ def _can_train(bf16: bool) -> bool:
     except RuntimeError:
         # WAVENET_CPU names an instruction set that is not there, which the engine for generation will tell.
         return False
+
+
+@contextlib.contextmanager
+def kept_blocks() -> Iterator[None]:
+    """Keep the memory that one step of training has freed for the next, to the end of the context.
+
+    The system gives memory page by page, filled with zeros, which takes up to a tenth of a step. At most as
+    much is kept as was in use at one time. Contexts may lie in each other; after the last all is given back.
+    """
+    usable = _can_train(False)
+    if usable:
+        torch.ops.wavenet.cpu_keep_blocks(True)
+    try:
+        yield
+    finally:
+        if usable:
+            torch.ops.wavenet.cpu_keep_blocks(False)
 
 
 def gates(
@@ -113,8 +132,7 @@ class _Stack(torch.autograd.Function):
     ) -> torch.Tensor:
         count = len(plan.dilations)
         channels = flat[1].shape[0] // 2  # type: ignore[union-attr]
-        kind = torch.bfloat16 if plan.bf16 else torch.float32
-        found = hidden.new_empty(len(hidden), plan.steps, count * channels, dtype=kind)
+        found = torch.ops.wavenet.cpu_block(hidden, [len(hidden), plan.steps, count * channels], plan.bf16)
         kept: list[torch.Tensor | None] = []
         for index in range(count):
             weights = flat[4 * index : 4 * index + 4]
@@ -156,6 +174,62 @@ class _Stack(torch.autograd.Function):
             if told is not None:
                 told[:, :, index] = frames
         return None, above, told, *weights_gradients
+
+
+def heads(gates: torch.Tensor, weights: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Take gated activations through matrix products, with rectifiers between them.
+
+    The products are torch's; rectifiers and their gradients are made in place.
+
+    Parameters
+    ----------
+    gates : float32 tensor (batch, steps, channels), or bfloat16
+        Of `gates`; what is computed is rounded to its type.
+    weights : sequence of (float32 tensor (outputs, inputs), float32 tensor (outputs,))
+        Weights and biases of the products, in order.
+
+    Returns
+    -------
+    tensor (batch, steps, outputs of the last product), of the type of `gates`
+    """
+    flat = [tensor for pair in weights for tensor in pair]
+    return _Heads.apply(torch.is_grad_enabled(), gates, *flat)
+
+
+class _Heads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, keep: bool, gates: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
+        values, kept = gates.flatten(0, 1), []
+        for number, (weight, bias) in enumerate(zip(flat[::2], flat[1::2], strict=True)):
+            if number > 0:
+                values.relu_()
+            if keep:
+                kept.append(values)
+            values = _product(values, weight.to(gates.dtype).t(), bias.to(gates.dtype))
+        ctx.save_for_backward(*kept, *flat)
+        return values.unflatten(0, gates.shape[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        kept, weights = saved[: len(saved) // 3], saved[len(saved) // 3 :: 2]
+        above = gradients[0].contiguous().flatten(0, 1)
+        flat: list[torch.Tensor] = []
+        for number in reversed(range(len(kept))):
+            values, weight = kept[number], weights[number]
+            flat[:0] = [above.t().mm(values).to(weight.dtype), above.sum(0).to(weight.dtype)]
+            above = _product(above, weight.to(above.dtype))
+            if number > 0:
+                torch.ops.aten.threshold_backward.grad_input(above, values, 0, grad_input=above)
+        return None, above.view(*gradients[0].shape[:2], -1), *flat
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    shape = [left.shape[0], right.shape[1]]
+    found = torch.ops.wavenet.cpu_block(left, shape, left.dtype == torch.bfloat16)
+    if bias is None:
+        return torch.mm(left, right, out=found)
+    return torch.addmm(bias, left, right, out=found)
 
 
 def can_score(logits: torch.Tensor) -> bool:

@@ -141,18 +141,20 @@ class WaveNet(nn.Module):
                 f"{samples.shape[1]} samples are fewer than the receptive field of "
                 f"{self.config.receptive_field}: put silence (class {self.config.silence}) before them"
             )
+        hidden, end = self.embedding(samples), position + steps
+        dropped = any(layer.dropout for layer in self.residual_layers)
+        if fused.usable(hidden) and not self.checkpoint_layers and not dropped:
+            layers = [layer.weights for layer in self.residual_layers]
+            heads = [(head.weight, head.bias) for head in (self.skip, self.head1, self.head2)]
+            return fused.heads(fused.gates(hidden, layers, steps, gate_bias, end), heads).transpose(1, 2)
         sum_up = self._skip_frugally if self.checkpoint_layers else self._skip
-        skip = sum_up(self.embedding(samples), steps, gate_bias, position + steps)
+        skip = sum_up(hidden, steps, gate_bias, end)
         return self.head2(torch.relu(self.head1(torch.relu(skip)))).transpose(1, 2)
 
     def _skip(
         self, hidden: torch.Tensor | None, steps: int, gate_bias: GateBias | None, end: int
     ) -> torch.Tensor:
         """Return the sum of the skip outputs for the `steps` positions before `end`."""
-        assert hidden is not None
-        if fused.usable(hidden) and not any(layer.dropout for layer in self.residual_layers):
-            weights = [layer.weights for layer in self.residual_layers]
-            return self.skip(fused.gates(hidden, weights, steps, gate_bias, end))
         gates = []
         for index, layer in enumerate(self.residual_layers):
             assert hidden is not None

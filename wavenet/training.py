@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from wavenet import checkpoint, resuming
+from wavenet import checkpoint, fused, resuming
 from wavenet.account import due, final, status, window
 from wavenet.audio import write_wav
 from wavenet.boards import Board
@@ -202,6 +202,7 @@ class Trainer:
                 self.board = Board(self.run / BOARD, self.counters["step"], self.log)
                 stack.callback(self.board.close)
             stack.callback(self.loader.close)
+            stack.enter_context(fused.kept_blocks())
             return self._train(stop)
 
     def _meet(self) -> None:
