@@ -70,7 +70,7 @@ def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -
     classes = config.quantization_channels
     inputs = torch.randint(classes, (options.batch, context + options.segment))
     targets = torch.randint(classes, (options.batch, options.segment))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     seconds = []
     with fused.kept_blocks() if kind == "wavenet" else contextlib.nullcontext():
         for _ in range(WARM_UP + options.steps):

@@ -100,9 +100,8 @@ class Trainer:
         if training.compile:
             compile_network(self.model, training)
         groups = parameter_groups(self.model, training.weight_decay)
-        # On a GPU one kernel for all parameters.
-        kind = "fused" if device.type == "cuda" else "foreach"
-        self.optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=(0.9, 0.99), **{kind: True})
+        # One kernel, on a GPU for all parameters.
+        self.optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=(0.9, 0.99), fused=True)
         self.fingerprint = resuming.fingerprint(data)
         self.counters: dict[str, Any] = {**resuming.COUNTERS, **WATCHED}
 
