@@ -38,10 +38,10 @@ class Draw {
     if (sampling.temperature == 0.0) return first_with(top);
     weigh(sampling.temperature, top);
     if (sampling.top_k > 0 && sampling.top_k < classes_) {
-      keep(shortest(false, static_cast<double>(sampling.top_k)));
+      keep(shortest(static_cast<double>(sampling.top_k), [&](const Cut& cut) { return size(cut); }));
     }
     if (sampling.top_p < 1.0) {
-      keep(shortest(true, sampling.top_p * mass({0, classes_}, true)));
+      keep(shortest(sampling.top_p * mass({0, classes_}), [&](const Cut& cut) { return mass(cut); }));
     }
     return invert(uniform);
   }
@@ -73,29 +73,42 @@ class Draw {
     return key > cut.key || (key == cut.key && index < cut.end);
   }
 
-  // The weight of the classes that a cut keeps, or how many they are. All sums of it take the same order, so
-  // that a longer cut never has less.
-  WAVENET_DEVICE double mass(const Cut& cut, bool weighted) const {
+  // The weight of the classes that a cut keeps. All sums of it take the same order, so that a longer cut
+  // never has less.
+  WAVENET_DEVICE double mass(const Cut& cut) const {
     return warp_.sum([&](int lane) {
       double total = 0.0;
       for_classes(lane, [&](int index, int at) {
-        if (holds(cut, index, at)) total += weighted ? static_cast<double>(weights_[at]) : 1.0;
+        if (holds(cut, index, at)) total += static_cast<double>(weights_[at]);
       });
       return total;
     });
   }
 
-  // The shortest cut with that much of the weight, or that many classes; all of them together have it.
-  WAVENET_DEVICE Cut shortest(bool weighted, double goal) const {
+  // How many classes it keeps.
+  WAVENET_DEVICE double size(const Cut& cut) const {
+    int total = 0;
+    for (int j = 0; j < per_lane_; ++j) {
+      total += warp_.count([&](int lane) {
+        const int index = lane * per_lane_ + j;
+        return index < classes_ && holds(cut, index, j * kWarpSize + lane);
+      });
+    }
+    return total;
+  }
+
+  // The shortest cut of which `measure` tells so much; all classes together have it.
+  template <class Measure>
+  WAVENET_DEVICE Cut shortest(double goal, Measure measure) const {
     Cut cut{0, classes_};
     for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
       const Cut higher{cut.key | bit, classes_};
-      if (mass(higher, weighted) >= goal) cut.key = higher.key;
+      if (measure(higher) >= goal) cut.key = higher.key;
     }
     int low = 1;
     while (low < cut.end) {
       const int middle = (low + cut.end) / 2;
-      if (mass({cut.key, middle}, weighted) >= goal) {
+      if (measure(Cut{cut.key, middle}) >= goal) {
         cut.end = middle;
       } else {
         low = middle + 1;

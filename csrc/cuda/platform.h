@@ -66,6 +66,12 @@ class DeviceWarp {
     return found;
   }
 
+  // For how many lanes it holds.
+  template <class Holds>
+  WAVENET_DEVICE int count(Holds holds) const {
+    return __popc(__ballot_sync(kAll, holds(lane_)));
+  }
+
   // The first lane for which it holds, or kWarpSize.
   template <class Holds>
   WAVENET_DEVICE int first(Holds holds) const {
@@ -159,6 +165,13 @@ class HostWarp {
       const T other = value(lane);
       found = other > found ? other : found;
     }
+    return found;
+  }
+
+  template <class Holds>
+  int count(Holds holds) const {
+    int found = 0;
+    for (int lane = 0; lane < kWarpSize; ++lane) found += holds(lane) ? 1 : 0;
     return found;
   }
 
