@@ -7,12 +7,13 @@ is an error there, as is a message with a piece missing.
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 
 import naive
 import numpy as np
 import pytest
 import torch
-from host_cuda import NONE, HostKernel, Stages, compiler
+from host_cuda import CSRC, NONE, HostKernel, Stages, compiler
 from native_tools import empty_state, model_of, random_gate, random_model, random_state, same
 
 from wavenet.backends.reference import ReferenceBackend
@@ -233,6 +234,23 @@ def test_blocks_give_up_after_so_many_looks(lost, tiles, mail_is_shared):
     # What came before was drawn.
     expected, _ = HostKernel(model, packed=pack_tiles(model)).generate(state, uniforms, Sampling())
     assert torch.equal(drawn[0, : lost + 1], expected[0, : lost + 1]) and (drawn[:, lost + 1 :] == -1).all()
+
+
+@pytest.mark.slow
+def test_what_blocks_read_comes_by_messages_alone(tmp_path):
+    """The same with every access of every thread watched."""
+    flags = ["-std=c++17", "-g", "-O1", "-ffp-contract=off", "-pthread", "-fsanitize=thread", f"-I{CSRC}"]
+    names = ("cuda/mail_check.cpp", "cuda/stage_plan.cpp", "core/network.cpp")
+    sources, program = [str(CSRC / name) for name in names], str(tmp_path / "check")
+    trial = tmp_path / "trial.cpp"
+    trial.write_text("int main() {}")
+    tried = subprocess.run([*(compiler() or []), *flags, str(trial), "-o", program], capture_output=True)
+    if tried.returncode:
+        pytest.skip("the compiler has no sanitizer of threads")
+    subprocess.run([*(compiler() or []), *flags, *sources, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout + done.stderr
+    assert done.stdout.count("right, a loss is told") == 4
 
 
 def test_what_is_refused_moves_nothing():
