@@ -1,8 +1,8 @@
 #!/bin/sh
-# Builds csrc/cpu/kernel_check.cpp and conditioner_check.cpp, and on x86-64 training_check.cpp, under the sanitizers
-# and runs them; fails on the first thing they find. Where an ARM compiler and qemu's user mode are installed, does
-# the same without sanitizers on two 64-bit ARM processors, with and without products of bytes, and compares what
-# int8 gives there with what it gives here.
+# Builds csrc/cpu/kernel_check.cpp, conditioner_check.cpp and blocks_check.cpp, and on x86-64 training_check.cpp,
+# under the sanitizers and runs them; fails on the first thing they find. Where an ARM compiler and qemu's user
+# mode are installed, does the same without sanitizers on two 64-bit ARM processors, with and without products of
+# bytes, and compares what int8 gives there with what it gives here.
 # Usage: csrc/cpu/check.sh [cases]
 set -eu
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ avx2="-mavx2 -mfma"
 avx512="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-uninitialized -Wno-maybe-uninitialized"
 
 # build_check FOLDER COMPILER ARCHITECTURE FLAGS: makes the folder, and in it the programs `check`,
-# `conditioner_check` and, on x86-64, `training_check`.
+# `conditioner_check`, `blocks_check` and, on x86-64, `training_check`.
 build_check() {
   folder="$1"
   shift
@@ -44,6 +44,10 @@ build_check() {
   objects="$shared"
   compile "$1" cpu/conditioner_check.cpp ""
   $1 $flags $objects -o "$folder/conditioner_check"
+  objects=""
+  compile "$1" cpu/blocks.cpp ""
+  compile "$1" cpu/blocks_check.cpp ""
+  $1 $flags $objects -o "$folder/blocks_check"
   if [ "$2" = x86_64 ]; then
     objects="$shared"
     compile "$1" cpu/training.cpp ""
@@ -60,6 +64,7 @@ sanitized() {
   build_check "$build/$1" "${CXX:-c++}" "$(uname -m)" "-O1 -fsanitize=$1 -fno-sanitize-recover=all"
   # The engine last, as the last line said is compared below.
   "$build/$1/conditioner_check" "$2" > "$build/$1/said"
+  "$build/$1/blocks_check" >> "$build/$1/said"
   if [ -e "$build/$1/training_check" ]; then "$build/$1/training_check" "$2" >> "$build/$1/said"; fi
   "$build/$1/check" "$2" >> "$build/$1/said"
 }
