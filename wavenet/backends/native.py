@@ -70,9 +70,10 @@ class NativeBackend:
         Most threads to spread streams over; a stream is never split.
     precision : str
         What the matrices of the network are stored in. "fp32": as they are. "bf16": in 16 bits, rounded as
-        closely as to bfloat16 (`wavenet.packing` says how), all sums in float32. "int8": 8 bits with a scale for every output, multiplied with inputs that are rounded
-        to 8 bits with a scale for every vector; every instruction set gives the same bits. Embedding, biases
-        and queues are float32 always, so a state goes from one precision to another.
+        closely as to bfloat16 (`wavenet.packing` says how), all sums in float32. "int8": 8 bits with a scale
+        for every output, multiplied with inputs that are rounded to 8 bits with a scale for every vector;
+        every instruction set gives the same bits. Embedding, biases and queues are float32 always, so a state
+        goes from one precision to another.
 
     Raises
     ------
