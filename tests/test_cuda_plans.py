@@ -78,9 +78,9 @@ def state_of(block: Block, config: WaveNetConfig, stages: Stages) -> list[range]
     first = block.first_layer == 0 and block.kind == LAYERS
     sizes: dict[str, int] = {}
     if block.kind == LAYERS:
-        # A table entry of a part has 32 bytes, of a layer 120.
+        # A table entry of a part has 32 bytes, of a layer 104.
         biases = block.layers * (2 * dilated + residual) + (padded(config.skip_channels) if first else 0)
-        sizes = {"parts": 32 * 4 * block.layers, "table": 120 * block.layers, "biases": 4 * biases}
+        sizes = {"parts": 32 * 4 * block.layers, "table": 104 * block.layers, "biases": 4 * biases}
         sizes |= {"values": 48 * residual, "activations": 48 * dilated * block.layers}
         sizes |= {"taps": 48 * old * block.layers, "starts": 32 * 2 * dilated * block.layers}
         sizes |= {"slots": 32 * block.layers, "frames": 24 * 8, "position": 8 * streams}
