@@ -173,7 +173,7 @@ def find_tools() -> tuple[list[str], Path]:
 
 
 def write_build_info(package: Path, reason: str | None, **more: str | None) -> None:
-    """Record beside the package whether the extension was built, for `wavenet.backends.report`."""
+    """Record beside the package whether the extension was built, for `wavenet.engine.registry.report`."""
     package.mkdir(parents=True, exist_ok=True)
     info = {"extension": reason is None, "reason": reason, **more}
     beside = package / f"{BUILD_INFO}.new"

@@ -28,7 +28,7 @@ MEMORY_SECONDS = 60
 def networks(name: str, hop: int, one_class: bool) -> tuple[Any, Any]:
     """Return a network without and one with conditions, scores or two classes, otherwise the same."""
     from wavenet.config import ConditioningConfig, WaveNetConfig
-    from wavenet.model import WaveNet
+    from wavenet.models.wavenet import WaveNet
 
     plain = WaveNetConfig(sample_rate=RATE, **PRESETS[name])
     kind: dict[str, Any] = {"class_names": ("one", "other")} if one_class else {"features": "score"}
@@ -43,7 +43,7 @@ def networks(name: str, hop: int, one_class: bool) -> tuple[Any, Any]:
 
 def score(seconds: float) -> Any:
     """Return a score of eight notes a second."""
-    from wavenet.midi import Score
+    from wavenet.music.midi_file import Score
 
     onset = np.arange(0, seconds, 0.125)
     pitch = 48 + (7 * np.arange(len(onset))) % 36
@@ -53,7 +53,7 @@ def score(seconds: float) -> Any:
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one network and return its row."""
     from wavenet import Generator
-    from wavenet.steering import Classes, Notes
+    from wavenet.generation.conditioned import Classes, Notes
 
     models = dict(zip(("plain", "told"), networks(name, options.hop, options.one_class), strict=True))
 

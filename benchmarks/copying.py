@@ -28,7 +28,7 @@ RANGE_DB = 60.0
 
 def spectrum(audio: np.ndarray, rate: int) -> np.ndarray:
     """Return the log mel spectrum in dB, (BANDS, frames)."""
-    from wavenet.mel import log_mel, unscaled
+    from wavenet.audio.mel import log_mel, unscaled
 
     mel = log_mel(audio, rate, N_FFT, HOP, BANDS, 30.0, rate / 2)
     return unscaled(mel) * (20 / np.log(10))
@@ -48,18 +48,18 @@ class Untold:
         self.scorer = scorer
 
     def nats(self, inputs: Any, targets: Any, frames: Any = None) -> np.ndarray:
-        """Return the cost of each target; see `wavenet.evaluation.Scorer`."""
+        """Return the cost of each target; see `wavenet.evaluation.scoring.Scorer`."""
         return self.scorer.nats(inputs, targets)
 
 
 def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
     """Return the bits per sample of what was held out."""
-    from wavenet import checkpoint
-    from wavenet.dataset import DataConfig, prepare
-    from wavenet.evaluation import Parallel, evaluate, history
-    from wavenet.files import user_cache
-    from wavenet.model import WaveNet
-    from wavenet.pairing import attach
+    from wavenet.data.dataset import DataConfig, prepare
+    from wavenet.data.labels import attach
+    from wavenet.evaluation.scoring import Parallel, evaluate, history
+    from wavenet.models.wavenet import WaveNet
+    from wavenet.training import checkpoint
+    from wavenet.utils.files import user_cache
 
     model = WaveNet.from_pretrained(directory)
     past = history(directory)
@@ -96,10 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
     add_sampling(parser)
     options = parser.parse_args(arguments)
 
-    from wavenet import checkpoint
-    from wavenet.generation import Generator
-    from wavenet.mulaw import decode
-    from wavenet.steering import MelOf
+    from wavenet.audio.mulaw import decode
+    from wavenet.generation.conditioned import MelOf
+    from wavenet.generation.generator import Generator
+    from wavenet.training import checkpoint
 
     directory = checkpoint.find(options.checkpoint)
     generator = Generator.from_pretrained(directory)

@@ -81,9 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
 def seconds_of(work: Callable[[], object], cuda: bool = False) -> float:
     """Return the seconds that a call takes: on a GPU between two events around all that it starts there."""
     if cuda:
-        from wavenet.backends import fastest
+        from wavenet.engine import cuda_tuning
 
-        return fastest.seconds_of(work)
+        return cuda_tuning.seconds_of(work)
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -131,9 +131,9 @@ def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) 
     """
     import torch
 
-    from wavenet import backends, packing
+    from wavenet.engine import packing, registry
 
-    if backends.report()["cpu"] is not None:
+    if registry.report()["cpu"] is not None:
         return None
     data = packing.pack(model, precision).data.view(torch.uint8)
     used = data[model.config.quantization_channels * model.config.residual_channels * 4 :].clone()
@@ -282,12 +282,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     import torch
 
-    from wavenet import backends
+    from wavenet.engine import registry
     from wavenet.errors import WaveNetError
 
     torch.manual_seed(0)
-    names = options.backend or [name for name, reason in backends.report().items() if reason is None]
-    print("\n".join([*backends.describe(), "", HEAD]))
+    names = options.backend or [name for name, reason in registry.report().items() if reason is None]
+    print("\n".join([*registry.describe(), "", HEAD]))
     results = []
     try:
         for name in options.presets or ["A"]:
@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
             report = {
                 "machine": platform.processor() or platform.machine(),
                 "torch": torch.__version__,
-                "backends": backends.describe(),
+                "backends": registry.describe(),
                 "results": results,
             }
             options.json.write_text(json.dumps(report, indent=2) + "\n")

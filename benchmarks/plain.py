@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from wavenet.model import WaveNet
+from wavenet.models.wavenet import WaveNet
 
 
 class PlainGenerator:

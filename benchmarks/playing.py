@@ -23,11 +23,11 @@ SHOWN = ("own", "pitch", "onset", "rise_db")
 
 def held_out(checkpoint: Path, audio_dir: Path) -> dict[str, np.ndarray]:
     """Return the recordings that a checkpoint's training held out, by name."""
-    from wavenet.audio import load_audio
-    from wavenet.dataset import held_out
-    from wavenet.evaluation import history
-    from wavenet.files import find_audio
-    from wavenet.weights import read_config
+    from wavenet.audio.decoding import load_audio
+    from wavenet.data.dataset import held_out
+    from wavenet.evaluation.scoring import history
+    from wavenet.models.serialization import read_config
+    from wavenet.utils.files import find_audio
 
     past = history(checkpoint)
     if past is None:
@@ -66,10 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     add_sampling(parser)
     options = parser.parse_args(arguments)
 
-    from wavenet import checkpoint
-    from wavenet.generation import Generator
-    from wavenet.midi import read_midi
-    from wavenet.steering import Notes
+    from wavenet.generation.conditioned import Notes
+    from wavenet.generation.generator import Generator
+    from wavenet.music.midi_file import read_midi
+    from wavenet.training import checkpoint
 
     directory = checkpoint.find(options.checkpoint)
     generator = Generator.from_pretrained(directory)

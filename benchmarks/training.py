@@ -55,8 +55,8 @@ def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -
     import torch
     from plain_training import PlainWaveNet
 
-    from wavenet import fused
-    from wavenet.evaluation import autocast, cross_entropy
+    from wavenet.evaluation.scoring import autocast, cross_entropy
+    from wavenet.models import native_layers
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -72,7 +72,7 @@ def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -
     targets = torch.randint(classes, (options.batch, options.segment))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     seconds = []
-    with fused.kept_blocks() if kind == "wavenet" else contextlib.nullcontext():
+    with native_layers.kept_blocks() if kind == "wavenet" else contextlib.nullcontext():
         for _ in range(WARM_UP + options.steps):
             start = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)

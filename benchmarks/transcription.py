@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from wavenet.midi import Score
+    from wavenet.music.midi_file import Score
 
 LOWEST, HIGHEST = 21, 108
 FRAME_SECONDS, HOP_SECONDS = 0.064, 0.01
@@ -241,7 +241,7 @@ def load(path: str) -> tuple[np.ndarray, int]:
     """Return a recording at its own rate (resampling would change what is measured), and the rate in Hz."""
     import soundfile
 
-    from wavenet.audio import load_audio
+    from wavenet.audio.decoding import load_audio
 
     rate = 16000  # Of what cannot be opened, which load_audio then tells.
     if Path(path).is_file():
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     from wavenet.errors import WaveNetError
-    from wavenet.midi import mismatch, read_midi
+    from wavenet.music.midi_file import mismatch, read_midi
 
     try:
         score = read_midi(options.midi)

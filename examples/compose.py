@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from wavenet.composing import BASS, BEATS, LET_GO, MELODY, TEMPO, TICKS, Note, compose
 from wavenet.errors import ConfigError
+from wavenet.music.rule_composer import BASS, BEATS, LET_GO, MELODY, TEMPO, TICKS, Note, compose
 
 __all__ = ["BASS", "MELODY", "compose", "write_midi"]
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 import wavenet
-from wavenet.audio import load_audio, write_wav
-from wavenet.mel import log_mel
-from wavenet.steering import Given
+from wavenet.audio.decoding import load_audio, write_wav
+from wavenet.audio.mel import log_mel
+from wavenet.generation.conditioned import Given
 
 
 def arriving(recording: str, config: wavenet.WaveNetConfig, frames: int) -> Iterator[np.ndarray]:

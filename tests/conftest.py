@@ -11,10 +11,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import numpy as np
 import pytest
-from training_tools import CONFIG
+from support.trainers import CONFIG
 
-from wavenet.audio import write_wav
-from wavenet.dataset import DataConfig, prepare
+from wavenet.audio.decoding import write_wav
+from wavenet.data.dataset import DataConfig, prepare
 
 
 def pytest_configure():

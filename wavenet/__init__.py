@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, preset
     from wavenet.errors import AudioError, BackendError, CheckpointError, ConfigError, WaveNetError
-    from wavenet.generation import Generator, GeneratorState
-    from wavenet.model import WaveNet
+    from wavenet.generation.generator import Generator, GeneratorState
+    from wavenet.models.wavenet import WaveNet
 
 # Loaded on first use, so that a command answers --help before torch has been imported.
 _HOMES = {
@@ -24,9 +24,9 @@ _HOMES = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "WaveNetError": "errors",
-    "Generator": "generation",
-    "GeneratorState": "generation",
-    "WaveNet": "model",
+    "Generator": "generation.generator",
+    "GeneratorState": "generation.generator",
+    "WaveNet": "models.wavenet",
 }
 
 __all__ = [

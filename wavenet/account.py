@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from wavenet.config import TrainingConfig
-from wavenet.progress import duration
-from wavenet.schedules import learning_rate
+from wavenet.training.schedules import learning_rate
+from wavenet.utils.console import duration
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from wavenet.errors import ConfigError
-from wavenet.jsonconfig import JsonConfig
+from wavenet.utils.json_config import JsonConfig
 
 NORMALIZATIONS = ("none", "peak", "loudness")
 PRECISIONS = ("auto", "fp32", "bf16")

@@ -14,12 +14,12 @@ from typing import Any, NoReturn
 from wavenet import __version__
 from wavenet.cli import INTERRUPTED as INTERRUPTED
 from wavenet.cli import interrupted
-from wavenet.cli.interrupts import interrupts
-from wavenet.distributed import told_by
+from wavenet.cli.signals import interrupts
 from wavenet.errors import ConfigError, WaveNetError
-from wavenet.files import cause, one_line, printable
-from wavenet.memory import out_of_memory
-from wavenet.progress import Console
+from wavenet.utils.console import Console
+from wavenet.utils.distributed import told_by
+from wavenet.utils.files import cause, one_line, printable
+from wavenet.utils.memory import out_of_memory
 
 USER_ERROR = 1
 OUT_OF_MEMORY = "out of memory: lower --batch, --segment or --seconds, or choose a smaller network"

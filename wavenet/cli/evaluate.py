@@ -134,8 +134,8 @@ def _check_output(options: Namespace) -> None:
     from pathlib import Path
 
     from wavenet.cli.places import check_file
-    from wavenet.drawing import figure
     from wavenet.errors import ConfigError
+    from wavenet.utils.figures import figure
 
     if sys.stdout is None and options.json in (None, "-"):
         raise ConfigError("standard output is closed: open it, or name a file with --json")
@@ -152,14 +152,14 @@ def work(options: Namespace) -> int:
 
     import torch
 
-    from wavenet import checkpoint
-    from wavenet.cli.interrupts import interrupts
+    from wavenet.cli.signals import interrupts
     from wavenet.errors import AudioError
-    from wavenet.evaluation import evaluate, history
-    from wavenet.files import printable
-    from wavenet.model import WaveNet
-    from wavenet.plots import draw_scores
-    from wavenet.progress import Console
+    from wavenet.evaluation.scoring import evaluate, history
+    from wavenet.models.wavenet import WaveNet
+    from wavenet.training import checkpoint
+    from wavenet.training.plots import draw_scores
+    from wavenet.utils.console import Console
+    from wavenet.utils.files import printable
 
     interrupts.check()
     if options.threads is not None:
@@ -211,8 +211,8 @@ def _segment(model: Any) -> int:
 
 
 def _step(directory: Path) -> int | None:
-    from wavenet.checkpoint import PROGRESS_FILE
-    from wavenet.weights import read_json
+    from wavenet.models.serialization import read_json
+    from wavenet.training.checkpoint import PROGRESS_FILE
 
     file = directory / PROGRESS_FILE
     notes = read_json(file) if file.is_file() else None
@@ -221,10 +221,10 @@ def _step(directory: Path) -> int | None:
 
 def _scorers(model: Any, options: Namespace, console: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the scorers by name, and for those of the network what is to be said of each."""
-    from wavenet.baselines import LinearPrediction
     from wavenet.cli.common import device_named
-    from wavenet.evaluation import Loop, Parallel, rows_per_pass
-    from wavenet.generation import Generator
+    from wavenet.evaluation.linear_prediction import LinearPrediction
+    from wavenet.evaluation.scoring import Loop, Parallel, rows_per_pass
+    from wavenet.generation.generator import Generator
 
     scorers: dict[str, Any] = {}
     facts: dict[str, Any] = {}
@@ -262,11 +262,11 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
     """Return the part to score and the prepared data, divided and cleaned as for training."""
     from pathlib import Path
 
-    from wavenet.dataset import DataConfig, prepare
-    from wavenet.files import printable, user_cache
-    from wavenet.pairing import attach
-    from wavenet.report import reasons_told
-    from wavenet.resuming import fingerprint
+    from wavenet.data.dataset import DataConfig, prepare
+    from wavenet.data.labels import attach
+    from wavenet.data.report import reasons_told
+    from wavenet.training.resume import fingerprint
+    from wavenet.utils.files import printable, user_cache
 
     settings, part = DataConfig(), options.part or "validation"
     if past is not None:
@@ -306,8 +306,8 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
 def _write(options: Namespace, values: dict[str, Any], table: str) -> None:
     import json
 
-    from wavenet.cli import outputs
-    from wavenet.files import atomic_output
+    from wavenet.cli import generate_output
+    from wavenet.utils.files import atomic_output
 
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
     if options.json not in (None, "-"):
@@ -318,7 +318,7 @@ def _write(options: Namespace, values: dict[str, Any], table: str) -> None:
         # A notebook's, which takes text alone.
         sys.stdout.write(told)
     elif sys.stdout is not None:
-        with outputs.standard_output() as stream:
+        with generate_output.standard_output() as stream:
             stream.write(told.encode("utf-8"))
 
 
@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `wavenet-evaluate`; return the exit code."""
     try:
         from wavenet.cli.common import run
-        from wavenet.cli.interrupts import ENDING
+        from wavenet.cli.signals import ENDING
 
         return run(build_parser(), work, arguments, ENDING)
     except KeyboardInterrupt:

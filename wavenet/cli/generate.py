@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wavenet.cli.common import Parser
+    from wavenet.cli.generate_job import Beginning
     from wavenet.cli.making import Job
-    from wavenet.cli.playing import Beginning
-    from wavenet.distributed import World
+    from wavenet.utils.distributed import World
 
 PROGRAM = "wavenet-generate"
 
@@ -29,7 +29,7 @@ GROUP = 256
 
 def build_parser() -> Parser:
     """Return the parser of `wavenet-generate`."""
-    from wavenet.cli.generate_flags import build_parser
+    from wavenet.cli.generate_options import build_parser
 
     return build_parser(PROGRAM)
 
@@ -37,22 +37,22 @@ def build_parser() -> Parser:
 def work(options: Namespace) -> int:
     """Carry out parsed options; return the exit code."""
     from wavenet.cli.places import check
-    from wavenet.distributed import World
+    from wavenet.utils.distributed import World
 
     world = World.from_environment()
     paths = check(options, world, GROUP)
 
     import secrets
 
-    from wavenet import checkpoint
     from wavenet.cli.common import device_named
-    from wavenet.cli.interrupts import interrupts
+    from wavenet.cli.generate_job import beginning_of, source
     from wavenet.cli.making import Job, typical_bits
-    from wavenet.cli.playing import beginning_of, source
-    from wavenet.generation import Generator
-    from wavenet.progress import Console
-    from wavenet.saved import load_state
-    from wavenet.state import Sampling
+    from wavenet.cli.signals import interrupts
+    from wavenet.engine.state import Sampling
+    from wavenet.generation.generator import Generator
+    from wavenet.generation.saved_state import load_state
+    from wavenet.training import checkpoint
+    from wavenet.utils.console import Console
 
     interrupts.check()
     Sampling(options.temperature, options.top_k, options.top_p)
@@ -84,7 +84,7 @@ def work(options: Namespace) -> int:
     interrupts.check()
     code = _make(job, paths, world)
     if options.json is not None:
-        from wavenet.cli.looking import write_json
+        from wavenet.cli.generate_report import write_json
 
         write_json(job, directory)
     return code
@@ -108,12 +108,12 @@ def _seconds(options: Namespace, length: float | None, beginning: Beginning, rat
 
 def _make(job: Job, paths: list[Path], world: World) -> int:
     """Make takes, those of a folder in groups; return the exit code."""
-    from wavenet.cli import outputs
-    from wavenet.cli.interrupts import interrupts
+    from wavenet.cli import generate_output
+    from wavenet.cli.signals import interrupts
 
     options = job.options
     if options.out_dir is None:
-        return outputs.write(job, job.streams(0, options.batch), paths)
+        return generate_output.write(job, job.streams(0, options.batch), paths)
     options.out_dir.mkdir(parents=True, exist_ok=True)
     if world.size > 1:
         job.console.line(f"{world.size} processes; told of here are the first one's {len(paths)} takes")
@@ -122,7 +122,7 @@ def _make(job: Job, paths: list[Path], world: World) -> int:
         some = paths[done : done + group]
         state = job.streams(first + done, len(some))
         interrupts.check()
-        if code := outputs.write(job, state, some):
+        if code := generate_output.write(job, state, some):
             return code
     return 0
 
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `wavenet-generate`; return the exit code."""
     try:
         from wavenet.cli.common import run
-        from wavenet.cli.interrupts import ENDING
+        from wavenet.cli.signals import ENDING
 
         return run(build_parser(), work, arguments, ENDING)
     except KeyboardInterrupt:

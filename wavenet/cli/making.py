@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from wavenet.checkpoint import PROGRESS_FILE
-from wavenet.choosing import BestOf
-from wavenet.cli.playing import Beginning
-from wavenet.generation import Generator
-from wavenet.likelihood import predictions
-from wavenet.progress import Console
-from wavenet.state import GeneratorState, Sampling
-from wavenet.steering import Source
-from wavenet.watchdog import Watched, judged_by
-from wavenet.weights import read_json
+from wavenet.cli.generate_job import Beginning
+from wavenet.engine.state import GeneratorState, Sampling
+from wavenet.generation.best_of import BestOf
+from wavenet.generation.conditioned import Source
+from wavenet.generation.generator import Generator
+from wavenet.generation.likelihood import predictions
+from wavenet.generation.watchdog import Watched, judged_by
+from wavenet.models.serialization import read_json
+from wavenet.training.checkpoint import PROGRESS_FILE
+from wavenet.utils.console import Console
 
 Maker = Watched | BestOf
 

@@ -7,10 +7,10 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from wavenet.distributed import World
-from wavenet.drawing import figure
 from wavenet.errors import AudioError, ConfigError
-from wavenet.files import printable
+from wavenet.utils.distributed import World
+from wavenet.utils.figures import figure
+from wavenet.utils.files import printable
 
 MAX_SECONDS = 1e7
 """Beyond sixteen weeks a length is a slip of the hand; 0 streams for ever."""
@@ -44,7 +44,7 @@ def check(options: Namespace, world: World, group: int) -> list[Path]:
     if options.play:
         if options.out_dir is not None or options.batch > 1:
             raise ConfigError("--play: plays a single take; leave out --out-dir and --batch")
-        from wavenet.live import Device
+        from wavenet.audio.playback import Device
 
         # Said now rather than once the network is loaded.
         Device()

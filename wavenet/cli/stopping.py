@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from wavenet.progress import Console
+from wavenet.utils.console import Console
 
 
 class Stopper:

@@ -16,7 +16,8 @@ from typing import Any
 from wavenet import environment
 from wavenet.cli import interrupted
 from wavenet.cli.common import INTERRUPTED, device_named, run
-from wavenet.cli.flags import (
+from wavenet.cli.signals import interrupts
+from wavenet.cli.train_options import (
     AUTO,
     NETWORK_FLAGS,
     OTHER_TRAINING_FLAGS,
@@ -28,11 +29,10 @@ from wavenet.cli.flags import (
     conditioning,
     seconds,
 )
-from wavenet.cli.interrupts import interrupts
 from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, flat, preset
-from wavenet.distributed import World
 from wavenet.errors import CheckpointError, ConfigError
-from wavenet.files import user_cache
+from wavenet.utils.distributed import World
+from wavenet.utils.files import user_cache
 
 DATA_FLAGS = ("validation_fraction", "silence_db")
 """What decides which audio is trained on; fixed for a run."""
@@ -71,15 +71,16 @@ def work(options: argparse.Namespace) -> int:
 
     import torch
 
-    from wavenet import backends, checkpoint
-    from wavenet.boards import writer_class
-    from wavenet.compiling import compiling_explained
-    from wavenet.conditions import refuse_speed
-    from wavenet.evaluation import resolve_precision
-    from wavenet.fitting import explained, fitted
-    from wavenet.pairing import attach, with_classes
-    from wavenet.progress import Console
-    from wavenet.training import Trainer
+    from wavenet.conditioning.segments import refuse_speed
+    from wavenet.data.labels import attach, with_classes
+    from wavenet.engine import registry
+    from wavenet.evaluation.scoring import resolve_precision
+    from wavenet.training import checkpoint
+    from wavenet.training.compile import compiling_explained
+    from wavenet.training.memory_plan import explained, fitted
+    from wavenet.training.tensorboard import writer_class
+    from wavenet.training.trainer import Trainer
+    from wavenet.utils.console import Console
 
     interrupts.check()
     if options.threads is not None:
@@ -134,7 +135,7 @@ def work(options: argparse.Namespace) -> int:
         f"{config.receptive_field:,} samples ({1000 * config.receptive_field / config.sample_rate:.0f} ms), "
         f"{training.precision} on {device}" + (f", {world.size} processes" if world.size > 1 else "")
     )
-    if device.type == "cpu" and (why := backends.report()["cpu"]):
+    if device.type == "cpu" and (why := registry.report()["cpu"]):
         console.line(f"warning: the C++ engine cannot run here, training is slower without it: {why}")
     if first is not None:
         trainer.start_from(first)
@@ -156,10 +157,10 @@ def _prepared(
     console: Any,
 ) -> Any:
     """Return the prepared recordings, told of, with what is to be done to those trained on."""
-    from wavenet.augmentation import Augmentation
-    from wavenet.dataset import DataConfig, prepare
-    from wavenet.recordings import weights
-    from wavenet.training import SAMPLES
+    from wavenet.data.augmentation import Augmentation
+    from wavenet.data.dataset import DataConfig, prepare
+    from wavenet.data.preparation import weights
+    from wavenet.training.trainer import SAMPLES
 
     data = prepare(
         source["audio_dir"],
@@ -201,8 +202,8 @@ def _source(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from wavenet.plots import draw
-    from wavenet.progress import Console
+    from wavenet.training.plots import draw
+    from wavenet.utils.console import Console
 
     Console().line(f"wrote {draw(options.plot, getattr(options, 'plot_to', None))}")
     return 0
@@ -218,8 +219,8 @@ def _asked(options: argparse.Namespace, network: dict[str, Any]) -> dict[str, An
 
 def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any) -> tuple[WaveNetConfig, Any]:
     """Return the configuration and the weights that a run is to start from, and tell of them."""
-    from wavenet import checkpoint
-    from wavenet.model import WaveNet
+    from wavenet.models.wavenet import WaveNet
+    from wavenet.training import checkpoint
 
     path = checkpoint.find(options.init_from)
     model = WaveNet.from_pretrained(path)
@@ -256,7 +257,7 @@ def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any)
 
 def _untold(model: Any) -> Any:
     """Return the network that a conditioned one is where it is told nothing."""
-    from wavenet.model import WaveNet
+    from wavenet.models.wavenet import WaveNet
 
     # Without a gate bias nothing of the conditioner is left.
     network = WaveNet(dataclasses.replace(model.config, conditioning=None))
@@ -272,7 +273,7 @@ def _resumed(
     source: dict[str, Any],
 ) -> tuple[WaveNetConfig, TrainingConfig, dict[str, Any]]:
     """Return the configurations of a resumed run: the checkpoint's, with what the command line changes."""
-    from wavenet.weights import read_config
+    from wavenet.models.serialization import read_config
 
     path, moment = found
     config = read_config(path)
@@ -325,7 +326,7 @@ def _set_threads(asked: int | None, before: Any) -> None:
 
 def _check_place(out_dir: Path) -> None:
     """Raise `CheckpointError` if a run cannot be written there: before the recordings are read, not after."""
-    from wavenet.files import cause
+    from wavenet.utils.files import cause
 
     place = out_dir
     while not place.exists():
@@ -347,7 +348,7 @@ def _dry_run(trainer: Any, console: Any) -> int:
     seconds = time.perf_counter() - start
     if not math.isfinite(bits):
         raise ConfigError(f"the first step's loss is {bits}: lower --lr")
-    from wavenet.progress import duration
+    from wavenet.utils.console import duration
 
     total = duration(seconds * trainer.training.steps)
     console.line(

@@ -1,0 +1,121 @@
+"""What is wrong with a take: on sounds made by formula, quantised as a network would have them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wavenet.audio import faults, mulaw
+
+RATE = 16000
+
+
+def quantised(wave: np.ndarray, classes: int = 256) -> np.ndarray:
+    return mulaw.decode(mulaw.encode(np.clip(wave, -1, 1).astype(np.float32), classes), classes)
+
+
+def kinds(wave: np.ndarray, rate: int = RATE) -> set[str]:
+    return {each.kind for each in faults.troubles(quantised(wave), rate)}
+
+
+def times(seconds: float, rate: int = RATE) -> np.ndarray:
+    return np.arange(round(seconds * rate)) / rate
+
+
+def white(seconds: float, level: float = 0.1, rate: int = RATE) -> np.ndarray:
+    return np.random.default_rng(0).normal(scale=level, size=round(seconds * rate))
+
+
+def tone(seconds: float, hertz: float = 440, rate: int = RATE) -> np.ndarray:
+    return 0.1 * np.sin(2 * np.pi * hertz * times(seconds, rate))
+
+
+def melody(seconds: float, rate: int = RATE) -> np.ndarray:
+    """A struck note every third of a second, of four decaying harmonics."""
+    rng, found = np.random.default_rng(1), np.zeros(round(seconds * rate))
+    for onset in np.arange(0, seconds, 1 / 3):
+        rest = times(seconds - onset, rate)
+        pitch = 220 * 2 ** (rng.integers(0, 24) / 12)
+        note = sum(np.sin(2 * np.pi * pitch * part * rest) / part**2 for part in range(1, 5))
+        found[len(found) - len(rest) :] += 0.2 * rng.uniform(0.3, 1) * np.exp(-2.5 * rest) * note
+    return found
+
+
+@pytest.mark.parametrize("rate", [4000, 8000, 16000, 44100])
+def test_silence_noise_and_a_stuck_tone_are_found_and_music_is_not(rate):
+    assert kinds(0 * times(3, rate), rate) == {"silence"}
+    assert kinds(white(2, rate=rate), rate) == {"noise"}
+    assert kinds(tone(4, rate=rate), rate) == {"tone"}
+    assert kinds(melody(8, rate), rate) == set()
+
+
+@pytest.mark.parametrize("level", [0.02, 0.1, 0.5])
+def test_noise_at_any_level_that_is_heard(level):
+    assert kinds(white(2, level)) == {"noise"}
+    assert kinds(white(2, level)[1:] - white(2, level)[:-1]) == {"noise"}
+
+
+def test_noise_of_uniform_classes_and_overload():
+    classes = np.random.default_rng(0).integers(0, 256, 2 * RATE)
+    assert {each.kind for each in faults.troubles(mulaw.decode(classes, 256), RATE)} == {"noise"}
+    assert kinds(np.sign(tone(2, 50))) == {"noise"}
+
+
+@pytest.mark.parametrize(
+    "wave",
+    [
+        tone(4, 60),
+        tone(4) + tone(4, 554) + tone(4, 659),
+        tone(4) * (1 + 0.05 * np.sin(2 * np.pi * 5 * times(4))),
+        np.sign(tone(4, 100)) / 10,
+        np.tile(white(0.01), 400),
+        tone(4) + white(4, 0.003),
+    ],
+)
+def test_whatever_repeats_itself_is_a_tone(wave):
+    assert kinds(wave) == {"tone"}
+
+
+def test_what_fades_moves_or_is_short_is_none():
+    assert kinds(tone(4) * np.exp(-times(4) / 3)) == set()
+    assert kinds(np.concatenate([tone(2, hertz) for hertz in (330, 440, 550, 440)])) == set()
+    assert kinds(np.concatenate([melody(2), tone(2.5), melody(2)])) == set()
+    assert kinds(np.concatenate([melody(2), white(0.7), melody(2)])) == set()
+    assert kinds(np.concatenate([melody(2), np.zeros(int(1.9 * RATE)), melody(2)])) == set()
+    assert kinds(white(3, 1e-3)) == set()
+    assert kinds(np.zeros(0)) == kinds(np.zeros(100)) == set()
+
+
+def test_silence_is_about_the_mean_and_quantisation_is_no_sound():
+    assert kinds(np.full(3 * RATE, 0.25)) == {"silence"}
+    assert kinds(1e-4 * np.sign(tone(3))) == {"silence"}
+
+
+def test_where_it_is_and_how_long_it_lasts():
+    wave = np.concatenate([melody(3), white(2.5), np.zeros(4 * RATE), melody(3)])
+    noise, silence = faults.troubles(quantised(wave), RATE)
+    assert (noise.kind, silence.kind) == ("noise", "silence")
+    assert noise.start == pytest.approx(3, abs=0.26) and noise.stop == pytest.approx(5.5, abs=0.26)
+    assert silence.start == pytest.approx(5.5, abs=0.26) and silence.stop == pytest.approx(9.5, abs=0.26)
+    assert faults.troubles(quantised(wave), RATE, kinds=("tone", "silence")) == [silence]
+
+
+def heard(wave: np.ndarray, bits: float | None) -> list[faults.Heard]:
+    size = faults.block_samples(RATE)
+    entropy = None if bits is None else np.array([bits])
+    return [
+        faults.hear(wave[None, start : start + size], RATE, entropy, 256)
+        for start in range(0, len(wave) - size + 1, size)
+    ]
+
+
+def test_the_networks_entropy_is_heeded_where_it_is_known():
+    """Pink noise passes for music by its spectrum, and a fading note is no tone by its level."""
+    pink = np.cumsum(white(1.1, 0.01)) * 0.3
+    assert faults.judge(heard(pink, None)) is None and faults.judge(heard(pink, 6.9)) is None
+    assert faults.judge(heard(pink, 7.1)) == "noise"
+    fading = tone(3) * np.exp(-times(3))
+    assert faults.judge(heard(fading, None)) is None and faults.judge(heard(fading, 0.5)) is None
+    assert faults.judge(heard(fading, 0.01)) == "tone"
+    assert faults.judge(heard(fading, 0.01), {"noise"}) is None
+    assert faults.judge(heard(0 * fading, 0.0)) == "silence"

@@ -1,0 +1,319 @@
+"""What comes with training segments: the same that generation reads, wherever a segment lies."""
+
+import dataclasses
+import re
+
+import mido
+import numpy as np
+import pytest
+import torch
+from support import conditioned
+from support.audio_files import noise, save
+from support.conditioned import RATE, tune
+from test_alignment import RATE as RATE_OF_PIECES
+from test_alignment import moved, piece
+from test_clips import clips_of
+
+from wavenet.audio import mulaw
+from wavenet.conditioning.segments import Conditions
+from wavenet.config import ConditioningConfig
+from wavenet.data.augmentation import Augmentation
+from wavenet.data.dataset import DataConfig, prepare
+from wavenet.data.labels import attach, class_of, with_classes
+from wavenet.errors import AudioError, ConfigError
+from wavenet.generation.conditioned import MelOf, Notes
+from wavenet.music.midi_file import Score
+
+HOP = 50
+NAMES = ("cello/one.wav", "cello/two.wav", "piano/three.wav", "piano/four.wav")
+SECONDS = {"cello/one.wav": 1.0, "cello/two.wav": 0.7, "piano/three.wav": 0.31, "piano/four.wav": 3.5}
+
+
+def write_midi(path, score: Score) -> None:
+    """A file whose ticks are milliseconds."""
+    events = [(on, "note_on", pitch, velocity) for on, _, pitch, velocity in rows(score)]
+    events += [(off, "note_off", pitch, 0) for _, off, pitch, _ in rows(score)]
+    track, now = mido.MidiTrack(), 0
+    for time, kind, pitch, velocity in sorted(events):
+        tick = round(time * 1000)
+        track.append(mido.Message(kind, note=pitch, velocity=velocity, time=tick - now))
+        now = tick
+    file = mido.MidiFile(ticks_per_beat=500)  # At 120 beats a minute.
+    file.tracks.append(track)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save(path)
+
+
+def rows(score: Score):
+    return zip(score.onset, score.release, score.pitch.tolist(), score.velocity.tolist(), strict=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Noise that is silent for a while in one file, and a score for each."""
+    home = tmp_path_factory.mktemp("conditions")
+    for number, name in enumerate(NAMES):
+        audio = noise(SECONDS[name], RATE, seed=number, amplitude=0.3)
+        if name == "piano/four.wav":
+            audio[RATE : 3 * RATE] = 0
+        save(home / "audio" / name, audio, RATE)
+        midi = (home / "midi" / name).with_suffix(".mid")
+        write_midi(midi, tune(number, SECONDS[name], notes=9))
+    return home
+
+
+def prepared(folder, kind: str, silence_db: float | None = 40.0, **told):
+    settings = {**conditioned.KINDS[kind], "hop": HOP, **told}
+    config = dataclasses.replace(conditioned.BASE, conditioning=ConditioningConfig(**settings))
+    data = prepare(folder / "audio", folder / "cache", config, DataConfig(silence_db=silence_db))
+    if config.conditioning.class_names:
+        config = with_classes(config, data)
+    attach(config, data, folder / "midi" if "score" in kind else None)
+    return config, data
+
+
+def clip_at(clips, place: int):
+    """The clip whose sound or gap holds a place of the timeline, and the place of its first sample."""
+    for index, (start, end) in enumerate(zip(clips._starts, clips._ends, strict=True)):
+        if place < end:
+            return clips.clips[index], int(start)
+    return clips.clips[-1], int(clips._starts[-1])
+
+
+def test_the_beginning_of_a_recording_is_told_as_in_generation(folder):
+    from wavenet.music.midi_file import read_midi
+
+    config, data = prepared(folder, "score", silence_db=None)
+    clips = data.whole
+    for index, clip in enumerate(clips.clips):
+        segments = clips.read(np.array([clips._starts[index]]), min(clip.length, 1000))
+        frames = segments.frames
+        played = Notes(config, read_midi((folder / "midi" / clip.name).with_suffix(".mid")))
+        expected = played.read(frames.first, frames.values.shape[2])
+        # Before the silence that the receptive field sees lies another recording, and one after its end.
+        within = slice(
+            -frames.first - clips.receptive_field // HOP, -frames.first + min(clip.length, 1000) // HOP
+        )
+        assert torch.equal(frames.values[:, :, within], expected[:, :, within])
+        assert expected.any()
+
+
+def test_notes_stand_where_they_sound_in_the_middle_too(folder):
+    from wavenet.music.midi_file import read_midi
+
+    _, data = prepared(folder, "score")
+    clips = data.whole
+    assert len(clips.clips) > len(NAMES)
+    rng = np.random.default_rng(0)
+    seen = 0
+    for place in rng.integers(clips.receptive_field, clips._ends[-1], 60).tolist():
+        frames = clips.read(np.array([place]), 130).frames
+        found = frames.values[0].numpy()
+        for number in range(found.shape[1]):
+            at = place + (frames.first + number) * HOP
+            clip, start = clip_at(clips, max(at, 0))
+            inside = start <= at and at + HOP <= start + clip.length
+            if not inside:
+                continue
+            score = read_midi((folder / "midi" / clip.name).with_suffix(".mid"))
+            begin = (clip.start + at - start) / RATE
+            for pitch in range(128):
+                notes = [
+                    (on, velocity) for on, off, each, velocity in rows(score)
+                    if each == pitch and on < begin + HOP / RATE - 1e-6 and off > begin + 1e-6
+                ]  # fmt: skip
+                expected = max(notes)[1] / 127 if notes else 0
+                assert found[pitch, number] == pytest.approx(expected)
+                starts = any(begin - 1e-6 <= on < begin + HOP / RATE - 1e-6 for on, _ in notes)
+                assert found[128 + pitch, number] == starts
+                seen += bool(notes)
+    assert seen > 50
+
+
+def test_spectra_in_training_are_those_of_the_recording(folder):
+    config, data = prepared(folder, "mel", silence_db=None, n_fft=128)
+    clips = data.whole
+    clip, start = clips.clips[0], int(clips._starts[0])
+    targets = clips.read(np.array([start]), clip.length).targets[0].numpy()
+    from wavenet.audio import mulaw
+
+    played = MelOf(config, mulaw.decode(targets, config.quantization_channels).astype(np.float32))
+    for place in (0, HOP, 7 * HOP):
+        frames = clips.read(np.array([start + place]), 500).frames
+        expected = played.read(frames.first + place // HOP, frames.values.shape[2])
+        assert torch.equal(frames.values, expected)
+
+
+def test_a_segment_that_begins_between_frames_has_its_own(folder):
+    config, data = prepared(folder, "mel", silence_db=None)
+    clips = data.whole
+    start = int(clips._starts[0])
+    from wavenet.audio import mulaw
+
+    targets = clips.read(np.array([start + 3]), clips.clips[0].length - 3).targets[0].numpy()
+    audio = mulaw.decode(targets, config.quantization_channels).astype(np.float32)
+    expected = MelOf(config, audio).read(5, 10)
+    found = clips.read(np.array([start + 3]), 1000).frames
+    assert torch.equal(found.values[:, :, 5 - found.first : 15 - found.first], expected)
+
+
+def test_every_frame_is_of_the_class_of_its_recording(folder):
+    config, data = prepared(folder, "class")
+    assert config.conditioning.class_names == ("cello", "piano")
+    clips = data.whole
+    for place in range(clips.receptive_field, int(clips._ends[-1]) - 200, 97):
+        frames = clips.read(np.array([place]), 100).frames
+        for number in range(frames.values.shape[2]):
+            at = place + (frames.first + number) * HOP
+            if at < 0:
+                continue
+            clip, _ = clip_at(clips, at)
+            expected = [clip.name.startswith("cello"), clip.name.startswith("piano")]
+            assert frames.values[0, :, number].tolist() == expected
+
+
+def test_training_draws_come_with_their_frames(folder):
+    """As a ring the timeline goes on past its ends, and frames with it."""
+    for kind in conditioned.KINDS:
+        config, data = prepared(folder, kind)
+        for step in range(5):
+            inputs, targets, frames = data.train.batch(step, 3, 90, 0)
+            again = data.train.batch(step, 3, 90, 0)
+            assert torch.equal(frames.values, again.frames.values)
+            assert frames.values.shape[:2] == (3, config.conditioning.channels)
+            plain = dataclasses.replace(config, conditioning=None)
+            alone = prepare(folder / "audio", folder / "cache", plain, DataConfig())
+            found = alone.train.batch(step, 3, 90, 0)
+            assert torch.equal(found.inputs, inputs) and torch.equal(found.targets, targets)
+
+
+def test_dropout_tells_some_segments_nothing(folder):
+    config, data = prepared(folder, "class+score")
+    data.train.conditions.condition_dropout = 0.25
+    model = conditioned.network(config)
+    dropped = 0
+    for step in range(100):
+        frames = data.train.batch(step, 4, 90, 0).frames
+        dropped += int((~frames.heard).sum())
+        biased = model.told(frames).values.flatten(1).any(dim=1)
+        assert torch.equal(biased, frames.heard)
+        assert torch.equal(frames.rows(slice(1, 3)).heard, frames.heard[1:3])
+        # Whoever takes a part of a step's segments drops the same ones of them.
+        part = data.train.batch(step, 2, 90, 0, first=2).frames
+        assert torch.equal(part.heard, frames.heard[2:])
+    # Of 400 draws at 1 in 4: five standard deviations.
+    assert abs(dropped - 100) < 44
+    assert data.validation.read(data.validation.places(50)[:2], 50).frames.heard is None
+
+
+def test_what_does_not_go_together_is_named(folder, tmp_path):
+    config, data = prepared(folder, "score")
+    with pytest.raises(ConfigError, match="--midi-dir"):
+        attach(config, data)
+    with pytest.raises(AudioError, match="is no folder"):
+        attach(config, data, tmp_path / "none")
+    with pytest.raises(
+        AudioError, match=r"no score for 4 of 4 recording\(s\), as .*cello/one.wav.* and 1 more"
+    ):
+        attach(config, data, tmp_path)
+    for name in NAMES:
+        write_midi((tmp_path / name).with_suffix(".mid"), tune(0, 100.0 if "two" in name else SECONDS[name]))
+    with pytest.raises(AudioError, match=r"1 score\(s\) do not go with .*cello/two.wav \(the score lasts"):
+        attach(config, data, tmp_path)
+    (tmp_path / "cello/two.mid").write_bytes(b"no score")
+    with pytest.raises(AudioError, match=r"two\.mid"):
+        attach(config, data, tmp_path)
+
+
+def test_a_score_that_is_not_played_when_it_says_is_told(tmp_path):
+    for seed, late in ((1, 0.0), (2, 0.3), (3, 0.0)):
+        audio, score = piece(seed, notes=30)
+        save(tmp_path / f"audio/{seed}.wav", audio, RATE_OF_PIECES)
+        write_midi(tmp_path / f"midi/{seed}.mid", moved(score, late))
+    config = dataclasses.replace(conditioned.config("score"), sample_rate=RATE_OF_PIECES)
+    data = prepare(tmp_path / "audio", tmp_path / "cache", config, DataConfig())
+    lines: list[str] = []
+    attach(config, data, tmp_path / "midi", tell=lines.append)
+    assert len(lines) == 2 and lines[0].startswith("scores      3 read")
+    assert re.match(r"warning: 1 score\(s\) may not .* say: 2\.wav \(0\.(29|30|31) s late\);", lines[1])
+
+
+def test_classes_need_folders(folder, tmp_path):
+    config, data = prepared(folder, "class")
+    with pytest.raises(AudioError, match="lies in no subfolder"):
+        class_of("alone.wav")
+    other = dataclasses.replace(config.conditioning, class_names=("cello", "harp"))
+    with pytest.raises(
+        AudioError, match=r"of class 'piano', which this network does not know; .*cello, harp"
+    ):
+        attach(dataclasses.replace(config, conditioning=other), data)
+    single = prepare(folder / "audio", folder / "cache", config, DataConfig(), patterns=["piano/*"])
+    with pytest.raises(AudioError, match="all recordings are in one folder, cello"):
+        with_classes(config, single)
+
+
+# -- segments at another speed --------------------------------------------------------------------------
+
+
+def faster(arrays, folder, kind, labels=None, **told):
+    """Clips with conditions, whose segments are played at other speeds."""
+    settings = {**conditioned.KINDS[kind], "hop": HOP, **told}
+    config = dataclasses.replace(
+        conditioned.BASE, quantization_channels=256, conditioning=ConditioningConfig(**settings)
+    )
+    encoded = [mulaw.encode(np.asarray(array)) for array in arrays]
+    clips = clips_of(folder, encoded, config.receptive_field, silence=config.silence)
+    clips.conditions = Conditions(config, labels)
+    clips.augmentation = Augmentation(256, speed=0.3)
+    return clips
+
+
+def test_classes_stay_with_their_recordings_at_any_speed(tmp_path):
+    """Recordings of one class lie above zero, those of the other below."""
+    sign = [1, -1, 1, -1]
+    arrays = [0.5 * s * np.ones(length) for s, length in zip(sign, (700, 300, 450, 800), strict=True)]
+    clips = faster(arrays, tmp_path, "class+mel", labels=[0, 1, 0, 1])
+    compared = 0
+    for step in range(20):
+        _, targets, frames = clips.batch(step, 4, 600, 0)
+        for row, told in zip(targets.numpy(), frames.values.numpy(), strict=True):
+            for frame in range(600 // HOP):
+                heard = row[frame * HOP]
+                # Near a border the filter swings.
+                around = row[max(0, frame * HOP - 40) : frame * HOP + 40]
+                if heard < 0 or (around < 0).any():
+                    continue
+                number = 0 if heard > 128 else 1
+                assert told[number, frame - frames.first] == 1 and told[1 - number, frame - frames.first] == 0
+                compared += 1
+    assert compared > 200
+
+
+def test_spectra_are_of_what_is_heard_at_any_speed(tmp_path):
+    tone = 0.5 * np.sin(2 * np.pi * 700 * np.arange(6000) / RATE)
+    clips = faster([tone], tmp_path, "mel", n_mels=40, n_fft=256, hop=HOP)
+    speeds = clips.augmentation.speeds(0, 12, 0)
+    _, targets, frames = clips.batch(0, 12, 1000, 0)
+    tops = {}
+    for row, told, speed in zip(targets.numpy(), frames.values.numpy(), speeds, strict=True):
+        if (row >= 0).all():
+            tops[speed] = int(np.argmax(told[:, 10 - frames.first]))
+    rates = sorted(tops)
+    assert len(rates) > 5 and rates[-1] / rates[0] > 1.3
+    bands = librosa_mel_frequencies(42, 50.0, 2000.0)[1:-1]
+    for speed, band in tops.items():
+        assert abs(np.argmin(np.abs(bands - 700 * speed)) - band) <= 1
+
+
+def librosa_mel_frequencies(count, low, high):
+    import librosa
+
+    return librosa.mel_frequencies(count, fmin=low, fmax=high)
+
+
+def test_scores_do_not_go_with_another_speed(folder):
+    _, data = prepared(folder, "score")
+    data.train.batch(0, 2, 100, 0)
+    data.train.augmentation = Augmentation(32, speed=0.1)
+    with pytest.raises(ConfigError, match="moves pitches away from the scores of --midi-dir"):
+        data.train.batch(0, 2, 100, 0)

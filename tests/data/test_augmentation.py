@@ -1,0 +1,194 @@
+"""Gain and polarity of training segments, against the formulas and the segments without them."""
+
+import numpy as np
+import pytest
+import torch
+from test_clips import clips_of
+
+from wavenet.audio import mulaw
+from wavenet.data.augmentation import Augmentation, played
+
+
+@pytest.fixture
+def clips(tmp_path):
+    rng = np.random.default_rng(0)
+    return clips_of(tmp_path, [rng.integers(0, 256, size=length) for length in (700, 30, 900)], 16)
+
+
+def linear(classes, count=256):
+    """The amplitude of each class, by the inverse of the mu-law formula."""
+    curve = 2 * np.asarray(classes, dtype=np.float64) / (count - 1) - 1
+    return np.sign(curve) * (np.float64(count) ** np.abs(curve) - 1) / (count - 1)
+
+
+def parts(clips, augmentation, step=3, rows=40, segment=100, seed=7):
+    clips.augmentation = augmentation
+    inputs, targets, _ = clips.batch(step, rows, segment, seed)
+    return inputs.numpy(), targets.numpy()
+
+
+def test_off_is_the_same_to_the_bit(clips):
+    plain, off = parts(clips, None), parts(clips, Augmentation(256))
+    assert all(np.array_equal(one, other) for one, other in zip(plain, off, strict=True))
+
+
+def test_polarity_turns_about_half_of_the_segments_upside_down(clips):
+    (inputs, targets), (turned, wanted) = parts(clips, None), parts(clips, Augmentation(256, 0.0, True))
+    gaps = targets < 0
+    assert gaps.any() and np.array_equal(wanted < 0, gaps)
+    upside = 0
+    for row in range(40):
+        real = targets[row] >= 0
+        same = np.array_equal(wanted[row][real], targets[row][real])
+        assert same or np.array_equal(wanted[row][real], 255 - targets[row][real])
+        upside += not same
+        # What a target is predicted from is turned with it; the silence before a clip stays what it is.
+        overlap = turned[row][16:]
+        assert np.array_equal(overlap[real[:-1]], wanted[row][:-1][real[:-1]])
+        assert (overlap[~real[:-1]] == 128).all()
+    assert 8 <= upside <= 32
+    assert np.isin(turned[inputs == 128], (127, 128)).all()
+
+
+def test_gain_scales_amplitudes_by_up_to_so_many_decibels(clips):
+    (_, targets), (_, softer) = parts(clips, None), parts(clips, Augmentation(256, 12.0))
+    found = []
+    for before, after in zip(targets, softer, strict=True):
+        loud = (before >= 0) & (np.abs(linear(before)) > 0.3)
+        if not loud.any():
+            continue
+        # A class is a few percent wide; many of them tell the factor closely.
+        decibels = 20 * np.log10(np.median(linear(after[loud]) / linear(before[loud])))
+        exact = np.sign(linear(before)) * np.log1p(255 * np.abs(linear(before)) * 10 ** (decibels / 20))
+        wanted = np.floor((exact / np.log(256) + 1) / 2 * 255 + 0.5)
+        assert np.abs(after - wanted)[before >= 0].max() <= 1
+        found.append(decibels)
+    assert -12.3 < min(found) < -9 and -3 < max(found) < 0.3
+    assert np.array_equal(softer < 0, targets < 0)
+
+
+def test_the_draw_is_uniform_in_decibels_and_of_step_seed_and_row_alone():
+    augmentation = Augmentation(256, 6.0, True)
+    factors = augmentation.factors(5, 20_000, 1)
+    decibels = 20 * np.log10(np.abs(factors))
+    assert decibels.min() >= -6 and decibels.max() <= 0
+    share = np.histogram(decibels, bins=10, range=(-6, 0))[0] / 20_000
+    assert np.abs(share - 0.1).max() < 5 * np.sqrt(0.09 / 20_000)
+    assert abs((factors < 0).mean() - 0.5) < 5 * np.sqrt(0.25 / 20_000)
+    assert abs(np.corrcoef(decibels, factors < 0)[0, 1]) < 0.05
+    assert np.array_equal(augmentation.factors(5, 10, 1), factors[:10])
+    for other in (augmentation.factors(6, 10, 1), augmentation.factors(5, 10, 2)):
+        assert not np.isclose(other, factors[:10]).any()
+    # The gain of a row does not depend on whether its polarity is drawn.
+    assert np.array_equal(np.abs(factors), Augmentation(256, 6.0).factors(5, 20_000, 1))
+
+
+def test_segments_are_the_same_whenever_they_are_drawn(clips):
+    augmentation = Augmentation(256, 6.0, True)
+    forward = [parts(clips, augmentation, step) for step in range(4)]
+    backward = [parts(clips, augmentation, step) for step in (3, 2, 1, 0)][::-1]
+    for one, other in zip(forward, backward, strict=True):
+        assert np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
+
+
+def test_windows_are_left_alone(clips):
+    plain = [(inputs.clone(), targets.clone()) for inputs, targets, _ in clips.windows(100)]
+    clips.augmentation = Augmentation(256, 20.0, True)
+    for (inputs, targets), (one, other, _) in zip(plain, clips.windows(100), strict=True):
+        assert torch.equal(inputs, one) and torch.equal(targets, other)
+
+
+@pytest.mark.parametrize("classes", [2, 64, 1024, 65536])
+def test_any_number_of_classes(classes):
+    augmentation = Augmentation(classes, 6.0, True)
+    every = np.arange(classes)
+    assert np.array_equal(augmentation.table(1.0), every)
+    assert np.array_equal(augmentation.table(-1.0), every[::-1])
+    assert (np.diff(augmentation.table(0.5)) >= 0).all()
+
+
+# -- speed ---------------------------------------------------------------------------------------------
+
+
+def tones(tmp_path, hertz=440.0, rate=16000, seconds=1.0, receptive_field=64):
+    time = np.arange(round(seconds * rate)) / rate
+    return clips_of(tmp_path, [mulaw.encode(0.5 * np.sin(2 * np.pi * hertz * time))], receptive_field)
+
+
+def pitch_of(audio, rate=16000):
+    size = 2**18
+    spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio)), size))
+    return np.argmax(spectrum) * rate / size
+
+
+def test_speed_moves_the_pitch_by_the_factor_that_is_drawn(tmp_path):
+    clips = tones(tmp_path)
+    augmentation = Augmentation(256, speed=0.25)
+    _, targets = parts(clips, augmentation, rows=30, segment=4000)
+    speeds = augmentation.speeds(3, 30, 7)
+    assert 1 / 1.25 <= speeds.min() < 0.9 and 1.1 < speeds.max() <= 1.25
+    assert 0.3 < (speeds > 1).mean() < 0.7
+    compared = 0
+    for row, speed in zip(targets, speeds, strict=True):
+        if (row >= 0).all():
+            assert pitch_of(mulaw.decode(row)) == pytest.approx(440 * speed, rel=0.002)
+            compared += 1
+    assert compared > 10
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.93, 1.0371, 1.9])
+def test_a_stretch_at_another_speed_is_that_of_the_signal_itself(speed):
+    """Against the tone computed at the places between samples; silence and borders stay where they belong."""
+    classes, length = 4096, 6000
+    places = np.arange(length)
+    real = (places >= 2000) & (places < 5000)
+    tone = 0.5 * np.sin(0.1 * places)
+    values = np.where(real, mulaw.encode(tone, classes), 2048)
+
+    def cut(first, count):
+        assert first >= 0 and first + count <= length
+        return values[first : first + count], real[first : first + count]
+
+    start, before, after = 3000, 200, 600
+    found, sounds = played(cut, start, before, after, speed, classes, 2048)
+    assert len(found) == len(sounds) == before + after
+    at = np.arange(-before, after) * speed
+    # Up to one sample of the timeline after `start`: which part of it follows from the sine itself.
+    inside = sounds & (start + at > 2100) & (start + at < 4900)
+    offsets = np.linspace(0, 1, 101) * max(1.0, speed)
+    errors = [
+        np.abs(mulaw.decode(found, classes) - 0.5 * np.sin(0.1 * (start + at + offset)))[inside].max()
+        for offset in offsets
+    ]
+    assert min(errors) < 2e-3
+    inner = np.abs(start + at - 2000) > 2
+    assert np.array_equal(sounds[inner], ((start + at >= 2000) & (start + at < 5000))[inner])
+    assert (found[~sounds] == 2048).all()
+
+
+def test_speed_begins_a_clip_where_it_begins(tmp_path):
+    """Segments that begin with a clip begin with it at any speed, after nothing but silence."""
+    clips = tones(tmp_path)
+    clips.augmentation = Augmentation(256, speed=0.5)
+    beginnings = 0
+    for step in range(40):
+        inputs, targets, _ = clips.batch(step, 8, 50, 0)
+        for row, wanted in zip(inputs.numpy(), targets.numpy(), strict=True):
+            context = row[: clips.receptive_field]
+            if (wanted >= 0).all() and (context[:-1] == 128).all():
+                beginnings += 1
+                assert abs(mulaw.decode(wanted[:1])[0]) < 0.3
+    # A sixteenth of 320, and chance.
+    assert beginnings >= 8
+
+
+def test_speed_has_a_key_and_leaves_other_draws_alone(tmp_path):
+    clips = tones(tmp_path)
+    both = Augmentation(256, 6.0, True, 0.1)
+    whole = parts(clips, both, rows=6)
+    clips.augmentation = both
+    inputs, targets, _ = clips.batch(3, 2, 100, 7, first=4)
+    assert np.array_equal(inputs, whole[0][4:]) and np.array_equal(targets, whole[1][4:])
+    plain = Augmentation(256, 6.0, True)
+    assert np.array_equal(both.factors(3, 6, 7), plain.factors(3, 6, 7))
+    assert np.array_equal(plain.speeds(3, 6, 7), np.ones(6))

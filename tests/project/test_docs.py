@@ -1,0 +1,283 @@
+"""The documents are right: their commands run, their output is of the form shown, what they quote is there.
+
+A document's console blocks are run in its order in one folder, by a small network: `quick.json` stands in for
+the defaults of training, so that two steps are taken where a reader would wait an hour.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import conditioned
+from support.commands import chord
+from support.conditioned import tune
+from test_conditions import write_midi
+
+from wavenet.audio.decoding import write_wav
+from wavenet.engine import registry
+from wavenet.generation.conditioned import Given
+from wavenet.generation.generator import Generator
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+README = ROOT / "README.md"
+NOTEBOOK = ROOT / "examples" / "tour.ipynb"
+RUN = [README, ROOT / "examples" / "README.md", *DOCS]
+pytestmark = pytest.mark.skipif(not DOCS, reason="runs in a source tree only")
+
+QUICK = {
+    "preset": "tiny", "sample_rate": 8000, "layers": 6, "stacks": 1, "steps": 2, "batch": 1, "segment": 0.1,
+    "validation_seconds": 0.1, "sample_seconds": 0.02, "device": "cpu", "precision": "fp32",
+}  # fmt: skip
+COMMANDS = ("train", "generate", "evaluate")
+
+RECORDINGS = ("guitar/one", "guitar/two", "guitar/three", "guitar/four", "piano/one", "piano/two")
+"""Training holds out two of these names."""
+
+FRAMES = {"mel": torch.zeros(80, 64), "more": torch.ones(80, 32)}
+"""What a text-to-speech model would have made."""
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Return what stands in the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def sessions(path: Path) -> list[tuple[str, list[str]]]:
+    """Return the commands of a document, each with the lines of output that are shown."""
+    found: list[tuple[str, list[str]]] = []
+    for block in blocks(path, "console"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("$ "):
+                found.append((line[2:].partition("  #")[0].strip(), []))
+            elif line.strip() not in ("", "..."):
+                found[-1][1].append(line)
+    return found
+
+
+def quickened(command: str, folder: Path) -> str:
+    """Return a command that trains as one that takes two steps, in a place that is free."""
+    words = shlex.split(command)
+    if words[0] != "wavenet-train" or {"--plot", "--resume", "--help"} & set(words):
+        return command
+    if "--dry-run" not in words:
+        out = Path(words[words.index("--out-dir") + 1]) if "--out-dir" in words else Path("checkpoints")
+        # The reader has not trained there yet.
+        shutil.rmtree(folder / out, ignore_errors=True)
+    command = re.sub(r"--(steps|max-time|preset|segment|sample-rate|batch) \S+", "", command)
+    return (
+        command
+        + ("" if "--init-from" in words else " --config quick.json")
+        + (" --steps 2 --segment 0.1 --batch 1 --device cpu" if "--init-from" in words else "")
+    )
+
+
+def run(command: str, folder: Path, capfd) -> tuple[int, str]:
+    """Run a command line; those of the package in this process, where torch is loaded, if it is no pipe."""
+    words = shlex.split(command, comments=True)
+    name = words[0].removeprefix("wavenet-")
+    if words[0].startswith("wavenet-") and not {"|", ">", "<", "&&"} & set(words):
+        main = importlib.import_module(f"wavenet.cli.{name}").main
+        capfd.readouterr()
+        try:
+            code = main([os.path.expanduser(word) for word in words[1:]])
+        except SystemExit as end:
+            code = end.code or 0
+        return code, "".join(capfd.readouterr())
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=100,
+    )  # fmt: skip
+    return result.returncode, result.stdout.decode()
+
+
+def form(line: str) -> re.Pattern[str]:
+    """Return what a line of output looks like whatever its numbers are."""
+    # The reader's home, the processor's choice, and on which side of a baseline a score lies.
+    line = line.removesuffix("...")
+    line = re.sub(r"/home/me/|(bf16|fp32)(?= on cpu)|below(?= the unigram)", "\0", line)
+    parts = re.split(r"[-+]?\d[\d,.:]*\s*(?:ms|min|s|MB|GB|h)?\b", line.strip())
+    escaped = [r"\s+".join(map(re.escape, re.split(r"\s+", part))) for part in parts]
+    pattern = r"[-+]?\s*[\d,.:]+\s*\w*".join(escaped)
+    return re.compile(pattern.replace(re.escape("\0"), r"\S+"))
+
+
+def copy_examples(folder: Path) -> None:
+    """Copy the examples with two short tunes, of which one is for validation."""
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("*.flac"))
+    for name in ("irish-washerwoman.flac", "ode-to-joy.flac"):
+        shutil.copy(ROOT / "examples" / "audio" / name, folder / "examples" / "audio")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A reader's folder: recordings with scores, in two subfolders, and stand-ins for what is not here."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(RECORDINGS):
+        path = tmp_path / "recordings" / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sound = chord(1.5, 8000, 200.0 + 30 * number) + 0.02 * rng.standard_normal(12000)
+        whole = np.concatenate([sound, np.zeros(8000 if number == 0 else 0), sound])
+        write_wav(path, (0.7 * whole / np.abs(whole).max()).astype(np.float32), 8000)
+        write_midi(tmp_path / "scores" / f"{name}.mid", tune(number, 1.5))
+    (tmp_path / "quick.json").write_text(json.dumps(QUICK))
+    copy_examples(tmp_path)
+    write_wav(tmp_path / "take.wav", chord(0.5, 8000), 8000)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    scripts = {
+        "ffplay": "cat > /dev/null",
+        "aplay": "cat > /dev/null",
+        "python": f'exec "{sys.executable}" "$@"',
+    }
+    for name in COMMANDS:
+        scripts[f"wavenet-{name}"] = f'exec "{sys.executable}" -m wavenet.cli.{name} "$@"'
+    for name, script in scripts.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(registry.report()["cpu"] is not None, reason="the documents show the fast engine")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the commands are a shell's")
+@pytest.mark.parametrize("document", RUN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_do_what_is_shown(document, place, capfd):
+    pytest.importorskip("mido")
+    for command, shown in sessions(document):
+        code, told = run(quickened(command, place), place, capfd)
+        assert code == 0, f"{command}\n{told}"
+        for line in shown:
+            assert form(line).search(told), f"{command}\nshown: {line}\n{told}"
+    scope: dict[str, object] = dict(FRAMES)
+    for block in blocks(document, "python"):
+        exec(compile(block, str(document), "exec"), scope)
+
+
+def test_every_document_is_read():
+    assert len(DOCS) >= 5
+    assert {path.name for path in RUN if not sessions(path) and not blocks(path, "python")} == {
+        "troubleshooting.md"
+    }
+    # What is no session is said to be none, lest a command is missed.
+    for path in RUN:
+        assert not re.search(r"^```\n\$", path.read_text(encoding="utf-8"), re.M), path
+
+
+@pytest.mark.parametrize("document", RUN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(document):
+    text = document.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if "://" not in link:
+            assert (document.parent / link).exists(), link
+    for name in re.findall(r"`((?:wavenet|csrc|tests|benchmarks|examples)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def outputs(path: Path) -> list[tuple[str, list[str]]]:
+    """Return the code cells of a notebook, each with the kinds of what it shows."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [
+        (
+            "".join(cell["source"]),
+            [kind for each in cell["outputs"] for kind in each.get("data", [each.get("name")])],
+        )
+        for cell in cells
+        if cell["cell_type"] == "code"
+    ]
+
+
+def test_the_notebook_shows_players_plots_and_tables():
+    shown = [kind for _, kinds in outputs(NOTEBOOK) for kind in kinds]
+    assert shown.count("text/html") == 10 and shown.count("image/png") == 7
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert "bits per sample" in text and "data:audio/wav;base64" in text
+    assert NOTEBOOK.stat().st_size < 1_000_000
+    # Nobody's folders but those of the documents' reader.
+    assert not re.search(r"/(?:home/(?!me/)|tmp/|root/|work/)", text)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("mido")
+    copy_examples(tmp_path)
+    command = [sys.executable, ROOT / ".ci" / "run_notebook.py", "tour.ipynb", "steps = 300=>steps = 2"]
+    path = os.pathsep.join([".", str(ROOT)])
+    result = subprocess.run(
+        command, cwd=tmp_path / "examples", capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    # Each cell shows what it shows in the notebook that is read.
+    assert outputs(tmp_path / "examples" / "tour.ipynb") == outputs(NOTEBOOK)
+
+
+@pytest.mark.parametrize("frames", [1, 7, 50])
+def test_the_vocoder_says_the_same_however_frames_arrive(frames, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    vocoder = importlib.import_module("vocoder")
+    generator = Generator(conditioned.network(conditioned.config("mel")), "reference")
+    mel = np.random.default_rng(0).uniform(-1, 1, (6, 50)).astype(np.float32)
+    given = Given(generator.config, torch.from_numpy(mel))
+    steering = generator.steering(given)
+    state = generator.start(seed=3, gate_bias=steering)
+    whole = generator.decode(generator.generate(given.ready, state, gate_bias=steering))[0].numpy()
+    pieces = (mel[:, first : first + frames] for first in range(0, 50, frames))
+    spoken = list(vocoder.speak(generator, pieces, seed=3))
+    assert len(spoken) > 1 or frames == 50
+    assert np.array_equal(np.concatenate(spoken), whole)
+
+
+def test_flags_that_are_named_exist():
+    known = {"--no-build-isolation", "--nproc-per-node", "--install"}
+    for name in COMMANDS:
+        known |= set(importlib.import_module(f"wavenet.cli.{name}").build_parser()._option_string_actions)
+    scripts = [*ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob(".ci/*.py")]
+    for path in scripts:
+        known |= set(re.findall(r'"(--[a-z][\w-]*)"', path.read_text(encoding="utf-8")))
+    for path in [*RUN, ROOT / "benchmarks" / "RESULTS.md", ROOT / "CHANGELOG.md"]:
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", path.read_text(encoding="utf-8")))
+        assert named <= known, path
+
+
+# -- messages --------------------------------------------------------------------------------------------
+
+
+def texts() -> list[str]:
+    """Return the strings in the code, with a mark where a value stands."""
+    found = []
+    for path in [*(ROOT / "wavenet").rglob("*.py"), ROOT / "setup.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_messages_in_the_troubleshooting_guide_are_in_the_code():
+    guide = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^### `(.*)`$", guide, re.M)
+    assert len(quoted) > 20
+    code = texts()
+    for message in quoted:
+        # Three dots stand for what differs from case to case.
+        pattern = re.compile(".*".join(map(re.escape, message.split("..."))), re.S)
+        assert any(pattern.search(text) for text in code), message

@@ -1,0 +1,173 @@
+"""The CUDA kernels' source, compiled for the host and run there a thread at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wavenet.engine.packing import PackedWeights, pack
+from wavenet.engine.state import GeneratorState, Sampling
+from wavenet.models.conditioner import GateBias
+from wavenet.models.wavenet import WaveNet
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+NONE = 0x7F7F7F7F7F7F7F7F
+TILES = (8, 16, 32, 64)
+
+
+def compiler() -> list[str] | None:
+    """Return the command of a C++ compiler, or None."""
+    named = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    return named if shutil.which(named[0]) else None
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Compile the kernels once."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.so"
+        flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", f"-I{CSRC}"]
+        names = ("cuda/host_run.cpp", "cuda/stage_plan.cpp", "cuda/choose.cpp", "core/network.cpp")
+        sources = [str(CSRC / name) for name in names]
+        subprocess.run([*(compiler() or ["c++"]), *flags, *sources, "-o", str(path)], check=True)
+        loaded = ctypes.CDLL(str(path))
+    loaded.wavenet_cuda_shared_bytes.restype = ctypes.c_int64
+    loaded.wavenet_cuda_stage_plan.restype = ctypes.c_int64
+    loaded.wavenet_cuda_choose.restype = None
+    return loaded
+
+
+def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous()
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Room for a pipeline, and a seed of the order in which its blocks take turns.
+
+    With `looks` its blocks are threads, with the mailboxes of the kernels, and `lost` is not the number of a
+    message but of a step.
+    """
+
+    tiles: int = 1
+    blocks: int = 16
+    shared_bytes: int = 227 * 1024
+    mail_is_shared: bool = True
+    seed: int = 0
+    lost: int = -1
+    looks: int = 0
+
+    def room(self) -> list[ctypes.c_int64 | ctypes.c_int]:
+        """Return the arguments that tell of the room."""
+        sizes = (self.tiles, self.blocks, self.shared_bytes)
+        return [*map(ctypes.c_int64, sizes), ctypes.c_int(self.mail_is_shared)]
+
+
+class HostKernel:
+    """A kernel on the host; `backward` takes the threads of every phase last to first.
+
+    `stream_cta` with a tile of `streams`; or, with `stages`, pipelines as `stage_cluster` and `stage_grid`
+    have them, with queues for mailboxes.
+    """
+
+    def __init__(
+        self,
+        model: WaveNet,
+        streams: int = 8,
+        backward: bool = False,
+        packed: PackedWeights | None = None,
+        stages: Stages | None = None,
+    ):
+        self.packed = packed or pack(model)
+        self.classes = model.config.quantization_channels
+        self.streams = streams
+        self.backward = backward
+        self.stages = stages or Stages(tiles=0)
+
+    def _network(self) -> list[Any]:
+        entries, data = self.packed.geometry, self.packed.data
+        packed = (_pointer(data), ctypes.c_int64(data.nbytes))
+        return [(ctypes.c_int64 * len(entries))(*entries), ctypes.c_int64(len(entries)), *packed]
+
+    def shared_bytes(self) -> int:
+        return library().wavenet_cuda_shared_bytes(*self._network(), ctypes.c_int(self.streams))
+
+    def stage_plan(self) -> list[int]:
+        """Return the plan for `stages` as the numbers that it is written in."""
+        numbers = (ctypes.c_int64 * 100_000)()
+        count = library().wavenet_cuda_stage_plan(
+            *self._network(), *self.stages.room(), numbers, ctypes.c_int64(len(numbers))
+        )
+        return numbers[:count]
+
+    def choose(self, batch: int, device: list[int], name: str | None) -> str:
+        """Return which kernel a device would take, or why none; without a name, what all would do."""
+        text = ctypes.create_string_buffer(4096)
+        properties = (ctypes.c_int64 * len(device))(*device)
+        told = None if name is None else name.encode()
+        library().wavenet_cuda_choose(
+            *self._network(), ctypes.c_int64(batch), properties, told, text, ctypes.c_int64(len(text))
+        )
+        return text.value.decode()
+
+    def _call(
+        self,
+        state: GeneratorState,
+        given: torch.Tensor | None,
+        logits: torch.Tensor | None,
+        uniforms: torch.Tensor | None,
+        drawn: torch.Tensor | None,
+        sampling: Sampling,
+        gate: GateBias | None,
+    ) -> np.ndarray:
+        """Return the report: what was refused, who was stuck, the position at which each stream failed."""
+        whole = given if given is not None else uniforms
+        assert whole is not None
+        batch, steps = whole.shape
+        report = torch.full((4 + batch,), NONE)
+        values = None if gate is None else gate.values
+        frames, stride = (0, 0) if values is None else (values.shape[1], values[0].numel())
+        count = ctypes.c_int64
+        status = library().wavenet_cuda_host_run(
+            *self._network(),
+            *(count(batch), count(steps)),
+            *map(_pointer, (state.queues, state.position, state.last_sample)),
+            *map(_pointer, (given, logits, uniforms, drawn)),
+            *(ctypes.c_double(sampling.temperature), count(sampling.top_k), ctypes.c_double(sampling.top_p)),
+            *(_pointer(values), count(frames), count(stride)),
+            *(count(gate.hop if gate else 1), count(gate.start if gate else 0)),
+            ctypes.c_int(bool(gate and gate.linear)),
+            *(_pointer(report), ctypes.c_int(self.streams), ctypes.c_int(self.backward)),
+            *(*self.stages.room(), count(self.stages.seed), count(self.stages.lost)),
+            ctypes.c_int(self.stages.looks),
+        )
+        assert status == 0
+        return report.numpy()
+
+    def advance(
+        self, state: GeneratorState, samples: torch.Tensor, gate: GateBias | None = None
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        logits = torch.full((*samples.shape, self.classes), torch.nan)
+        report = self._call(state, samples.contiguous(), logits, None, None, Sampling(), gate)
+        return logits, report
+
+    def generate(
+        self, state: GeneratorState, uniforms: torch.Tensor, sampling: Sampling, gate: GateBias | None = None
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        drawn = torch.full(uniforms.shape, -1)
+        report = self._call(state, None, None, uniforms.contiguous(), drawn, sampling, gate)
+        return drawn, report

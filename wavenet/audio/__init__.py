@@ -1,0 +1,1 @@
+"""Sound files and signals: decoding, levels, mu-law, mel spectra, playback."""

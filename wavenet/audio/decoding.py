@@ -1,0 +1,377 @@
+"""Recordings in, WAV out: decode in blocks, mix to mono, resample; write 16-bit PCM to a file or a pipe."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from wavenet.audio.decoder_stderr import quiet
+from wavenet.audio.levels import Levels, Signal, gain, measure
+from wavenet.audio.truncation import ends_early
+from wavenet.errors import AudioError
+from wavenet.utils.files import atomic_output, cause, printable
+
+RATES = (100, 1_000_000)
+MAX_CHANNELS = 256
+# Integer samples stored as floating point reach 2^31; beyond that the numbers are no audio at any scale.
+_MAX_AMPLITUDE = 2.0**32
+# Below one step of 16-bit audio by a factor of three.
+_SILENT_RANGE = 1e-5
+# Beyond full scale in a recording that is to keep its level: a few samples are clipped, more are a mistake.
+_MAX_OVER = 0.01
+# Small, because what a decoder had of a block when it met damage is lost.
+_BLOCK_FRAMES = 8192
+_MAX_RESAMPLED = 1 << 20
+_LARGEST_HEADER = 1 << 12
+_CUT_SHORT = "cut short (it ends before its header says)"
+
+
+class Unusable(AudioError):
+    """A recording that cannot be used.
+
+    Attributes
+    ----------
+    reason : str
+        Why, without naming the file.
+    passing : bool
+        Whether the cause lies outside the file's bytes, so that the same file may be usable later.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        reason: str,
+        remedy: str = "give another recording",
+        passing: bool = False,
+    ) -> None:
+        self.reason = reason
+        self.passing = passing
+        super().__init__(f"{printable(path)}: {reason}; {remedy}")
+
+
+def _soundfile() -> Any:
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:
+        raise AudioError(
+            f"recordings cannot be read without soundfile ({error}): pip install soundfile"
+        ) from None
+    return soundfile
+
+
+def resampler() -> Any:
+    """Return soxr, which resamples; `AudioError` if it is not there."""
+    try:
+        import soxr
+    except (ImportError, OSError) as error:
+        raise AudioError(f"recordings cannot be resampled without soxr ({error}): pip install soxr") from None
+    return soxr
+
+
+def _open_regular(path: str | os.PathLike[str]) -> int:
+    """Open a file for reading if it is a regular one; never waits, whatever stands at the path."""
+    try:
+        # A look before the open: opening a device can have effects of its own.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Unusable(path, "not a regular file", "give a file with a recording", passing=True)
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise Unusable(path, "does not exist", "check the path", passing=True) from None
+    except (OSError, ValueError) as error:
+        why = cause(error) if isinstance(error, OSError) else str(error)
+        raise Unusable(path, f"cannot be read ({why})", "check its permissions", passing=True) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Unusable(path, "not a regular file", "give a file with a recording", passing=True)
+    return descriptor
+
+
+class Decoder:
+    """A recording as blocks of mono float32 at a wanted sample rate.
+
+    Nothing is allocated by what the header claims: memory is a few blocks of at most a million samples.
+    The attributes are complete once `blocks` has ended.
+
+    Attributes
+    ----------
+    source_rate, channels : int
+        As the header has them, in Hz and number.
+    format : str
+        libsndfile's name of the container.
+    frames, claimed : int
+        Frames decoded, and frames that the header promises (0 if it does not know).
+    peak : float
+        Largest absolute amplitude of any channel, before mixing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], sample_rate: int) -> None:
+        self.path = path
+        self.sample_rate = sample_rate
+        self.source_rate = self.channels = self.frames = self.claimed = 0
+        self.format = ""
+        self.peak = 0.0
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield float32 arrays (samples,), mono at `sample_rate`.
+
+        A recording of n frames gives ceil(n * sample_rate / source_rate) samples.
+
+        Raises
+        ------
+        Unusable
+            If the file is no audio, is damaged or cut short, or holds values that are none. Some of that
+            shows only at the end, after blocks have been yielded.
+        """
+        descriptor = _open_regular(self.path)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size == 0:
+                raise Unusable(self.path, "empty file (0 bytes)")
+            with self._open(descriptor) as sound:
+                yield from self._resampled(self._decoded(sound, descriptor, size))
+        finally:
+            os.close(descriptor)
+
+    def _open(self, descriptor: int) -> Any:
+        soundfile = _soundfile()
+
+        class Forward(soundfile.SoundFile):
+            # soundfile seeks after every read of a seekable file, which restarts lossy decoders mid-stream.
+            def seekable(self) -> bool:
+                return False
+
+        # On Windows a descriptor belongs to one C runtime and libsndfile may have another.
+        source = os.fspath(self.path) if os.name == "nt" else descriptor
+        try:
+            with quiet():
+                sound = Forward(source, closefd=False)
+        except soundfile.LibsndfileError as error:
+            why = error.error_string.strip().rstrip(".").lower()
+            raise Unusable(self.path, f"not audio that can be read ({why})") from None
+        except (TypeError, ValueError):
+            raise Unusable(self.path, "not audio that can be read (headerless data)") from None
+        self.source_rate, self.channels, self.format = sound.samplerate, sound.channels, sound.format
+        self.claimed = sound.frames if 0 < sound.frames < 1 << 62 else 0
+        try:
+            if not RATES[0] <= self.source_rate <= RATES[1]:
+                raise Unusable(self.path, f"a sample rate of {self.source_rate} Hz (usable: 100 Hz to 1 MHz)")
+            if not 1 <= self.channels <= MAX_CHANNELS:
+                raise Unusable(self.path, f"{self.channels} channels (usable: 1 to {MAX_CHANNELS})")
+        except Unusable:
+            sound.close()
+            raise
+        return sound
+
+    def _decoded(self, sound: Any, descriptor: int, size: int) -> Iterator[np.ndarray]:
+        soundfile = _soundfile()
+        buffer = np.empty((_BLOCK_FRAMES, self.channels), dtype=np.float32)
+        while True:
+            # Never past the last frame, where a FLAC decoder takes a tag for damage.
+            wanted = min(_BLOCK_FRAMES, self.claimed - self.frames) if self.claimed else _BLOCK_FRAMES
+            try:
+                with quiet():
+                    block = sound.read(out=buffer[:wanted]) if wanted else buffer[:0]
+            except (soundfile.LibsndfileError, RuntimeError) as error:
+                # If the decoder had read the file to its end, the rest is missing rather than wrong.
+                if self.frames and os.name != "nt" and os.lseek(descriptor, 0, os.SEEK_CUR) >= size:
+                    raise self._cut_short() from None
+                why = str(getattr(error, "error_string", error)).removeprefix("Error :").strip().rstrip(".")
+                raise Unusable(self.path, f"damaged: {why.lower()}") from None
+            if not len(block):
+                break
+            self.frames += len(block)
+            yield self._mono(block)
+        self._check_length(sound, descriptor, size)
+
+    def _mono(self, block: np.ndarray) -> np.ndarray:
+        peak = max(float(block.max()), -float(block.min()))
+        if not np.isfinite(peak):
+            raise Unusable(self.path, "holds NaN or infinite samples")
+        if peak > _MAX_AMPLITUDE:
+            raise Unusable(self.path, f"samples as large as {peak:.3g}, where full scale is 1")
+        self.peak = max(self.peak, peak)
+        if self.channels == 1:
+            return block[:, 0].copy()
+        return block.mean(axis=1, dtype=np.float64).astype(np.float32)
+
+    def _cut_short(self) -> Unusable:
+        return Unusable(self.path, _CUT_SHORT, "get a whole copy of it")
+
+    def _check_length(self, sound: Any, descriptor: int, size: int) -> None:
+        if ends_early(descriptor, size, sound.format, sound.extra_info, self.claimed, self.frames):
+            raise self._cut_short()
+        if not self.frames:
+            unsure = " by its header, which its recorder may never have completed"
+            raise Unusable(self.path, "no samples in it" + (unsure if size > _LARGEST_HEADER else ""))
+
+    def _resampled(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        first = next(blocks)
+        if self.source_rate == self.sample_rate:
+            yield first
+            yield from blocks
+            return
+        stream = resampler().ResampleStream(
+            self.source_rate, self.sample_rate, 1, dtype="float32", quality="HQ"
+        )
+        piece = max(1, min(_BLOCK_FRAMES, _MAX_RESAMPLED * self.source_rate // self.sample_rate))
+        made = 0
+        for block in chain([first], blocks):
+            for start in range(0, len(block), piece):
+                out = stream.resample_chunk(block[start : start + piece])
+                made += len(out)
+                yield out
+        tail = stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+        wanted = -(-self.frames * self.sample_rate // self.source_rate) - made
+        yield np.pad(tail[: max(0, wanted)], (0, max(0, wanted - len(tail))))
+
+
+def settle(signal: Signal, decoder: Decoder, normalization: str) -> tuple[Levels, float]:
+    """Measure a decoded signal and return its levels and the gain that the normalisation asks for.
+
+    Raises `Unusable` if it is empty or silent, or if much of it lies beyond full scale and is to stay there.
+    """
+    if not len(signal):
+        raise Unusable(decoder.path, "no samples in it")
+    levels = measure(signal, decoder.sample_rate, clip=normalization == "none")
+    if normalization == "none" and levels.over > _MAX_OVER * len(signal):
+        raise Unusable(
+            decoder.path,
+            f"{levels.over / len(signal):.0%} of its samples lie beyond full scale (peak {decoder.peak:.3g})",
+            "normalise it, or train with --normalization peak",
+        )
+    if levels.high == levels.low or (levels.high - levels.low < _SILENT_RANGE and normalization == "none"):
+        reason = "silent once mixed to mono" if decoder.peak > 1e-3 else "silent"
+        raise Unusable(decoder.path, reason, "give a recording with sound in it")
+    return levels, gain(levels, normalization)
+
+
+def load_audio(path: str | os.PathLike[str], sample_rate: int, normalization: str = "none") -> np.ndarray:
+    """Load one recording just as the training data is loaded, with its silences left in.
+
+    Parameters
+    ----------
+    path : path
+        Anything libsndfile reads.
+    sample_rate : int
+        Wanted rate in Hz.
+    normalization : str
+        "none", "peak" or "loudness", as in `WaveNetConfig`.
+
+    Returns
+    -------
+    float32 array (samples,), mono, clipped to [-1, 1].
+
+    Raises
+    ------
+    AudioError
+        If the file is missing, is no audio, is damaged, empty or silent.
+    """
+    decoder = Decoder(path, sample_rate)
+    parts = list(decoder.blocks())
+    signal = np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+    _, factor = settle(signal, decoder, normalization)
+    return np.clip(signal * np.float32(factor), -1, 1)
+
+
+class WavWriter:
+    """16-bit mono PCM, written to a binary stream as it is made.
+
+    Parameters
+    ----------
+    stream : binary file
+        Written in order; a pipe will do.
+    sample_rate : int
+        In Hz.
+    frames : int, optional
+        Number of samples that will follow. Without it the header says "unknown" (0xFFFFFFFF), at which
+        players start at once; if `stream` is a file, `finish` writes the true sizes over it.
+    header : bool
+        False writes the samples alone.
+    rewind : bool
+        False never goes back in `stream`: a standard output that looks like a file may be one opened for
+        appending, where the second header would land at the end.
+
+    Raises
+    ------
+    AudioError
+        If a WAV of that length would pass 4 GiB.
+    """
+
+    _LIMIT = 0xFFFFFFFF - 36
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        sample_rate: int,
+        frames: int | None = None,
+        header: bool = True,
+        rewind: bool = True,
+    ) -> None:
+        self.stream = stream
+        self.sample_rate = sample_rate
+        self.frames = frames
+        self.header = header
+        self.rewind = rewind
+        self.written = 0
+        self._seekable = header and rewind and stream.seekable()
+        self._start = stream.tell() if self._seekable else 0
+        if header:
+            self._check_size(frames or 0)
+            stream.write(self._header(frames))
+
+    def _check_size(self, frames: int) -> None:
+        if 2 * frames > self._LIMIT:
+            hours = frames / self.sample_rate / 3600
+            raise AudioError(
+                f"{hours:.1f} hours do not fit a WAV file (4 GiB): use --format raw or fewer seconds"
+            )
+
+    def _header(self, frames: int | None) -> bytes:
+        data = 0xFFFFFFFF if frames is None else 2 * frames
+        riff = 0xFFFFFFFF if frames is None else 36 + 2 * frames
+        rate = self.sample_rate
+        form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
+        return struct.pack("<4sI4s", b"RIFF", riff, b"WAVE") + form + struct.pack("<4sI", b"data", data)
+
+    def write(self, audio: np.ndarray) -> None:
+        """Append float samples (samples,); full scale is 1, and what lies beyond it is clipped."""
+        # A pipe has no length to exceed; a file's header must be able to tell it.
+        if self._seekable:
+            self._check_size(self.written + len(audio))
+        scaled = np.rint(np.clip(np.asarray(audio, dtype=np.float64), -1, 1) * 32767)
+        self.stream.write(scaled.astype("<i2").tobytes())
+        self.written += len(audio)
+
+    def finish(self) -> None:
+        """Make the header of a file agree with what was written; a pipe is left as it is."""
+        if self._seekable and self.written != self.frames:
+            end = self._start + len(self._header(None)) + 2 * self.written
+            # What an interrupt in the midst of writing left over is not accounted for.
+            if self.stream.tell() > end:
+                self.stream.seek(end)
+                self.stream.truncate()
+            self.stream.seek(self._start)
+            self.stream.write(self._header(self.written))
+            self.stream.seek(end)
+        self.stream.flush()
+
+
+def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
+    """Write float audio (samples,) as a 16-bit mono WAV file that appears whole or not at all.
+
+    Raises
+    ------
+    AudioError
+        If the folder is missing or not writable, the disk is full, or the audio does not fit a WAV file.
+    """
+    with atomic_output(path) as stream:
+        writer = WavWriter(stream, sample_rate, len(audio))
+        writer.write(audio)
+        writer.finish()

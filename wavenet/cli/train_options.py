@@ -1,0 +1,367 @@
+"""The flags of `wavenet-train`, and the file that may stand for them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+from wavenet.cli.common import Parser, add_recordings
+from wavenet.config import (
+    FEATURES,
+    INTERPOLATIONS,
+    NORMALIZATIONS,
+    PRECISIONS,
+    PRESETS,
+    SCHEDULES,
+    ConditioningConfig,
+    TrainingConfig,
+    WaveNetConfig,
+)
+from wavenet.errors import ConfigError
+from wavenet.utils.files import cause
+from wavenet.utils.json_config import accepts, refuse_unknown
+
+NETWORK_FLAGS = {
+    "sample_rate": "Hz the recordings are resampled to",
+    "quantization_channels": "mu-law classes",
+    "layers": "dilated layers in all",
+    "stacks": "stacks of dilations 1, 2, 4, ...",
+    "kernel_size": "taps of each dilated convolution",
+    "residual_channels": "width of the residual path",
+    "dilation_channels": "width of each branch of the gate",
+    "skip_channels": "width of the skip sum",
+    "head_channels": "width between the last two 1x1 convolutions",
+}
+TRAINING_FLAGS = {
+    "steps": "optimiser steps in all",
+    "batch": "segments at once; auto: as many as memory allows, up to 64",
+    "accumulate": "batches per step: as one batch so many times as large, in the memory of one",
+    "segment": "seconds per segment",
+    "lr": "peak learning rate",
+    "seed": "of the first weights and the choice of segments",
+    "warmup_steps": "steps over which the learning rate rises",
+    "final_lr_fraction": "what is left of the learning rate at the end, as a share of its peak",
+    "weight_decay": "decoupled weight decay of the matrices",
+    "clip_norm": "largest norm of the gradient",
+    "dropout": "probability with which a value that enters a dilated layer is dropped",
+    "label_smoothing": "share of a target's probability that is spread over all classes",
+    "ema_decay": "decay of the averaged weights, the ones saved for use",
+    "validate_every": "steps between validations (0: none)",
+    "patience": "validations without a new best after which the run ends (0: never)",
+    "validation_seconds": "seconds of audio scored at each validation",
+    "checkpoint_every": "steps between checkpoints (0: only at the end)",
+    "sample_every": "steps between generated samples (0: none)",
+    "sample_seconds": "length of a generated sample",
+    "keep": "checkpoints kept besides the best",
+    "validation_fraction": "share of the files held out for validation",
+    "augment_gain": "training segments are made softer by up to so many dB, at random (0: not at all)",
+    "augment_speed": "training segments are played up to this share faster or slower, at random, "
+    "pitch and all (0.06: a semitone; 0: not at all)",
+    "condition_dropout": "share of the segments that are told nothing, so that --guidance has its opposite",
+}
+CONDITIONING_FLAGS = {
+    "hop": "samples per frame",
+    "conditioning_channels": "width of the network that reads the frames",
+    "n_mels": "bands of the mel spectrum",
+    "n_fft": "samples of its windows",
+    "fmin": "lower edge of the lowest band in Hz",
+    "fmax": "upper edge of the highest band in Hz",
+}
+"""Besides `features` and `interpolation`, which have choices."""
+
+TOLD = ("features", "interpolation", *CONDITIONING_FLAGS)
+
+UNKNOWN = "?"
+"""Stands for the names of classes until the recordings have been looked at."""
+
+OTHER_TRAINING_FLAGS = ("schedule", "precision", "augment_polarity", "checkpoint_layers", "compile")
+
+DEFAULTS: dict[str, Any] = {
+    "audio_dir": None,
+    "val_dir": None,
+    "exclude": [],
+    "weight": [],
+    "out_dir": Path("checkpoints"),
+    "cache_dir": None,
+    "init_from": None,
+    "classes": None,
+    "midi_dir": None,
+    "device": "auto",
+    "threads": None,
+    "max_time": None,
+    "tensorboard": False,
+}
+"""What holds where neither the command line nor a file says otherwise."""
+
+AUTO = "auto"
+"""Instead of a number of segments: as many as memory allows."""
+
+ABSENT = argparse.SUPPRESS
+PATHS = ("audio_dir", "val_dir", "out_dir", "cache_dir", "init_from", "midi_dir")
+LISTS = ("audio_dir", "exclude", "weight")
+"""What may be given several times; in a file a single text will do as well."""
+
+
+def build_parser() -> Parser:
+    """Return the parser of `wavenet-train`; what is not given leaves no trace in the parsed options."""
+    parser = Parser(
+        prog="wavenet-train",
+        description="Train a network on a folder of recordings. "
+        "Ctrl-C saves, and the run goes on later with --resume.",
+    )
+    _add_data(parser)
+    _add_run(parser)
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--preset", choices=tuple(PRESETS), default=ABSENT, help="size of the network (default: small)"
+    )
+    _add_fields(network, WaveNetConfig, NETWORK_FLAGS)
+    _add_conditions(parser)
+    training = parser.add_argument_group("training")
+    _add_fields(training, TrainingConfig, TRAINING_FLAGS)
+    training.add_argument(
+        "--augment-polarity",
+        action=argparse.BooleanOptionalAction,
+        default=ABSENT,
+        help="turn training segments upside down at random (default: not)",
+    )
+    training.add_argument(
+        "--checkpoint-layers",
+        action=argparse.BooleanOptionalAction,
+        default=ABSENT,
+        help="compute layers twice instead of keeping them: less memory, more time (default: not)",
+    )
+    training.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=ABSENT,
+        help="let torch compile the network: a minute before the first step, and faster ones on a GPU "
+        "(default: not)",
+    )
+    training.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default=ABSENT,
+        help="how the learning rate falls after its rise (default: cosine)",
+    )
+    training.add_argument(
+        "--precision", choices=PRECISIONS, default=ABSENT, help="of the matrix products (default: auto)"
+    )
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data", argument_default=ABSENT)
+    add_recordings(group, "a share of those in --audio-dir", "none")
+    group.add_argument(
+        "--weight",
+        nargs="+",
+        action="extend",
+        metavar="FOLDER=W",
+        help="train W times as often on each second of a folder as on one of the others (default: 1)",
+    )
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="prepared audio; without --audio-dir it is all that is needed (default: ~/.cache/wavenet)",
+    )
+    group.add_argument(
+        "--normalization",
+        choices=NORMALIZATIONS,
+        help="level every recording to the same peak or loudness (default: none)",
+    )
+    silence = group.add_mutually_exclusive_group()
+    silence.add_argument(
+        "--silence-db",
+        type=float,
+        metavar="DB",
+        default=ABSENT,
+        help="remove what is this far below a file's loudest part (default: 40)",
+    )
+    silence.add_argument(
+        "--keep-silence",
+        dest="silence_db",
+        action="store_const",
+        const=None,
+        default=ABSENT,
+        help="remove none",
+    )
+
+
+def _add_conditions(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("conditions: what the network is told besides", argument_default=ABSENT)
+    group.add_argument(
+        "--classes",
+        choices=("folders",),
+        help="whose sound: each subfolder of --audio-dir is a class (default: no classes)",
+    )
+    group.add_argument(
+        "--midi-dir",
+        type=Path,
+        metavar="DIR",
+        help="which notes: MIDI files under the names of their recordings (default: no scores)",
+    )
+    group.add_argument(
+        "--features",
+        choices=FEATURES,
+        help="which frames: mel spectra of the recordings, or the scores of --midi-dir (default: none)",
+    )
+    group.add_argument(
+        "--interpolation",
+        choices=INTERPOLATIONS,
+        help="what holds between frames: the last one, or a mixture (default: repeat)",
+    )
+    fields = {**CONDITIONING_FLAGS, "hop": "samples per frame; by default 10 ms"}
+    _add_fields(group, ConditioningConfig, fields)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run", argument_default=ABSENT)
+    group.add_argument("--out-dir", type=Path, metavar="DIR", help="the run (default: checkpoints)")
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="JSON with settings by the names of their flags; flags win",
+    )
+    group.add_argument(
+        "--resume", action="store_true", default=False, help="go on from the run's latest checkpoint"
+    )
+    group.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="DIR",
+        help="start from a trained network (a run or a checkpoint), in its architecture and audio format",
+    )
+    group.add_argument(
+        "--max-time", metavar="TIME", help="save and stop after so long: 90s, 30m, 2h, 1h30m (default: never)"
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=False,
+        help="report on the data, take one step, write no run",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=ABSENT,
+        help="write for TensorBoard too, into the run (default: not)",
+    )
+    group.add_argument(
+        "--plot",
+        type=Path,
+        metavar="RUN",
+        help="draw the curves of a run into its curves.png, and do nothing else",
+    )
+    group.add_argument("--plot-to", type=Path, metavar="FILE", help="draw them there (png, pdf or svg)")
+    group.add_argument("--device", help="auto, cpu or cuda (default: auto)")
+    group.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
+
+
+def _add_fields(group: Any, config: type, flags: dict[str, str]) -> None:
+    """Add a flag for each named field; a flag not given leaves no trace in the parsed options."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for name, text in flags.items():
+        value = fields[name].default
+        shown = "the preset's" if name in PRESETS["small"] else value
+        group.add_argument(
+            "--" + name.replace("_", "-"),
+            type=_batch if name == "batch" else type(value),
+            default=ABSENT,
+            metavar="N" if isinstance(value, int) else "X",
+            help=f"{text} (default: {shown})",
+        )
+
+
+def conditioning(options: argparse.Namespace, sample_rate: int) -> ConditioningConfig | None:
+    """Return what a network is to be told, None for nothing; the names of its classes come with the data."""
+    given = {name: getattr(options, name) for name in TOLD if hasattr(options, name)}
+    if options.midi_dir is not None:
+        given.setdefault("features", "score")
+    features = given.get("features", "none")
+    if (features == "score") != (options.midi_dir is not None):
+        raise ConfigError("--features score and --midi-dir DIR go together: give both, or neither")
+    if features == "none" and options.classes is None:
+        if len(given) > ("features" in given):
+            name = next(name for name in given if name != "features").replace("_", "-")
+            raise ConfigError(f"--{name}: says how frames are read; add --features or --midi-dir")
+        return None
+    given.setdefault("hop", max(1, round(sample_rate / 100)))
+    given.setdefault("fmax", min(ConditioningConfig.fmax, sample_rate / 2))
+    return ConditioningConfig(class_names=() if options.classes is None else (UNKNOWN,), **given)
+
+
+def _batch(text: str) -> int | str:
+    try:
+        return text if text == AUTO else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor {AUTO}") from None
+
+
+def complete(options: argparse.Namespace) -> argparse.Namespace:
+    """Return parsed options with what `--config` names, and the defaults, where they say nothing.
+
+    Raises `ConfigError` if the file cannot be read or holds an unknown key or a value of the wrong type.
+    """
+    given = vars(options)
+    path = given.get("config")
+    values = {} if path is None else read_settings(path)
+    if "preset" in given:
+        # A size asked for on the command line is not to be mixed with the file's.
+        values = {key: value for key, value in values.items() if key not in PRESETS["small"]}
+    if options.resume:
+        values.pop("init_from", None)
+    return argparse.Namespace(**{**DEFAULTS, **values, **given})
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON file, by the names that the parsed options give them."""
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {cause(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--config {path}: is not JSON ({error})") from None
+    where = f"--config {path}"
+    if not isinstance(values, dict):
+        raise ConfigError(f'{where}: must hold a JSON object, such as {{"batch": 8}}')
+    kinds: dict[str, Any] = {name: str | None for name in DEFAULTS}
+    for config in (ConditioningConfig, WaveNetConfig, TrainingConfig):
+        kinds.update(typing.get_type_hints(config))
+    kinds.update(dict.fromkeys(LISTS, str | list | None))
+    kinds.update(preset=str, out_dir=str, device=str, threads=int | None, tensorboard=bool)
+    for name in ("LATER", "conditioning", "class_names"):
+        del kinds[name]
+    refuse_unknown(values, list(kinds), where)
+    for name, value in values.items():
+        if (name, value) == ("batch", AUTO):
+            continue
+        texts = not isinstance(value, list) or all(isinstance(each, str) for each in value)
+        if not accepts(kinds[name], value) or not texts:
+            raise ConfigError(f"{where}: {name} = {json.dumps(value)} is of the wrong type")
+        if name in LISTS:
+            several: list[Any] = [value] if isinstance(value, str) else value or []
+            values[name] = ([Path(each) for each in several] if name in PATHS else several) or DEFAULTS[name]
+        elif name in PATHS and value is not None:
+            values[name] = Path(str(value))
+    return values
+
+
+def seconds(text: str) -> float:
+    """Return the length of time in `--max-time`; `ConfigError` if it is none."""
+    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
+    try:
+        hours, minutes, rest = (float(part or 0) for part in (parts.groups() if parts else ()))
+    except ValueError:
+        hours = minutes = rest = 0.0
+    found = 3600 * hours + 60 * minutes + rest
+    if found <= 0:
+        raise ConfigError(f"--max-time {text}: must be a length of time like 90s, 30m, 2h or 1h30m")
+    return found

@@ -1,0 +1,1 @@
+"""Kinds of conditioning: one file per kind."""

@@ -1,0 +1,185 @@
+"""What comes with training segments besides the audio: the class and the features of each frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from wavenet.audio import mulaw
+from wavenet.audio.mel import log_mel_frames
+from wavenet.config import ConditioningConfig, WaveNetConfig
+from wavenet.errors import ConfigError
+from wavenet.models.conditioner import Frames, reach
+from wavenet.music.midi_file import Score
+
+# The words that choose the segments begin at counter 0 of the same key; these lie far beyond any batch.
+_COUNTER = (0, 0, 0, 2)
+
+
+def refuse_speed(told: ConditioningConfig | None) -> None:
+    """Raise `ConfigError` if segments must not be played faster or slower: scores say which pitches sound."""
+    if told is not None and told.features == "score":
+        raise ConfigError(
+            "--augment-speed: moves pitches away from the scores of --midi-dir; leave one of them out"
+        )
+
+
+class Timeline(Protocol):
+    """The clips end to end, as `wavenet.data.clips.Clips` has them."""
+
+    def spans(self, first: int, stop: int, ring: bool) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the clips that touch [first, stop): number, beginning, end, and start in the recording."""
+        ...
+
+    def owners(self, places: np.ndarray, ring: bool) -> np.ndarray:
+        """Return the number of the clip that each place belongs to, itself or as the gap before it."""
+        ...
+
+
+class Conditions:
+    """Makes the frames of segments of one part of the data.
+
+    Parameters
+    ----------
+    config : WaveNetConfig
+        With a `conditioning`.
+    labels : sequence of int, optional
+        Of a network with classes: the number of each clip's class.
+    scores : sequence of Score, optional
+        Of a network with scores: that of each clip's recording.
+    condition_dropout : float
+        Share of the training segments that are told nothing.
+    """
+
+    def __init__(
+        self,
+        config: WaveNetConfig,
+        labels: Sequence[int] | None = None,
+        scores: Sequence[Score] | None = None,
+        condition_dropout: float = 0.0,
+    ):
+        assert config.conditioning is not None
+        self.config = config
+        self.told = config.conditioning
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.scores = scores
+        self.condition_dropout = condition_dropout
+        self._margin = reach(self.told.features)
+
+    def range(self, segment: int) -> tuple[int, int]:
+        """Return the numbers of the first frame and of the one after the last that a segment needs."""
+        hop = self.told.hop
+        before = -(-self.config.receptive_field // hop) + self._margin
+        # Interpolation needs the frame after the last sample's.
+        return -before, (segment - 1) // hop + 2 + self._margin
+
+    def reach(self, segment: int) -> tuple[int, int]:
+        """Return how many samples before a segment's first target, and from it on, its frames look at."""
+        (first, stop), hop = self.range(segment), self.told.hop
+        if self.told.features != "mel":
+            return self.config.receptive_field, segment
+        # Whole hops, so that the window's frames are those of a signal that begins with it.
+        window = -(-self.told.n_fft // 2 // hop)
+        return (window - first) * hop, max(segment, (stop - 1 + window) * hop)
+
+    def frames(
+        self,
+        clips: Timeline,
+        starts: Sequence[int],
+        values: np.ndarray,
+        real: np.ndarray,
+        segment: int,
+        key: tuple[int, int, int] | None = None,
+        speeds: Sequence[float] | None = None,
+    ) -> Frames:
+        """Return the frames of segments.
+
+        Parameters
+        ----------
+        clips : Timeline
+        starts : sequence of int
+            Place of each segment's first target on the timeline.
+        values : int64 array (batch, before + after)
+            The classes that `reach` asks for.
+        real : bool array (batch, before + after)
+            Which of them are of recordings; between these there is silence.
+        segment : int
+            Targets of each segment.
+        key : (int, int, int), optional
+            Of a draw in training, for which the timeline is a ring: seed, step, and segments passed over.
+        speeds : sequence of float, optional
+            How many times as fast each segment is played.
+
+        Raises
+        ------
+        ConfigError
+            If segments are played faster or slower and come with scores, whose pitches do not change.
+        """
+        speeds = [1.0] * len(starts) if speeds is None else speeds
+        if self.told.features == "score" and any(speed != 1 for speed in speeds):
+            refuse_speed(self.told)
+        first, stop = self.range(segment)
+        rows = []
+        for start, row, sounds, speed in zip(starts, values, real, speeds, strict=True):
+            parts = []
+            if self.labels is not None:
+                parts.append(self._classes(clips, start, first, stop, key is not None, speed))
+            if self.told.features == "mel":
+                parts.append(self._mel(row, sounds, segment))
+            if self.told.features == "score":
+                parts.append(self._score(clips, start, first, stop, key is not None))
+            rows.append(np.concatenate(parts))
+        found = Frames(torch.from_numpy(np.stack(rows)), first)
+        if key is None or not self.condition_dropout:
+            return found
+        return replace(found, heard=torch.from_numpy(~self._dropped(len(rows), key)))
+
+    def _classes(
+        self, clips: Timeline, start: int, first: int, stop: int, ring: bool, speed: float
+    ) -> np.ndarray:
+        assert self.labels is not None
+        places = start + np.floor(speed * self.told.hop * np.arange(first, stop)).astype(np.int64)
+        labels = self.labels[clips.owners(places, ring)]
+        return (labels == np.arange(len(self.told.class_names))[:, None]).astype(np.float32)
+
+    def _mel(self, row: np.ndarray, real: np.ndarray, segment: int) -> np.ndarray:
+        told, (first, stop) = self.told, self.range(segment)
+        # No class is an amplitude of exactly 0, as generation has it before a stream.
+        audio = np.where(real, mulaw.decode(row, self.config.quantization_channels), 0).astype(np.float32)
+        begun = self.reach(segment)[0] // told.hop
+        return log_mel_frames(
+            audio,
+            first + begun,
+            stop - first,
+            self.config.sample_rate,
+            told.n_fft,
+            told.hop,
+            told.n_mels,
+            told.fmin,
+            told.fmax,
+        )
+
+    def _score(self, clips: Timeline, start: int, first: int, stop: int, ring: bool) -> np.ndarray:
+        assert self.scores is not None
+        hop, rate = self.told.hop, self.config.sample_rate
+        found = np.zeros((self.told.feature_channels, stop - first), dtype=np.float32)
+        for index, begin, end, source in clips.spans(start + first * hop, start + stop * hop, ring):
+            # Every frame that touches the clip, counted from the segment's first target.
+            low = max((begin - start) // hop, first)
+            high = min(-(-(end - start) // hop), stop)
+            seconds = (start + low * hop - begin + source) / rate
+            roll = self.scores[index].roll(seconds, hop / rate, high - low)
+            part = found[:, low - first : high - first]
+            np.maximum(part, roll, out=part)
+        return found
+
+    def _dropped(self, rows: int, key: tuple[int, int, int]) -> np.ndarray:
+        seed, step, first = key
+        words = np.random.Philox(
+            key=np.array([seed, step], dtype=np.uint64), counter=np.array(_COUNTER, dtype=np.uint64)
+        ).random_raw(first + rows)[first:]
+        return words < np.uint64(self.condition_dropout * (2**64 - 1))

@@ -1,0 +1,1 @@
+"""Training data: from a folder of recordings to batches."""

@@ -1,0 +1,334 @@
+"""Which recordings there are, in one folder or several, and their cached forms, made by several threads."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from wavenet.audio.decoder_stderr import audible
+from wavenet.data.cache import Entry, Index, Settings, load, obtain, read_indexes, remove_stale, save_index
+from wavenet.errors import AudioError
+from wavenet.utils.files import FoundFiles, cause, find_audio, printable
+
+Progress = Callable[[int, int, str], None]
+PathLike = str | os.PathLike[str]
+
+TRAIN, VALIDATION = "train", "validation"
+
+MOST_WORKERS = 8
+"""Recordings prepared at once: each takes up to 80 MB, and past this many the disk is what binds."""
+
+LEAST_WEIGHT = 1e-3
+
+# Elsewhere than on POSIX systems an interrupt does not end a wait.
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where recordings are looked for.
+
+    Attributes
+    ----------
+    audio_dirs : tuple of paths
+        Folders searched in depth; with none, what the cache holds is taken.
+    val_dir : path or None
+        A folder of which everything is for validation, and nothing of the others.
+    patterns : tuple of str
+        Recordings whose relative path matches one of these globs are left out; "*" matches "/" too.
+    avoid : tuple of paths
+        Folders that are not searched.
+    """
+
+    audio_dirs: tuple[PathLike, ...]
+    val_dir: PathLike | None = None
+    patterns: tuple[str, ...] = ()
+    avoid: tuple[PathLike, ...] = ()
+
+
+class Names:
+    """What the relative paths of an index stand for: with several folders each begins with a number.
+
+    Parameters
+    ----------
+    folders : sequence of (path, part)
+        As in an index: empty for a single folder.
+    """
+
+    def __init__(self, folders: Sequence[Sequence[str]]) -> None:
+        self.folders = folders
+        bases = [os.path.basename(path) for path, _ in self.folders]
+        distinct = len(set(bases)) == len(bases) and all(bases)
+        self.labels = bases if distinct else [path for path, _ in self.folders]
+
+    def _parts(self, name: str) -> tuple[int, str]:
+        number, _, rest = name.partition("/")
+        return int(number), rest
+
+    def relative(self, name: str) -> str:
+        """Return the path in its own folder."""
+        return self._parts(name)[1] if self.folders else name
+
+    def part(self, name: str) -> str:
+        """Return "train", "validation", or "" where the split is to decide."""
+        return self.folders[self._parts(name)[0]][1] if self.folders else ""
+
+    def shown(self, name: str) -> str:
+        """Return the path with what tells its folder from the others."""
+        if not self.folders:
+            return name
+        number, rest = self._parts(name)
+        return f"{self.labels[number]}/{rest}"
+
+
+def matching(names: Iterable[str], patterns: Iterable[str]) -> dict[str, set[str]]:
+    """Return for each glob which relative paths it matches; one that ends with "/" is all that lies below."""
+    names = list(names)
+    found = {}
+    for pattern in patterns:
+        glob = f"{pattern}*" if pattern.endswith("/") else pattern
+        found[pattern] = {name for name in names if fnmatch.fnmatchcase(name, glob)}
+    return found
+
+
+def weights(names: Iterable[str], asked: Iterable[str]) -> Callable[[str], float]:
+    """Return a function from a recording's name to its weight, 1 for those that none is asked for.
+
+    Parameters
+    ----------
+    names : strings
+        Names of recordings, as in `Clips.names`.
+    asked : strings
+        "FOLDER=W" each: W for the names below FOLDER; of several that fit, the deepest counts.
+
+    Raises
+    ------
+    AudioError
+        If one is not of that form, or no name lies below its folder.
+    """
+    names, found = list(names), {}
+    for text in asked:
+        folder, _, value = text.rpartition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = math.nan
+        if not folder or not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
+            raise AudioError(
+                f"--weight {printable(text)}: must be FOLDER=W with W from {LEAST_WEIGHT:g} to "
+                f"{1 / LEAST_WEIGHT:g}, as studio=2"
+            )
+        prefix = folder.rstrip("/") + "/"
+        if not any(name.startswith(prefix) for name in names):
+            folders = sorted({name.partition("/")[0] for name in names if "/" in name.lstrip("/")})
+            there = f"those there are: {', '.join(map(printable, folders[:8]))}" if folders else "it has none"
+            raise AudioError(f"--weight {printable(text)}: no folder of that name to train on; {there}")
+        found[prefix] = weight
+    deepest = sorted(found, key=len, reverse=True)
+    return lambda name: next((found[prefix] for prefix in deepest if name.startswith(prefix)), 1.0)
+
+
+def workers() -> int:
+    """Return how many recordings are prepared at once: one per core that this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, MOST_WORKERS))
+
+
+class _Stopped(Exception):
+    """Ends a thread's work on a recording, as nobody waits for it any more."""
+
+
+def obtain_all(
+    files: Mapping[str, Path],
+    cache_dir: Path,
+    settings: Settings,
+    progress: Progress | None,
+    shown: Callable[[str], str] = str,
+) -> dict[str, Entry | str]:
+    """Return what `obtain` makes of each file, by name and in the order given.
+
+    Threads rather than processes, as decoding, resampling and arithmetic all release the interpreter.
+    Whatever ends the wait, an interrupt or a full disk, stops the threads within milliseconds; what they have
+    finished stays in the cache.
+
+    Parameters
+    ----------
+    files : mapping from str to Path
+    cache_dir, settings
+        As for `obtain`.
+    progress : callable, optional
+        Called in the caller's thread with (files done, files in all, printable name), as they finish.
+    shown : callable, optional
+        How a name is told.
+    """
+    stop = threading.Event()
+
+    def check() -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    def work(name: str, source: Path) -> tuple[str, Entry | str]:
+        check()
+        return name, obtain(source, name, cache_dir, settings, check)
+
+    finished: SimpleQueue[Future[tuple[str, Entry | str]]] = SimpleQueue()
+    results: dict[str, Entry | str] = {}
+    pool = ThreadPoolExecutor(workers(), "wavenet-prepare")
+    try:
+        for name, source in files.items():
+            pool.submit(work, name, source).add_done_callback(finished.put)
+        while len(results) < len(files):
+            try:
+                name, result = finished.get(timeout=_POLL_SECONDS).result()
+            except Empty:
+                continue
+            results[name] = result
+            if progress is not None:
+                with audible():
+                    progress(len(results), len(files), printable(shown(name)))
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+    return {name: results[name] for name in files}
+
+
+def from_folders(
+    sources: Sources, cache_dir: Path, settings: Settings, progress: Progress | None
+) -> tuple[Index, list[Entry]]:
+    """Find the recordings of all folders and return an index, which is saved, and their cached forms."""
+    folders, found = _find(sources)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AudioError(
+            f"cannot make the cache folder {printable(cache_dir)} ({cause(error)}): "
+            "choose another with --cache-dir"
+        ) from None
+    files: dict[str, Path] = {}
+    skipped: dict[str, str] = {}
+    ignored: Counter[str] = Counter()
+    excluded = dict.fromkeys(sources.patterns, 0)
+    several = folders if len(folders) > 1 else []
+    for number, each in enumerate(found):
+        prefix = f"{number}/" if several else ""
+        out = matching([*each.names, *each.unreadable], sources.patterns)
+        for pattern, names in out.items():
+            excluded[pattern] += len(names)
+        left_out = set().union(*out.values())
+        files.update({prefix + name: each.root / name for name in each.names if name not in left_out})
+        skipped.update(
+            {
+                prefix + name: f"cannot be read ({why})"
+                for name, why in each.unreadable.items()
+                if name not in left_out
+            }
+        )
+        ignored.update(each.ignored)
+    if not files and any(excluded.values()):
+        raise AudioError(f"every recording in {_told(folders)} is left out by --exclude: give fewer patterns")
+    results = obtain_all(files, cache_dir, settings, progress, Names(several).shown)
+    entries = [result for result in results.values() if isinstance(result, Entry)]
+    skipped.update({name: result for name, result in results.items() if isinstance(result, str)})
+    index = Index(
+        audio_dir=_told(folders),
+        settings=settings,
+        cached={entry.name: entry.path.stem for entry in entries},
+        skipped=skipped,
+        ignored=dict(sorted(ignored.items())),
+        created=time.time_ns(),
+        folders=several,
+        excluded=excluded,
+    )
+    save_index(cache_dir, index)
+    remove_stale(cache_dir)
+    return index, entries
+
+
+def _told(folders: Sequence[Sequence[str]]) -> str:
+    told = ", ".join(path for path, part in folders if part != VALIDATION)
+    return told + "".join(f"; validation {path}" for path, part in folders if part == VALIDATION)
+
+
+def _find(sources: Sources) -> tuple[list[list[str]], list[FoundFiles]]:
+    """Return each folder's real path and part, and what it holds that no other one does.
+
+    A recording in two of the folders is taken once: for validation, or else from the first.
+    """
+    part = "" if sources.val_dir is None else TRAIN
+    wanted: dict[str, tuple[PathLike, str]] = {}
+    for path in sources.audio_dirs:
+        wanted.setdefault(os.path.realpath(path), (path, part))
+    if sources.val_dir is not None:
+        if os.path.realpath(sources.val_dir) in wanted:
+            raise AudioError(
+                f"--val-dir {printable(sources.val_dir)}: is a folder of --audio-dir too; give another, "
+                "or leave it out to have a share of the recordings held out"
+            )
+        wanted[os.path.realpath(sources.val_dir)] = (sources.val_dir, VALIDATION)
+    found = {real: find_audio(path, sources.avoid) for real, (path, _) in wanted.items()}
+    if len(found) > 1:
+        taken: set[str] = set()
+        for real in sorted(found, key=lambda real: wanted[real][1] != VALIDATION):
+            names = found[real].names
+            own = {name: os.path.realpath(found[real].root / name) for name in names}
+            names[:] = [name for name in names if own[name] not in taken]
+            taken.update(own.values())
+    return [[real, part] for real, (_, part) in wanted.items()], list(found.values())
+
+
+def from_cache(
+    cache_dir: Path, settings: Settings, patterns: Sequence[str], progress: Progress | None
+) -> tuple[Index, list[Entry]]:
+    """Return the newest index of this format in a cache, and its recordings, without looking at folders."""
+    shown = printable(cache_dir)
+    indexes = read_indexes(cache_dir)
+    fitting = [index for index in indexes if index.settings == settings]
+    if not indexes:
+        raise AudioError(f"no prepared audio in {shown}: name the folder of recordings with --audio-dir")
+    if not fitting:
+        held = indexes[0].settings
+        raise AudioError(
+            f"the audio prepared in {shown} has another format ({held.sample_rate} Hz, "
+            f"{held.quantization_channels} classes, normalization {held.normalization}, "
+            f"silence_db {held.silence_db}): use these or name the folder of recordings with --audio-dir"
+        )
+    index, entries = _without(fitting[0], patterns), []
+    names = Names(index.folders)
+    for number, (name, key) in enumerate(index.cached.items(), 1):
+        entry = load(cache_dir / f"{key}.clips", name, key, settings)
+        if entry is None:
+            raise AudioError(
+                f"the cached form of {printable(names.shown(name))} in {shown} is missing or damaged: "
+                "run once with --audio-dir to make it anew"
+            )
+        entries.append(entry)
+        if progress is not None:
+            progress(number, len(index.cached), printable(names.shown(name)))
+    return index, entries
+
+
+def _without(index: Index, patterns: Sequence[str]) -> Index:
+    """Return an index less what some globs match."""
+    if not patterns:
+        return index
+    names, excluded, out = Names(index.folders), dict(index.excluded), set()
+    own = {name: names.relative(name) for name in (*index.cached, *index.skipped)}
+    for pattern, matched in matching(own.values(), patterns).items():
+        left_out = {name for name, relative in own.items() if relative in matched}
+        # What the index was made without has been counted then.
+        excluded[pattern] = excluded.get(pattern, 0) + len(left_out)
+        out |= left_out
+    cached = {name: key for name, key in index.cached.items() if name not in out}
+    skipped = {name: why for name, why in index.skipped.items() if name not in out}
+    if not cached:
+        raise AudioError("every prepared recording is left out by --exclude: give fewer patterns")
+    return replace(index, cached=cached, skipped=skipped, excluded=excluded)

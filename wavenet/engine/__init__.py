@@ -1,0 +1,1 @@
+"""Engines of the sample loop: C++, CUDA, numba and plain torch."""

@@ -1,0 +1,48 @@
+"""From a conditioner to the one flat block of weights that the compiled engine makes gate biases with.
+
+The block holds, one after the other, vectors and matrices of float32 as `wavenet.engine.packing` lays them out:
+
+    centre, scale                  (F')             these and the convolutions only with features
+    for each convolution over frames
+        for each tap, oldest first matrix, W' outputs, F inputs (W after the first convolution)
+        bias                       (W')
+    classes                        matrix, W' outputs, C inputs; only with classes
+    projection                     matrix, P' outputs, W inputs
+
+C, F, W are the classes, the channels of features and the conditioning channels, P is layers * 2 *
+dilation_channels; a prime marks padding with zeros to a multiple of 16. The projection is multiplied with all
+that stands before it in the argument of tanh.
+"""
+
+from __future__ import annotations
+
+from wavenet.engine.packing import Layout, PackedWeights
+from wavenet.models.conditioner import DILATIONS, LIMIT, TAPS, Conditioner
+
+_PAD = 16
+
+
+def pack_conditioner(conditioner: Conditioner) -> PackedWeights:
+    """Pack a conditioner's weights; the result shares no memory with it."""
+    told = conditioner.told
+    tensors = {name: tensor.detach().to("cpu") for name, tensor in conditioner.state_dict().items()}
+    layout = Layout("fp32", _PAD)
+    convolved = told.features != "none"
+    if convolved:
+        layout.vectors(tensors["centre"][:, 0], tensors["scale"][:, 0])
+        for number in range(len(DILATIONS)):
+            for tap in range(TAPS):
+                layout.matrix(tensors[f"frames.{number}.weight"][:, :, tap])
+            layout.vectors(tensors[f"frames.{number}.bias"])
+    if told.class_names:
+        layout.matrix(tensors["classes.weight"])
+    projection = tensors["projection.weight"]
+    layout.matrix(projection * (conditioner.gain / LIMIT))
+    entries = [
+        len(told.class_names),
+        told.feature_channels,
+        told.conditioning_channels,
+        len(projection),
+        TAPS,
+    ]
+    return PackedWeights(layout.data(), entries + list(DILATIONS if convolved else ()))

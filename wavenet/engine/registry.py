@@ -1,0 +1,212 @@
+"""The engines of the sample loop, and the choice among them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from wavenet.engine.cpu import CompiledConditioner, NativeBackend
+from wavenet.engine.cuda import CudaBackend
+from wavenet.engine.numba import NumbaBackend
+from wavenet.engine.packing import PRECISIONS as CPU_PRECISIONS
+from wavenet.engine.reference import ReferenceBackend
+from wavenet.engine.state import GeneratorState, Sampling
+from wavenet.errors import BackendError
+from wavenet.models.conditioner import Conditioner, GateBias
+from wavenet.models.wavenet import WaveNet
+
+
+class Backend(Protocol):
+    """What every engine offers; both entries change the state in place."""
+
+    name: str
+    device: torch.device
+    precision: str
+
+    def advance(
+        self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
+    ) -> torch.Tensor:
+        """Feed given samples (teacher forcing).
+
+        Parameters
+        ----------
+        state : GeneratorState
+        samples : int64 tensor (batch, time)
+        gate_bias : GateBias, optional
+
+        Returns
+        -------
+        float32 tensor (batch, time, quantization_channels)
+            The logits at index i predict samples[:, i], before it is fed.
+        """
+        ...
+
+    def generate(
+        self,
+        state: GeneratorState,
+        uniforms: torch.Tensor,
+        sampling: Sampling,
+        gate_bias: GateBias | None = None,
+    ) -> torch.Tensor:
+        """Draw samples.
+
+        Parameters
+        ----------
+        state : GeneratorState
+        uniforms : float32 tensor (batch, time), in [0, 1)
+        sampling : Sampling
+        gate_bias : GateBias, optional
+
+        Returns
+        -------
+        int64 tensor (batch, time)
+        """
+        ...
+
+
+_BACKENDS: dict[
+    str, type[NativeBackend] | type[NumbaBackend] | type[ReferenceBackend] | type[CudaBackend]
+] = {
+    "cpu": NativeBackend,
+    "numba": NumbaBackend,
+    "reference": ReferenceBackend,
+    "cuda": CudaBackend,
+}
+"""By name; of those that serve a device, the preferred one first."""
+
+NAMES = tuple(_BACKENDS)
+
+PRECISIONS = tuple(dict.fromkeys([*CPU_PRECISIONS, *CudaBackend.precisions]))
+"""Those that some engine computes in."""
+
+MAX_THREADS = 1024
+"""More is a slip of the hand."""
+
+
+def report() -> dict[str, str | None]:
+    """Return for every backend None if it can run here, or else the reason why not."""
+    return {name: backend.available() for name, backend in _BACKENDS.items()}
+
+
+def describe() -> list[str]:
+    """Return one line for every backend: its precisions and instruction sets, or why it cannot run here."""
+    lines = []
+    for name, reason in report().items():
+        backend = _BACKENDS[name]
+        told = f"not available: {reason}" if reason else ", ".join([*backend.precisions, *backend.details()])
+        lines.append(f"{name:10} {told}")
+    return lines
+
+
+def create(
+    model: WaveNet,
+    name: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    precision: str = "fp32",
+) -> Backend:
+    """Return a backend for a network.
+
+    Parameters
+    ----------
+    model : WaveNet
+        On the CPU, float32; not to be changed while the backend is in use.
+    name : str
+        A name from `NAMES`, or "auto" for the first that is available and has the precision. "cuda:" and the
+        name of a kernel forces that kernel.
+    device : str
+        Where to run: "cpu", "cuda", or "cuda:" and a number.
+    threads : int, optional
+        Threads over which streams are spread; by default as many as torch uses.
+    precision : str
+        Of the weights, from `PRECISIONS`; not every engine has all of them.
+
+    Raises
+    ------
+    BackendError
+        If the name or the precision is unknown, the backend cannot run here, or it does not serve the device
+        or the precision.
+    """
+    name, _ = choose(name, device, precision)
+    threads = torch.get_num_threads() if threads is None else threads
+    if not 1 <= threads <= MAX_THREADS:
+        raise BackendError(f"threads = {threads}: must be from 1 to {MAX_THREADS}")
+    name, _, kernel = name.partition(":")
+    if name == "cuda":
+        return CudaBackend(model, threads, precision, device, kernel)
+    return _BACKENDS[name](model, threads, precision)
+
+
+def bias_maker(backend: Backend, model: WaveNet) -> Conditioner | CompiledConditioner | None:
+    """Return what makes a network's gate biases beside a backend; None for one without conditions."""
+    if model.conditioner is None:
+        return None
+    if isinstance(backend, NativeBackend):
+        return CompiledConditioner(model.conditioner)
+    model.conditioner.settle()
+    return model.conditioner
+
+
+def choose(name: str, device: str = "cpu", precision: str = "fp32") -> tuple[str, dict[str, str]]:
+    """Return the name of the backend to use, and why each that "auto" would rather have used cannot run here.
+
+    The parameters and errors are those of `create`.
+    """
+    name, colon, kernel = name.partition(":")
+    if name != "auto" and name not in _BACKENDS:
+        raise BackendError(f"unknown backend {name!r}: choose from auto, {', '.join(NAMES)}")
+    if kernel and name != "cuda":
+        raise BackendError(f"backend {name!r} has no kernel {kernel!r} to choose: only cuda has kernels")
+    serving = _serving(device)
+    if name != "auto" and name not in serving:
+        own = "cuda" if name == "cuda" else "cpu"
+        raise BackendError(f"backend {name!r} does not generate on device {device!r}: use --device {own}")
+    if precision not in PRECISIONS:
+        raise BackendError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
+    reasons: dict[str, str] = {}
+    # One after the other: an engine that is not needed is not loaded to see whether it could be.
+    for each in serving if name == "auto" else [name]:
+        reason = _reason(each, precision)
+        if reason is None:
+            return each + colon + kernel, reasons
+        if name == "auto" and "WAVENET_CPU" in reason:
+            # Someone asked for an instruction set by name: falling back would hide the slip.
+            raise BackendError(reason)
+        reasons[each] = reason
+    other = "" if device.startswith("cpu") else "--device cpu"
+    if name != "auto":
+        raise BackendError(
+            f"backend {name!r} cannot run here: {reasons[name]}; try {other or '--backend auto'}"
+        )
+    told = "; ".join(f"{each}: {reason}" for each, reason in reasons.items())
+    raise BackendError(
+        f"no backend can generate in {precision} here: {told}; try {other or '--precision fp32'}"
+    )
+
+
+def passed_over(name: str, reasons: dict[str, str]) -> str | None:
+    """Return one line on what `choose` passed over for the backend it names; None if that was nothing."""
+    if not reasons:
+        return None
+    # Only on a CPU is there a choice, and there the C++ engine comes first.
+    (_, why), *others = reasons.items()
+    told = "; ".join([why, *(f"{each}: {reason}" for each, reason in others)])
+    slowly = ", slowly" if name == "reference" else ""
+    return f"warning: the C++ engine cannot run here, {name} does instead{slowly}: {told}"
+
+
+def _serving(device: str) -> list[str]:
+    """Return the names of the backends that serve a device, the preferred one first."""
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise BackendError(f"no backend generates on device {device!r}: use --device cpu or --device cuda")
+    return [name for name in NAMES if (name == "cuda") == (kind == "cuda")]
+
+
+def _reason(name: str, precision: str) -> str | None:
+    """Return None if a backend can run here in a precision, or else the reason why not."""
+    backend = _BACKENDS[name]
+    if precision not in backend.precisions:
+        return f"it computes in {' and '.join(backend.precisions)} only, not in {precision}"
+    return backend.available()

@@ -1,0 +1,1 @@
+"""Evaluation: bits per sample and baselines."""

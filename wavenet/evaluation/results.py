@@ -1,0 +1,249 @@
+"""What an evaluation found: bits per sample by recording, with confidence intervals, as table or JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wavenet.data.report import entropy
+from wavenet.utils.files import printable
+
+CONFIDENCE = 0.95
+METHOD = (
+    "ratio of total bits to total samples, over recordings taken as a random choice: linearised standard "
+    "error and Student's t (Cochran 1977, section 2.11)"
+)
+_MOST_FREEDOM = 10_000
+
+
+def student_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """Return the t beyond which Student's distribution leaves (1 - confidence) / 2 on either side.
+
+    Found by bisection on the closed form for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 4).
+    """
+    freedom = min(freedom, _MOST_FREEDOM)
+    # Of the angle arctan(t / sqrt(freedom)), which lies between 0 and a right angle.
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _student_within(middle, freedom) < confidence:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _student_within(angle: float, freedom: int) -> float:
+    """Return the probability of |t| < sqrt(freedom) * tan(angle)."""
+    sine, square = math.sin(angle), math.cos(angle) ** 2
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for index in range(freedom // 2):
+        total += term
+        term *= square * (2 * index + 1 + odd) / (2 * index + 2 + odd)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float] | None:
+    """Return a 95 % confidence interval of a ratio of totals, or None with fewer than two units.
+
+    Parameters
+    ----------
+    sums, counts : arrays (units,)
+        Of each unit (a recording), what is averaged and over how much; units of no samples are left out.
+    """
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    units = len(counts)
+    if units < 2:
+        return None
+    ratio = sums.sum() / counts.sum()
+    spread = ((sums - ratio * counts) ** 2).sum() * units / (units - 1)
+    half = student_quantile(units - 1) * math.sqrt(spread) / float(counts.sum())
+    return float(ratio - half), float(ratio + half)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Bits that one scorer needs: float64 (recordings,), and the same by window, float64 (windows,)."""
+
+    recordings: np.ndarray
+    windows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Bits per sample that one score is above another on the same samples.
+
+    Attributes
+    ----------
+    bits : float
+    interval : (float, float) or None
+    units : str
+        What was paired: "recordings", or "windows" where there is but one recording.
+    """
+
+    bits: float
+    interval: tuple[float, float] | None
+    units: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of the same samples by one or several scorers.
+
+    Attributes
+    ----------
+    names : list of str
+        Recordings.
+    samples : int64 array (recordings,)
+        How many of each were scored; a limited evaluation may pass some over.
+    window_samples : int64 array (windows,)
+    histogram : int64 array (classes,)
+        How often each class was scored.
+    sums : dict of Sums
+        By scorer.
+    """
+
+    names: list[str]
+    samples: np.ndarray
+    window_samples: np.ndarray
+    histogram: np.ndarray
+    sums: dict[str, Sums]
+
+    @property
+    def total(self) -> int:
+        """Samples scored."""
+        return int(self.samples.sum())
+
+    @property
+    def uniform_bits(self) -> float:
+        """Score of a guess that knows nothing."""
+        return math.log2(len(self.histogram))
+
+    @property
+    def unigram_bits(self) -> float:
+        """Entropy of the single samples that were scored."""
+        return entropy(self.histogram.tolist())
+
+    def bits(self, name: str) -> float:
+        """Return a scorer's bits per sample: the mean over all samples."""
+        return float(self.sums[name].recordings.sum()) / self.total
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Return the 95 % confidence interval over recordings, None if only one was scored."""
+        return ratio_interval(self.sums[name].recordings, self.samples)
+
+    def difference(self, name: str, other: str) -> Difference:
+        """Return what `name` needs beyond `other`, paired by recording (by window if there is but one)."""
+        one, two = self.sums[name], self.sums[other]
+        bits = self.bits(name) - self.bits(other)
+        if np.count_nonzero(self.samples) > 1:
+            interval = ratio_interval(one.recordings - two.recordings, self.samples)
+            return Difference(bits, interval, "recordings")
+        return Difference(bits, ratio_interval(one.windows - two.windows, self.window_samples), "windows")
+
+    def scored(self) -> list[int]:
+        """Return the indices of the recordings that were scored."""
+        return np.flatnonzero(self.samples).tolist()
+
+    def as_dict(self, networks: dict[str, dict[str, Any]], baseline: str, reference: str) -> dict[str, Any]:
+        """Return everything as plain values for JSON.
+
+        Parameters
+        ----------
+        networks : dict
+            The names of the network's scores, with what else is to be said of each.
+        baseline : str
+            Name of the linear prediction's score.
+        reference : str
+            The score that the other networks are compared with.
+        """
+        scores = []
+        for name, facts in networks.items():
+            score = {**facts, "name": name, **self._score(name)}
+            if name != reference:
+                found = self.difference(name, reference)
+                score["difference"] = {
+                    "to": reference,
+                    "bits_per_sample": found.bits,
+                    "interval": found.interval and list(found.interval),
+                    "paired_over": found.units,
+                }
+            scores.append(score)
+        return {
+            "samples": self.total,
+            "uniform_bits": self.uniform_bits,
+            "unigram_bits": self.unigram_bits,
+            "linear_prediction": self._score(baseline),
+            "scores": scores,
+            "confidence": CONFIDENCE,
+            "interval_method": METHOD,
+            "recordings": [
+                {
+                    "name": printable(self.names[index]),
+                    "samples": int(self.samples[index]),
+                    "bits_per_sample": {name: self._of(name, index) for name in networks},
+                    "linear_prediction_bits": self._of(baseline, index),
+                }
+                for index in self.scored()
+            ],
+        }
+
+    def _score(self, name: str) -> dict[str, Any]:
+        interval = self.interval(name)
+        return {"bits_per_sample": self.bits(name), "interval": interval and list(interval)}
+
+    def _of(self, name: str, index: int) -> float:
+        return float(self.sums[name].recordings[index]) / int(self.samples[index])
+
+    def bars(self, networks: list[str], baseline: str) -> list[tuple[str, float, tuple[float, float] | None]]:
+        """Return name, bits per sample and interval of every score, baselines first; see `as_dict`."""
+        found = [(name, self.bits(name), self.interval(name)) for name in [baseline, *networks]]
+        return [("uniform", self.uniform_bits, None), ("unigram", self.unigram_bits, None), *found]
+
+    def table(self, networks: list[str], baseline: str, reference: str, rate: int) -> str:
+        """Return the scores as lines for a person; parameters as in `as_dict`, and the sample rate in Hz."""
+        told = [*networks, baseline]
+        width = max(map(len, [*told, "unigram"])) + 2
+        lines = [f"{'':{width}}bits per sample"]
+        lines.append(f"{'uniform':{width}}{self.uniform_bits:8.4f}")
+        lines.append(f"{'unigram':{width}}{self.unigram_bits:8.4f}")
+        for name in [baseline, *networks]:
+            interval = self.interval(name)
+            lines.append(
+                f"{name:{width}}{self.bits(name):8.4f}"
+                + (f"   95 % interval {_range(interval, '.4f')}" if interval else "")
+            )
+        for name in networks:
+            if name != reference:
+                found = self.difference(name, reference)
+                lines.append(
+                    f"{name} beyond {reference}: {found.bits:+.5f}"
+                    + (f"   95 % interval {_range(found.interval, '+.5f')}" if found.interval else "")
+                    + f", paired over {found.units}"
+                )
+        count = len(self.scored())
+        told_of = f"{count} recordings, taken as a random choice" if count > 1 else "none: one recording only"
+        lines.append(f"intervals: {told_of}")
+        lines.append("")
+        columns = [f"{name:>{max(8, len(name))}}" for name in told]
+        names = [printable(self.names[index]) for index in self.scored()]
+        widest = max(map(len, [*names, "recording"]))
+        lines.append("  ".join([f"{'recording':{widest}}", f"{'seconds':>8}", *columns]))
+        for index, name in zip(self.scored(), names, strict=True):
+            cells = [
+                f"{self._of(each, index):{len(column)}.4f}"
+                for each, column in zip(told, columns, strict=True)
+            ]
+            seconds = f"{int(self.samples[index]) / rate:8.1f}"
+            lines.append("  ".join([f"{name:{widest}}", seconds, *cells]))
+        return "\n".join(lines)
+
+
+def _range(interval: tuple[float, float], form: str) -> str:
+    low, high = interval
+    return f"{low:{form}} to {high:{form}}"

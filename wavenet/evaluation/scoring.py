@@ -1,0 +1,278 @@
+"""Bits per sample: how well a network predicts audio, on the scale of an ideal compressor.
+
+Training's validation and `wavenet-evaluate` both score windows of `wavenet.data.dataset.Clips` with a `Scorer`:
+the parallel form of a network, the sample loop of a generator, or a baseline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from wavenet.config import TrainingConfig, WaveNetConfig
+from wavenet.data.clips import IGNORED, Clips, Segments
+from wavenet.errors import BackendError, CheckpointError, ConfigError
+from wavenet.evaluation.results import Evaluation, Sums
+from wavenet.generation.generator import Generator
+from wavenet.models import native_layers
+from wavenet.models.conditioner import Frames
+from wavenet.models.serialization import read_json
+from wavenet.models.wavenet import WaveNet
+from wavenet.training import checkpoint
+from wavenet.utils.files import printable
+
+BATCH = 16
+"""Windows scored together: streams of the sample loop, which share the reading of its weights."""
+
+_LOOP_LOGITS = 1 << 22
+_PASS_BYTES = 1 << 28
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which matrix products run in the given precision, "fp32" or "bf16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return "bf16" for "auto" where the device multiplies bfloat16 natively, "fp32" elsewhere."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    # The operator exists only where torch was built with oneDNN.
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "fp32"
+
+
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, reduction: Literal["mean", "sum", "none"] = "mean"
+) -> torch.Tensor:
+    """Return the cross-entropy in nats over the targets that are not `IGNORED`.
+
+    Parameters
+    ----------
+    logits : float tensor (batch, quantization_channels, time)
+    targets : int64 tensor (batch, time)
+    reduction : str
+        "mean", "sum", or "none" for a tensor like `targets`, 0 where they are `IGNORED`.
+    """
+    rows, wanted = logits.transpose(1, 2).reshape(targets.numel(), -1), targets.reshape(-1)
+    if native_layers.can_score(rows):
+        nats = native_layers.cross_entropies(rows, wanted, IGNORED)
+    else:
+        nats = F.cross_entropy(rows.float(), wanted, ignore_index=IGNORED, reduction="none")
+    if reduction == "none":
+        return nats.reshape(targets.shape)
+    return nats.sum() / (wanted != IGNORED).sum() if reduction == "mean" else nats.sum()
+
+
+class Scorer(Protocol):
+    """Whatever gives every class a probability, knowing the samples before it."""
+
+    def nats(self, inputs: torch.Tensor, targets: torch.Tensor, frames: Frames | None = None) -> np.ndarray:
+        """Return -ln of the probability of each target, float (batch, time), 0 where it is `IGNORED`.
+
+        Parameters
+        ----------
+        inputs : int64 tensor (batch, receptive_field - 1 + time)
+        targets : int64 tensor (batch, time)
+        frames : Frames, optional
+            As `Clips.windows` yields them.
+        """
+        ...
+
+
+class Parallel:
+    """Scores with the parallel form of a network.
+
+    Parameters
+    ----------
+    model : WaveNet
+    device : torch.device, optional
+        Where the model is; by default the CPU.
+    precision : str
+        "fp32" or "bf16" (matrix products by autocast).
+    rows : int, optional
+        Most windows in one pass; by default all that are given.
+    """
+
+    def __init__(
+        self,
+        model: WaveNet,
+        device: torch.device | None = None,
+        precision: str = "fp32",
+        rows: int | None = None,
+    ):
+        self.model = model
+        self.device = device or torch.device("cpu")
+        self.precision = precision
+        self.rows = rows
+
+    @torch.no_grad()
+    def nats(self, inputs: torch.Tensor, targets: torch.Tensor, frames: Frames | None = None) -> np.ndarray:
+        """Return the cost of each target; see `Scorer`."""
+        rows, found = self.rows or len(inputs), []
+        for first in range(0, len(inputs), rows):
+            some = slice(first, first + rows)
+            with autocast(self.device, self.precision):
+                gate_bias = self.model.told(frames and frames.rows(some, self.device))
+                logits = self.model(inputs[some].to(self.device), gate_bias)
+            found.append(cross_entropy(logits, targets[some].to(self.device), "none").cpu())
+        return torch.cat(found).numpy()
+
+
+class Loop:
+    """Scores with the sample loop of a generator, which is given the audio instead of drawing it.
+
+    Every window is a stream of its own, primed with the window's context; logits are never held for more
+    than a part of it.
+
+    Parameters
+    ----------
+    generator : Generator
+        Its backend and precision are what is scored.
+    """
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+
+    def nats(self, inputs: torch.Tensor, targets: torch.Tensor, frames: Frames | None = None) -> np.ndarray:
+        """Return the cost of each target; see `Scorer`."""
+        config = self.generator.config
+        context = config.receptive_field
+        # Past the end of a recording nothing is scored, and any class will do.
+        last = targets[:, -1:].where(targets[:, -1:] != IGNORED, config.silence)
+        fed = torch.cat([inputs[:, context:], last], dim=1)
+        gate_bias = self.generator.gate_bias(frames, context)
+        state = self.generator.prime(inputs[:, :context], gate_bias=gate_bias)
+        steps = max(1, _LOOP_LOGITS // (len(inputs) * config.quantization_channels))
+        found = []
+        for samples, wanted in zip(fed.split(steps, dim=1), targets.split(steps, dim=1), strict=True):
+            logits = self.generator.advance(state, samples, gate_bias).cpu()
+            found.append(cross_entropy(logits, wanted, "none"))
+        return torch.cat(found, dim=1).numpy()
+
+
+def rows_per_pass(config: WaveNetConfig, segment: int) -> int:
+    """Return how many windows of `segment` samples the parallel form takes at once in bounded memory."""
+    # The gates of all layers are held twice, as parts and put together.
+    channels = 2 * config.layers * config.dilation_channels + 4 * config.residual_channels
+    channels += config.skip_channels + config.head_channels + 3 * config.quantization_channels
+    return max(1, min(BATCH, _PASS_BYTES // (4 * channels * (segment + config.receptive_field))))
+
+
+def bits_per_sample(
+    model: WaveNet,
+    windows: Iterable[Segments],
+    device: torch.device | None = None,
+    precision: str = "fp32",
+    sums: Callable[[float, float], tuple[float, ...]] = lambda nats, count: (nats, count),
+) -> float:
+    """Return the mean negative log2-likelihood per sample; NaN if there is nothing to score.
+
+    Parameters
+    ----------
+    model : WaveNet
+    windows : Segments
+        As `wavenet.data.dataset.Clips.windows` yields them.
+    device, precision
+        As in `Parallel`.
+    sums : callable
+        Given the nats and the samples of these windows, returns those of all processes.
+    """
+    scorer = Parallel(model, device, precision)
+    nats, count = 0.0, 0
+    for segments in windows:
+        targets = segments.targets
+        nats += float(scorer.nats(*segments).sum(dtype=np.float64))
+        count += int((targets != IGNORED).sum())
+    nats, count = sums(nats, count)
+    return nats / count / math.log(2) if count else math.nan
+
+
+def evaluate(
+    clips: Clips,
+    scorers: Mapping[str, Scorer],
+    segment: int,
+    max_samples: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Score the same samples with each of several scorers.
+
+    Parameters
+    ----------
+    clips : Clips
+        Every real sample is scored once, with its whole context.
+    scorers : dict of Scorer
+        By the names that their scores get.
+    segment : int
+        Samples per window; it bounds the memory and changes no more than rounding (but a baseline that is
+        fitted to windows depends on it).
+    max_samples : int, optional
+        About how many samples to score, in windows evenly spread; by default all.
+    progress : callable, optional
+        Called with (windows done, windows in all).
+
+    Raises
+    ------
+    BackendError
+        If a probability is not a number.
+    """
+    if max_samples is not None:
+        segment = max(1, min(segment, max_samples))
+    places = clips.places(segment, max_samples)
+    samples = np.zeros(len(clips.names), dtype=np.int64)
+    window_samples = np.zeros(len(places), dtype=np.int64)
+    histogram = np.zeros(clips.quantization_channels, dtype=np.int64)
+    sums = {name: Sums(np.zeros(len(samples)), np.zeros(len(places))) for name in scorers}
+    for first in range(0, len(places), BATCH):
+        some = slice(first, min(first + BATCH, len(places)))
+        segments = clips.read(places[some], segment)
+        targets = segments.targets
+        real = targets.numpy() != IGNORED
+        owners = clips.recordings(places[some], segment)[real]
+        samples += np.bincount(owners, minlength=len(samples))
+        window_samples[some] = real.sum(axis=1)
+        histogram += np.bincount(targets.numpy()[real], minlength=len(histogram))
+        for name, scorer in scorers.items():
+            bits = scorer.nats(*segments).astype(np.float64) / math.log(2)
+            added = np.bincount(owners, bits[real], len(samples))
+            if not np.isfinite(added).all():
+                wrong = clips.names[int(np.flatnonzero(~np.isfinite(added))[0])]
+                raise BackendError(
+                    f"{name}: the network's probabilities in {printable(wrong)} are not finite: "
+                    "use another checkpoint"
+                )
+            sums[name].recordings[:] += added
+            sums[name].windows[some] = bits.sum(axis=1)
+        progress(some.stop, len(places))
+    return Evaluation(clips.names, samples, window_samples, histogram, sums)
+
+
+def history(directory: Path) -> tuple[TrainingConfig, dict[str, Any]] | None:
+    """Return how the network in a checkpoint was trained and what else was noted; None if nothing says so.
+
+    Raises `CheckpointError` if the notes are damaged.
+    """
+    places = [directory]
+    if directory.name == checkpoint.BEST:
+        # Of a run's best network only the step is noted there.
+        places += checkpoint.numbered(directory.parent)[:1]
+    for place in places:
+        file = place / checkpoint.PROGRESS_FILE
+        if not file.is_file():
+            continue
+        notes = read_json(file)
+        if isinstance(notes, dict) and "training" in notes:
+            try:
+                return TrainingConfig.from_json(notes["training"]), notes
+            except ConfigError as error:
+                raise CheckpointError(f"{file}: {error}; use another checkpoint") from None
+    return None

@@ -1,0 +1,1 @@
+"""Generation: streams, sessions, supervision and saved states."""

@@ -1,0 +1,1 @@
+"""Scores: MIDI files, piano rolls, rule-based composition, alignment with recordings."""

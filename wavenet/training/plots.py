@@ -1,0 +1,118 @@
+"""Figures as pictures: the curves of a run, drawn from its `metrics.jsonl`, and scores beside baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wavenet.errors import ConfigError
+from wavenet.training import metrics
+from wavenet.utils.figures import picture
+from wavenet.utils.files import cause
+
+CURVES_FILE = "curves.png"
+
+PANELS = (
+    ("bits per sample", ("train_bits", "validation_bits", "final_validation_bits"), False),
+    ("learning rate", ("lr",), False),
+    ("gradient norm", ("gradient_norm",), True),
+    ("samples per second", ("samples_per_second",), False),
+)
+"""Title, the keys drawn, and whether the scale is logarithmic."""
+
+LABELS = {
+    "train_bits": "training",
+    "validation_bits": "validation",
+    "final_validation_bits": "final",
+    "unigram_bits": "unigram",
+    "uniform_bits": "uniform",
+}
+
+BASELINES = ("uniform", "unigram", "linear prediction")
+"""Names of scores that no network has made."""
+
+
+def series(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Return the steps at which a key has a value, and the values."""
+    found = [(each["step"], each[key]) for each in records if isinstance(each.get(key), (int, float))]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def draw(run: Path, to: Path | None = None) -> Path:
+    """Draw a run's losses, learning rate, gradient norm and speed over its steps.
+
+    Parameters
+    ----------
+    run : Path
+        The run's directory.
+    to : Path, optional
+        The picture, in the format that its name ends in (png, pdf, svg); by default `curves.png` in the run.
+
+    Returns
+    -------
+    Path
+        Where the picture is.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing to draw; further errors are those of `drawing.picture`.
+    """
+    records = _records(run)
+    to = to or run / CURVES_FILE
+    with picture("--plot-to", to, (11, 7)) as figure:
+        for axes, (title, keys, logarithmic) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+            for key in keys:
+                steps, values = series(records, key)
+                axes.plot(steps, values, "." if len(steps) == 1 else "-", label=LABELS.get(key, title))
+            if title == PANELS[0][0]:
+                _baselines(axes, records)
+                axes.legend()
+            if logarithmic:
+                axes.set_yscale("log")
+            axes.set(title=title, xlabel="step")
+            axes.grid(alpha=0.3)
+    return to
+
+
+def draw_scores(path: Path, scores: Sequence[tuple[str, float, tuple[float, float] | None]]) -> None:
+    """Draw bits per sample, with an interval where there is one, as bars from top to bottom.
+
+    Errors are those of `drawing.picture`.
+    """
+    with picture("--plot", path, (8, 1.2 + 0.45 * len(scores))) as figure:
+        _bars(figure.subplots(), scores)
+
+
+def _bars(axes: Any, scores: Sequence[tuple[str, float, tuple[float, float] | None]]) -> None:
+    names, bits = [name for name, _, _ in scores], [value for _, value, _ in scores]
+    colors = ["tab:gray" if name in BASELINES else "tab:blue" for name in names]
+    bars = axes.barh(range(len(names)), bits, color=colors, tick_label=names)
+    axes.bar_label(bars, [f"{value:.3f}" for value in bits], padding=18)
+    for place, (_, value, interval) in enumerate(scores):
+        if interval is not None:
+            spread = [[value - interval[0]], [interval[1] - value]]
+            axes.errorbar(value, place, xerr=spread, color="black", capsize=3)
+    axes.invert_yaxis()
+    most = max([*bits, *(interval[1] for _, _, interval in scores if interval)])
+    axes.set(xlabel="bits per sample (bars: 95 % interval over recordings)", xlim=(0, 1.2 * most))
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    path = run / metrics.METRICS_FILE
+    try:
+        records = metrics.read(path)
+    except OSError as error:
+        raise ConfigError(f"--plot {run}: {path} cannot be read ({cause(error)}): name a run") from None
+    if not any(series(records, key)[0] for _, keys, _ in PANELS for key in keys):
+        raise ConfigError(f"--plot {run}: {path} holds nothing to draw yet")
+    return records
+
+
+def _baselines(axes: Any, records: list[dict[str, Any]]) -> None:
+    """Draw what a model that knows nothing, and one that counts classes, would score."""
+    for key, style in (("unigram_bits", "--"), ("uniform_bits", ":")):
+        _, values = series(records, key)
+        if values:
+            axes.axhline(values[-1], linestyle=style, color="gray", label=LABELS[key])

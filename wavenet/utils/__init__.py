@@ -1,0 +1,1 @@
+"""Files, JSON, memory, processes and figures."""
