@@ -273,7 +273,7 @@ def test_instruction_sets_agree(tmp_path):
     """Each set in a process of its own, as it is chosen once."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import torch, sys\nfrom test_fused import *\n"
+        "import torch, sys\nfrom test_native_layers import *\n"
         "model, (samples, weights) = network(ODD), problem(ODD)\n"
         "print(torch.ops.wavenet.cpu_instruction_set(), native_layers.usable(model.embedding(samples)))\n"
         "torch.save(differentiate(model, samples, None, weights), sys.argv[1])\n"
