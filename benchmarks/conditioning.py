@@ -43,7 +43,7 @@ def networks(name: str, hop: int, one_class: bool) -> tuple[Any, Any]:
 
 def score(seconds: float) -> Any:
     """Return a score of eight notes a second."""
-    from wavenet.music.midi_file import Score
+    from wavenet.music.score import Score
 
     onset = np.arange(0, seconds, 0.125)
     pitch = 48 + (7 * np.arange(len(onset))) % 36
@@ -53,7 +53,8 @@ def score(seconds: float) -> Any:
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one network and return its row."""
     from wavenet import Generator
-    from wavenet.generation.conditioned import Classes, Notes
+    from wavenet.conditioning.classes import Classes
+    from wavenet.conditioning.score import Notes
 
     models = dict(zip(("plain", "told"), networks(name, options.hop, options.one_class), strict=True))
 

@@ -56,9 +56,10 @@ def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
     """Return the bits per sample of what was held out."""
     from wavenet.data.dataset import DataConfig, prepare
     from wavenet.data.labels import attach
-    from wavenet.evaluation.scoring import Parallel, evaluate, history
+    from wavenet.evaluation.scoring import Parallel, evaluate
+    from wavenet.models import locate
     from wavenet.models.wavenet import WaveNet
-    from wavenet.training import checkpoint
+    from wavenet.training.checkpoint import history
     from wavenet.utils.files import user_cache
 
     model = WaveNet.from_pretrained(directory)
@@ -72,7 +73,7 @@ def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
         "told nothing": Untold(Parallel(model, rows=4)),
     }
     if options.without is not None:
-        other = WaveNet.from_pretrained(checkpoint.find(options.without))
+        other = WaveNet.from_pretrained(locate.find(options.without))
         if other.config.receptive_field != model.config.receptive_field:
             raise SystemExit(
                 f"{options.without}: its receptive field is another; train one of the same shape"
@@ -97,11 +98,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     from wavenet.audio.mulaw import decode
-    from wavenet.generation.conditioned import MelOf
+    from wavenet.conditioning.mel import MelOf
     from wavenet.generation.generator import Generator
-    from wavenet.training import checkpoint
+    from wavenet.models import locate
 
-    directory = checkpoint.find(options.checkpoint)
+    directory = locate.find(options.checkpoint)
     generator = Generator.from_pretrained(directory)
     rate = generator.config.sample_rate
     steps = round(options.seconds * rate)

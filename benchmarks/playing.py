@@ -25,9 +25,9 @@ def held_out(checkpoint: Path, audio_dir: Path) -> dict[str, np.ndarray]:
     """Return the recordings that a checkpoint's training held out, by name."""
     from wavenet.audio.decoding import load_audio
     from wavenet.data.dataset import held_out
-    from wavenet.evaluation.scoring import history
+    from wavenet.data.discovery import find_audio
     from wavenet.models.serialization import read_config
-    from wavenet.utils.files import find_audio
+    from wavenet.training.checkpoint import history
 
     past = history(checkpoint)
     if past is None:
@@ -66,12 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
     add_sampling(parser)
     options = parser.parse_args(arguments)
 
-    from wavenet.generation.conditioned import Notes
+    from wavenet.conditioning.score import Notes
     from wavenet.generation.generator import Generator
+    from wavenet.models import locate
     from wavenet.music.midi_file import read_midi
-    from wavenet.training import checkpoint
 
-    directory = checkpoint.find(options.checkpoint)
+    directory = locate.find(options.checkpoint)
     generator = Generator.from_pretrained(directory)
     rate, results = generator.config.sample_rate, {}
     print(

@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
     """Take some steps on noise and return a row of the table; to be called in a process of its own."""
-    from wavenet import environment
+    from wavenet.training import environment
 
     if kind == "wavenet":
         # As wavenet-train does.
@@ -55,8 +55,9 @@ def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -
     import torch
     from plain_training import PlainWaveNet
 
-    from wavenet.evaluation.scoring import autocast, cross_entropy
     from wavenet.models import native_layers
+    from wavenet.models.losses import cross_entropy
+    from wavenet.models.precision import autocast
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from wavenet.music.midi_file import Score
+    from wavenet.music.score import Score
 
 LOWEST, HIGHEST = 21, 108
 FRAME_SECONDS, HOP_SECONDS = 0.064, 0.01
@@ -261,7 +261,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     from wavenet.errors import WaveNetError
-    from wavenet.music.midi_file import mismatch, read_midi
+    from wavenet.music.midi_file import read_midi
+    from wavenet.music.score import mismatch
 
     try:
         score = read_midi(options.midi)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 import wavenet
-from wavenet.audio.decoding import load_audio, write_wav
+from wavenet.audio.decoding import load_audio
 from wavenet.audio.mel import log_mel
-from wavenet.generation.conditioned import Given
+from wavenet.audio.wav import write_wav
+from wavenet.conditioning.supplied import Given
 
 
 def arriving(recording: str, config: wavenet.WaveNetConfig, frames: int) -> Iterator[np.ndarray]:

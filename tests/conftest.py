@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.trainers import CONFIG
 
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
 from wavenet.data.dataset import DataConfig, prepare
 
 

@@ -23,7 +23,8 @@ from support.audio_files import (
     wav_bytes,
 )
 
-from wavenet.audio.decoding import Decoder, Unusable, WavWriter, load_audio, write_wav
+from wavenet.audio.decoding import Decoder, Unusable, load_audio
+from wavenet.audio.wav import WavWriter, write_wav
 from wavenet.errors import AudioError
 from wavenet.utils.files import printable
 

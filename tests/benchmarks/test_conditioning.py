@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from support.commands import NETWORK_FLAGS, run
 from support.conditioned import tune
-from test_conditions import write_midi
+from support.scores import write_midi
 
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
 from wavenet.engine import registry
 
 RATE = 4000

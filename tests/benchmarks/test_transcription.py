@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wavenet.audio.decoding import write_wav
-from wavenet.music.midi_file import Score
+from wavenet.audio.wav import write_wav
+from wavenet.music.score import Score
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="runs in a source tree only")

@@ -7,10 +7,10 @@ import pytest
 import soundfile
 from support.audio_files import pitch
 from support.commands import NETWORK_FLAGS, assert_one_line_error, run
-from test_conditions import write_midi
+from support.scores import write_midi
 
-from wavenet.audio.decoding import write_wav
-from wavenet.music.midi_file import Score
+from wavenet.audio.wav import write_wav
+from wavenet.music.score import Score
 
 RATE = 4000
 SHORT = [*NETWORK_FLAGS, "--batch", "4", "--segment", "0.25", "--validate-every", "0", "--sample-every", "0"]

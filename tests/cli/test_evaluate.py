@@ -22,7 +22,7 @@ from support.commands import (
     temporaries,
 )
 
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
 from wavenet.cli.evaluate import main
 from wavenet.config import TrainingConfig
 from wavenet.data.dataset import DataConfig, prepare

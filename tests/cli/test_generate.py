@@ -26,7 +26,7 @@ from support.commands import (
 )
 from support.cpu_engine import chain_model
 
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
 from wavenet.engine import registry
 
 ENGINE = ["--backend", "auto"]

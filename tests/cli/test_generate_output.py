@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.audio_device import Hand, Hungry
 from support.commands import CONFIG, chord, make_checkpoint
 from support.conditioned import config, network
-from test_live import Hand, Hungry
-from test_watchdog import SILENT, troubled
+from support.faulty_networks import SILENT, troubled
 
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
 from wavenet.cli import generate_output
 from wavenet.cli.generate import main
 from wavenet.engine.state import GeneratorState

@@ -15,26 +15,26 @@ from support.commands import assert_one_line_error, run
 
 import wavenet
 from wavenet.audio.faults import troubles
-from wavenet.generation.conditioned import Notes
+from wavenet.conditioning.score import Notes, Tunes
+from wavenet.models import locate
 from wavenet.models.serialization import WEIGHTS_FILE, read_config
-from wavenet.music.rule_composer import Tunes, compose, score_of
-from wavenet.training import checkpoint
+from wavenet.music.rule_composer import compose, score_of
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TAKES, SECONDS = 10, 10
 
 
 def test_it_is_small_and_says_where_it_comes_from():
-    assert (checkpoint.SHIPPED / WEIGHTS_FILE).stat().st_size <= 6_000_000
-    config = read_config(checkpoint.SHIPPED)
+    assert (locate.SHIPPED / WEIGHTS_FILE).stat().st_size <= 6_000_000
+    config = read_config(locate.SHIPPED)
     assert config.sample_rate == 16000 and config.conditioning is not None
     assert config.conditioning.features == "score"
-    card = (checkpoint.SHIPPED / "README.md").read_text(encoding="utf-8")
+    card = (locate.SHIPPED / "README.md").read_text(encoding="utf-8")
     for word in ("public domain", "FluidR3", "bits per sample", "steps", "cannot"):
         assert word in card, word
-    notice = (checkpoint.SHIPPED / "NOTICE").read_text(encoding="utf-8")
+    notice = (locate.SHIPPED / "NOTICE").read_text(encoding="utf-8")
     assert "Mutopia" in notice
-    assert "Permission is hereby granted" in (checkpoint.SHIPPED / "FluidR3_GM-LICENCE.txt").read_text()
+    assert "Permission is hereby granted" in (locate.SHIPPED / "FluidR3_GM-LICENCE.txt").read_text()
 
 
 def test_a_command_in_an_empty_folder_plays(tmp_path):
@@ -68,18 +68,18 @@ def test_training_goes_on_from_it_and_names_it(tmp_path):
     flags = ["--audio-dir", str(tmp_path), "--init-from", "piano", "--features", "none", *more]
     result = run("train", *flags, "--out-dir", "mine", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert read_config(checkpoint.find(tmp_path / "mine")).conditioning is None
+    assert read_config(locate.find(tmp_path / "mine")).conditioning is None
     assert json.loads((tmp_path / "mine" / "effective.json").read_text())["init_from"] == "piano"
 
 
 def test_a_run_comes_first_and_a_damaged_one_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert checkpoint.at_hand() == checkpoint.SHIPPED
+    assert locate.at_hand() == locate.SHIPPED
     Path("checkpoints/samples").mkdir(parents=True)
-    assert checkpoint.at_hand() == checkpoint.SHIPPED
+    assert locate.at_hand() == locate.SHIPPED
     step = Path("checkpoints/step-00000001")
     wavenet.WaveNet(wavenet.WaveNetConfig(layers=2, stacks=1)).save_pretrained(step)
-    assert checkpoint.at_hand() == step
+    assert locate.at_hand() == step
     (step / WEIGHTS_FILE).unlink()
     assert_one_line_error(run("generate", "x.wav", cwd=tmp_path), "holds no checkpoint")
 
@@ -103,7 +103,7 @@ def test_half_precision_is_read_as_single(tmp_path):
 
 @pytest.fixture(scope="module")
 def generator():
-    return wavenet.Generator.from_pretrained(checkpoint.SHIPPED)
+    return wavenet.Generator.from_pretrained(locate.SHIPPED)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import wavenet.environment
 from support.commands import (
     NETWORK_FLAGS,
     assert_one_line_error,
@@ -27,9 +28,8 @@ from support.commands import (
     run,
 )
 
-import wavenet.environment
-from wavenet.account import TIMED
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
+from wavenet.training.metrics import TIMED
 
 SHORT = NETWORK_FLAGS + shlex.split(
     "--steps 5 --batch 1 --segment 0.05 --validate-every 2 --validation-seconds 0.5 --checkpoint-every 2 "
@@ -201,10 +201,10 @@ def test_resuming_uses_as_many_threads_as_before(home):
 
 def test_large_pages_are_asked_for_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    wavenet.environment.prepare()
+    wavenet.training.environment.prepare()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    wavenet.environment.prepare()
+    wavenet.training.environment.prepare()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
 
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from support.commands import run
 
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
 
 pytestmark = pytest.mark.slow
 

@@ -6,14 +6,17 @@ import torch
 from support import conditioned, naive
 from support.conditioned import ENGINES, KINDS, RATE, config, engine, network, tune
 
+from wavenet.conditioning.base import BLOCK, Frames
+from wavenet.conditioning.classes import Classes, class_points, mixture
+from wavenet.conditioning.mel import MelOf
+from wavenet.conditioning.score import Notes
+from wavenet.conditioning.supplied import Given, Together
 from wavenet.config import SCORE_CHANNELS, ConditioningConfig, WaveNetConfig
 from wavenet.engine import registry
 from wavenet.errors import CheckpointError, ConfigError
-from wavenet.generation.conditioned import BLOCK, Classes, Given, MelOf, Notes, Together, class_points
 from wavenet.generation.generator import Generator
-from wavenet.models.conditioner import Frames, mixture
 from wavenet.models.wavenet import WaveNet
-from wavenet.music.midi_file import Score
+from wavenet.music.score import Score
 
 POINTS = {"class": "0:cello 0.05:flute:0.5,piano:2 0.1:piano", "class+score": "cello", "class+mel": "b:0.5"}
 

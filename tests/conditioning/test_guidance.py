@@ -7,10 +7,11 @@ import pytest
 import torch
 from support.conditioned import ENGINES, config, engine, network, tune
 
+from wavenet.conditioning.classes import Classes, class_points
+from wavenet.conditioning.score import Notes
 from wavenet.errors import ConfigError
-from wavenet.generation.conditioned import Classes, Notes, class_points
 from wavenet.generation.generator import Generator
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 
 
@@ -71,7 +72,7 @@ class Doubled(GateBias):
 
 
 def generator_frames(model: WaveNet):
-    from wavenet.models.conditioner import Frames
+    from wavenet.conditioning.base import Frames
 
     model.conditioner.float()
     return Frames(Notes(model.config, tune(0, 0.3)).read(-10, 40))

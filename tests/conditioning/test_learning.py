@@ -6,10 +6,12 @@ import torch
 from support.following import heard, tones, trained
 
 from wavenet.audio.mulaw import decode, encode
+from wavenet.conditioning.base import Source
+from wavenet.conditioning.mel import MelOf
+from wavenet.conditioning.score import Notes
 from wavenet.config import ConditioningConfig
-from wavenet.generation.conditioned import MelOf, Notes, Source
 from wavenet.generation.generator import Generator
-from wavenet.music.midi_file import Score
+from wavenet.music.score import Score
 
 pytestmark = pytest.mark.slow
 

@@ -3,45 +3,29 @@
 import dataclasses
 import re
 
-import mido
 import numpy as np
 import pytest
 import torch
 from support import conditioned
 from support.audio_files import noise, save
 from support.conditioned import RATE, tune
-from test_alignment import RATE as RATE_OF_PIECES
-from test_alignment import moved, piece
-from test_clips import clips_of
+from support.datasets import clips_of
+from support.scores import PIECE_RATE, moved, piece, write_midi
 
 from wavenet.audio import mulaw
+from wavenet.conditioning.mel import MelOf
+from wavenet.conditioning.score import Notes
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import ConditioningConfig
 from wavenet.data.augmentation import Augmentation
 from wavenet.data.dataset import DataConfig, prepare
 from wavenet.data.labels import attach, class_of, with_classes
 from wavenet.errors import AudioError, ConfigError
-from wavenet.generation.conditioned import MelOf, Notes
-from wavenet.music.midi_file import Score
+from wavenet.music.score import Score
 
 HOP = 50
 NAMES = ("cello/one.wav", "cello/two.wav", "piano/three.wav", "piano/four.wav")
 SECONDS = {"cello/one.wav": 1.0, "cello/two.wav": 0.7, "piano/three.wav": 0.31, "piano/four.wav": 3.5}
-
-
-def write_midi(path, score: Score) -> None:
-    """A file whose ticks are milliseconds."""
-    events = [(on, "note_on", pitch, velocity) for on, _, pitch, velocity in rows(score)]
-    events += [(off, "note_off", pitch, 0) for _, off, pitch, _ in rows(score)]
-    track, now = mido.MidiTrack(), 0
-    for time, kind, pitch, velocity in sorted(events):
-        tick = round(time * 1000)
-        track.append(mido.Message(kind, note=pitch, velocity=velocity, time=tick - now))
-        now = tick
-    file = mido.MidiFile(ticks_per_beat=500)  # At 120 beats a minute.
-    file.tracks.append(track)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file.save(path)
 
 
 def rows(score: Score):
@@ -228,9 +212,9 @@ def test_what_does_not_go_together_is_named(folder, tmp_path):
 def test_a_score_that_is_not_played_when_it_says_is_told(tmp_path):
     for seed, late in ((1, 0.0), (2, 0.3), (3, 0.0)):
         audio, score = piece(seed, notes=30)
-        save(tmp_path / f"audio/{seed}.wav", audio, RATE_OF_PIECES)
+        save(tmp_path / f"audio/{seed}.wav", audio, PIECE_RATE)
         write_midi(tmp_path / f"midi/{seed}.mid", moved(score, late))
-    config = dataclasses.replace(conditioned.config("score"), sample_rate=RATE_OF_PIECES)
+    config = dataclasses.replace(conditioned.config("score"), sample_rate=PIECE_RATE)
     data = prepare(tmp_path / "audio", tmp_path / "cache", config, DataConfig())
     lines: list[str] = []
     attach(config, data, tmp_path / "midi", tell=lines.append)

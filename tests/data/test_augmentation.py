@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_clips import clips_of
+from support.datasets import clips_of
 
 from wavenet.audio import mulaw
 from wavenet.data.augmentation import Augmentation, played

@@ -9,20 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.datasets import real_samples
+from support.datasets import clips_of, real_samples
 
-from wavenet.data.clips import Clip, Clips
 from wavenet.data.preparation import weights
 from wavenet.errors import AudioError
-
-
-def clips_of(folder, arrays, receptive_field, dtype="u1", offset=64, silence=128, classes=256):
-    made = []
-    for index, array in enumerate(arrays):
-        path = folder / f"{index}.bin"
-        path.write_bytes(b"\xee" * offset + np.asarray(array).astype(dtype).tobytes())
-        made.append(Clip(path, offset, len(array), np.dtype(dtype)))
-    return Clips(made, receptive_field, classes, silence)
 
 
 def naive_timeline(arrays, receptive_field, silence=128):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from support.trainers import TRAINING, equal, metrics, trainer
 
-from wavenet.account import TIMED
-from wavenet.data.clips import Segments
+from wavenet.data.batch import Segments
 from wavenet.data.loader import Loader
 from wavenet.errors import AudioError
+from wavenet.training.metrics import TIMED
 from wavenet.utils.console import Meter
 
 

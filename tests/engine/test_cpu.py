@@ -20,9 +20,9 @@ from support.cpu_engine import (
 )
 
 from wavenet.engine.cpu import NativeBackend
-from wavenet.engine.state import Sampling
+from wavenet.engine.sampling import Sampling
 from wavenet.errors import BackendError
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 
 pytestmark = needs_extension
 

@@ -20,7 +20,8 @@ from support.cpu_engine import (
 from support.cpu_engine import use_instruction_set as use
 
 from wavenet.engine.cpu import NativeBackend
-from wavenet.engine.state import GeneratorState, Sampling, uniforms
+from wavenet.engine.sampling import Sampling, uniforms
+from wavenet.engine.state import GeneratorState
 
 pytestmark = needs_extension
 

@@ -20,7 +20,7 @@ from wavenet import extension
 from wavenet.engine import cuda, registry
 from wavenet.engine.cpu import NativeBackend
 from wavenet.engine.cuda import CudaBackend
-from wavenet.engine.state import Sampling
+from wavenet.engine.sampling import Sampling
 from wavenet.errors import BackendError
 from wavenet.generation.generator import Generator
 from wavenet.models.wavenet import WaveNet

@@ -20,9 +20,9 @@ from support.host_cuda import NONE, TILES, HostKernel, Stages, compiler
 from wavenet.engine import cuda
 from wavenet.engine.cuda import CudaBackend
 from wavenet.engine.packing_tiles import TileLayout, pack_tiles
-from wavenet.engine.state import Sampling
+from wavenet.engine.sampling import Sampling
 from wavenet.errors import BackendError
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 

@@ -25,10 +25,11 @@ from support.cpu_engine import (
 from wavenet.engine import cuda_tuning
 from wavenet.engine.cpu import NativeBackend
 from wavenet.engine.cuda import KERNELS, CudaBackend
-from wavenet.engine.state import GeneratorState, Sampling
+from wavenet.engine.sampling import Sampling
+from wavenet.engine.state import GeneratorState
 from wavenet.errors import BackendError
 from wavenet.generation.generator import Generator
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 
 UNAVAILABLE = CudaBackend.available()

@@ -18,8 +18,8 @@ from support.host_cuda import CSRC, NONE, HostKernel, Stages, compiler
 
 from wavenet.engine.packing_tiles import pack_tiles
 from wavenet.engine.reference import ReferenceBackend
-from wavenet.engine.state import Sampling
-from wavenet.models.conditioner import GateBias
+from wavenet.engine.sampling import Sampling
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")

@@ -9,12 +9,14 @@ from support import conditioned
 from support.conditioned import KINDS, config, network
 from support.cpu_engine import INSTRUCTION_SETS, needs_extension, use_instruction_set
 
+from wavenet.conditioning.base import BLOCK, Frames
+from wavenet.conditioning.supplied import Given
 from wavenet.engine.cpu import CompiledConditioner
 from wavenet.engine.packing_conditioner import pack_conditioner
 from wavenet.errors import BackendError
-from wavenet.generation.conditioned import BLOCK, LONG_BLOCK, Given
+from wavenet.generation.conditioned import LONG_BLOCK
 from wavenet.generation.generator import Generator
-from wavenet.models.conditioner import LIMIT, Frames
+from wavenet.models.conditioner import LIMIT
 
 pytestmark = needs_extension
 

@@ -12,7 +12,8 @@ from support import naive
 from support.cpu_engine import model_of
 
 from wavenet.engine import registry
-from wavenet.engine.state import GeneratorState, Sampling, uniforms
+from wavenet.engine.sampling import Sampling, uniforms
+from wavenet.engine.state import GeneratorState
 from wavenet.generation.generator import Generator
 from wavenet.models.wavenet import WaveNet
 

@@ -17,9 +17,9 @@ from wavenet.engine import registry
 from wavenet.engine.cpu import NativeBackend
 from wavenet.engine.numba import NumbaBackend
 from wavenet.engine.reference import ReferenceBackend
-from wavenet.engine.state import Sampling
+from wavenet.engine.sampling import Sampling
 from wavenet.errors import BackendError
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 
 NEARLY_ONE = 1 - 2**-24
 

@@ -18,10 +18,10 @@ from support.cpu_engine import (
 
 from wavenet.engine import packing, registry
 from wavenet.engine.cpu import NativeBackend
-from wavenet.engine.state import Sampling
+from wavenet.engine.sampling import Sampling
 from wavenet.errors import BackendError
 from wavenet.generation.generator import Generator
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 
 PRECISIONS = ["fp32", "bf16", "int8"]
 

@@ -20,19 +20,13 @@ from wavenet.data.dataset import DataConfig, prepare
 from wavenet.engine import registry
 from wavenet.errors import BackendError, CheckpointError
 from wavenet.evaluation.linear_prediction import ORDER, LinearPrediction, class_edges, laplace_nats
-from wavenet.evaluation.results import Evaluation, Sums, ratio_interval, student_quantile
-from wavenet.evaluation.scoring import (
-    Loop,
-    Parallel,
-    bits_per_sample,
-    evaluate,
-    history,
-    rows_per_pass,
-    scoring,
-)
+from wavenet.evaluation.results import Evaluation, Sums
+from wavenet.evaluation.scoring import Loop, Parallel, bits_per_sample, evaluate, rows_per_pass, scoring
 from wavenet.generation.generator import Generator
 from wavenet.models.wavenet import WaveNet
 from wavenet.training import checkpoint
+from wavenet.training.checkpoint import history
+from wavenet.utils.statistics import ratio_interval, student_quantile
 
 CLASSES = 24
 SHAPE = Shape(

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 from support.commands import run
 
-from wavenet.audio.decoding import write_wav
-from wavenet.music.midi_file import Score, read_midi
+from wavenet.audio.wav import write_wav
+from wavenet.music.midi_file import read_midi
+from wavenet.music.score import Score
 
 RATE = 4000
 TRAINING = [

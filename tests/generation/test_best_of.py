@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_watchdog import NOISE, RATE, begun, troubled
+from support.faulty_networks import NOISE, RATE, begun, troubled
 
 from wavenet.audio import faults
 from wavenet.errors import ConfigError

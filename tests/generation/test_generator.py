@@ -17,10 +17,10 @@ from support.cpu_engine import chain_model, model_of, random_model
 
 from wavenet.config import WaveNetConfig
 from wavenet.engine import registry
-from wavenet.engine.state import Sampling, uniforms
+from wavenet.engine.sampling import Sampling, uniforms
 from wavenet.errors import BackendError, CheckpointError, ConfigError
 from wavenet.generation.generator import Generator, GeneratorState
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.serialization import serialized
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -10,8 +10,8 @@ import torch
 from support.conditioned import config, network, tune
 from support.cpu_engine import random_model
 
+from wavenet.conditioning.score import Notes
 from wavenet.generation import likelihood
-from wavenet.generation.conditioned import Notes
 from wavenet.generation.generator import Generator
 from wavenet.generation.likelihood import Account, Follower, predictions
 

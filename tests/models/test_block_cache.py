@@ -11,8 +11,8 @@ import torch
 from support.cpu_engine import UNAVAILABLE
 from support.trainers import CONFIG, TRAINING, equal, trainer, weights
 
-from wavenet.evaluation.scoring import cross_entropy
 from wavenet.models import native_layers
+from wavenet.models.losses import cross_entropy
 from wavenet.models.wavenet import WaveNet
 
 pytestmark = pytest.mark.skipif(

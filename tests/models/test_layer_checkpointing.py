@@ -9,9 +9,9 @@ import torch
 from support.trainers import CONFIG, TRAINING, equal, metrics, trainer, weights
 
 from wavenet.config import WaveNetConfig
-from wavenet.evaluation.scoring import autocast
 from wavenet.models import native_layers
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
+from wavenet.models.precision import autocast
 from wavenet.models.wavenet import WaveNet
 from wavenet.training import checkpoint
 from wavenet.training.step import set_dropout

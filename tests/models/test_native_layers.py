@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from support.cpu_engine import UNAVAILABLE
 
 from wavenet.config import TrainingConfig, WaveNetConfig
-from wavenet.data.clips import Segments
-from wavenet.evaluation.scoring import cross_entropy
+from wavenet.data.batch import Segments
 from wavenet.models import native_layers
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
+from wavenet.models.losses import cross_entropy
 from wavenet.models.wavenet import WaveNet
 from wavenet.training.step import add_gradients
 
@@ -282,7 +282,7 @@ def test_instruction_sets_agree(tmp_path):
     for name in torch.ops.wavenet.cpu_instruction_sets().split():
         result = subprocess.run(
             [sys.executable, str(program), str(tmp_path / name)],
-            env={**os.environ, "WAVENET_CPU": name, "PYTHONPATH": str(Path(__file__).parents[1])},
+            env={**os.environ, "WAVENET_CPU": name, "PYTHONPATH": os.pathsep.join(str(each) for each in Path(__file__).parents[:2])},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr

@@ -9,7 +9,7 @@ import torch
 
 from wavenet.config import WaveNetConfig, preset
 from wavenet.errors import CheckpointError, ConfigError
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 
 CONFIGS = [

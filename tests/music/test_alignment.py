@@ -2,34 +2,16 @@
 
 import numpy as np
 import pytest
+from support.scores import PIECE_RATE, moved, piece
 
 from wavenet.music.alignment import Loudness, doubts
-from wavenet.music.midi_file import Score
-
-RATE = 8000
-
-
-def piece(seed: int, notes: int = 60, apart: tuple[float, float] = (0.2, 0.6)) -> tuple[np.ndarray, Score]:
-    """Struck tones that fade, at random times, and the score of them."""
-    rng = np.random.default_rng(seed)
-    onset = 0.7 + np.cumsum(rng.uniform(*apart, notes))
-    audio = rng.normal(0, 0.002, round((onset[-1] + 1.5) * RATE))
-    for first, pitch in zip((onset * RATE).astype(int), rng.integers(48, 84, notes), strict=True):
-        time = np.arange(len(audio) - first) / RATE
-        # An attack of 10 ms.
-        tone = np.minimum(time / 0.01, 1) * np.exp(-4 * time)
-        audio[first:] += 0.2 * tone * np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * time)
-    return audio, Score(onset, onset + 0.2, rng.integers(48, 84, notes), np.full(notes, 80))
+from wavenet.music.score import Score
 
 
 def said(audio: np.ndarray, score: Score) -> str | None:
-    loudness = Loudness(len(audio) / RATE, RATE)
+    loudness = Loudness(len(audio) / PIECE_RATE, PIECE_RATE)
     loudness.add(0, audio)
     return doubts(loudness.rises(), score)
-
-
-def moved(score: Score, seconds: float) -> Score:
-    return Score(score.onset + seconds, score.release + seconds, score.pitch, score.velocity)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -58,10 +40,10 @@ def test_few_notes_and_silence_say_nothing():
 
 def test_stretches_are_heard_where_they_lie():
     audio, score = piece(3)
-    loudness = Loudness(len(audio) / RATE, RATE)
+    loudness = Loudness(len(audio) / PIECE_RATE, PIECE_RATE)
     for first, last in ((0, 30_011), (30_011, 77_777), (77_777, len(audio))):
         loudness.add(first, audio[first:last])
-    whole = Loudness(len(audio) / RATE, RATE)
+    whole = Loudness(len(audio) / PIECE_RATE, PIECE_RATE)
     whole.add(0, audio)
     np.testing.assert_allclose(loudness.energy, whole.energy, rtol=1e-12)
     assert doubts(loudness.rises(), score) is None

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wavenet.errors import AudioError
-from wavenet.music.midi_file import ROLL_CHANNELS, Score, read_midi
+from wavenet.music.midi_file import read_midi
+from wavenet.music.score import ROLL_CHANNELS, Score
 
 mido = pytest.importorskip("mido")
 

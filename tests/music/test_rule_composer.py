@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from support.conditioned import BASE, config
 
+from wavenet.conditioning.score import Tunes
 from wavenet.errors import ConfigError
-from wavenet.music.rule_composer import BEATS, TEMPO, TICKS, Tunes, compose, score_of
+from wavenet.music.rule_composer import BEATS, TEMPO, TICKS, compose, score_of
 
 HOP = 40
 SCORES = config("score", hop=HOP)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wavenet.errors import ConfigError
-from wavenet.music.midi_file import Score, mismatch
+from wavenet.music.score import Score, mismatch
 
 
 def notes(score):

@@ -23,11 +23,11 @@ import torch
 from support import conditioned
 from support.commands import chord
 from support.conditioned import tune
-from test_conditions import write_midi
+from support.scores import write_midi
 
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
+from wavenet.conditioning.supplied import Given
 from wavenet.engine import registry
-from wavenet.generation.conditioned import Given
 from wavenet.generation.generator import Generator
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
 from wavenet.config import WaveNetConfig
 from wavenet.models.wavenet import WaveNet
 

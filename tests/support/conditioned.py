@@ -12,7 +12,7 @@ from wavenet.config import ConditioningConfig, WaveNetConfig
 from wavenet.errors import BackendError
 from wavenet.generation.generator import Generator
 from wavenet.models.wavenet import WaveNet
-from wavenet.music.midi_file import Score
+from wavenet.music.score import Score
 
 RATE = 4000
 BASE = WaveNetConfig(

@@ -12,7 +12,7 @@ from wavenet.engine import cpu
 from wavenet.engine.cpu import NativeBackend
 from wavenet.engine.state import GeneratorState
 from wavenet.extension import load_extension
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 
 UNAVAILABLE = load_extension()

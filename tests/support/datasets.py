@@ -4,6 +4,7 @@ import numpy as np
 
 from support.audio_files import noise, save
 from wavenet.config import WaveNetConfig
+from wavenet.data.clips import Clip, Clips
 
 # A receptive field of 1 + 2 * (1 + 2 + 4) = 15 samples.
 CONFIG = WaveNetConfig(sample_rate=8000, layers=6, stacks=2)
@@ -22,3 +23,12 @@ def real_samples(clips):
 
 def contents(prepared):
     return real_samples(prepared.train).tolist(), real_samples(prepared.validation).tolist()
+
+
+def clips_of(folder, arrays, receptive_field, dtype="u1", offset=64, silence=128, classes=256):
+    made = []
+    for index, array in enumerate(arrays):
+        path = folder / f"{index}.bin"
+        path.write_bytes(b"\xee" * offset + np.asarray(array).astype(dtype).tobytes())
+        made.append(Clip(path, offset, len(array), np.dtype(dtype)))
+    return Clips(made, receptive_field, classes, silence)

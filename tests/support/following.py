@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import ConditioningConfig, TrainingConfig, WaveNetConfig
 from wavenet.data.dataset import DataConfig, Prepared, prepare
 from wavenet.evaluation.scoring import bits_per_sample
 from wavenet.models.wavenet import WaveNet
-from wavenet.music.midi_file import Score
+from wavenet.music.score import Score
 from wavenet.training.trainer import Trainer
 from wavenet.utils.console import Console
 

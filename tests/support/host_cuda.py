@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from wavenet.engine.packing import PackedWeights, pack
-from wavenet.engine.state import GeneratorState, Sampling
-from wavenet.models.conditioner import GateBias
+from wavenet.engine.sampling import Sampling
+from wavenet.engine.state import GeneratorState
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from wavenet.account import TIMED
 from wavenet.config import TrainingConfig, WaveNetConfig
-from wavenet.evaluation.scoring import cross_entropy
+from wavenet.models.losses import cross_entropy
 from wavenet.models.wavenet import WaveNet
+from wavenet.training.metrics import TIMED
 from wavenet.training.trainer import Trainer
 from wavenet.utils.console import Console
 

@@ -114,7 +114,7 @@ def test_the_rough_figure_is_on_the_safe_side(name, settings):
 
 MEASURE = """
 import resource, sys, torch, torch._dynamo
-from wavenet.data.clips import Segments
+from wavenet.data.batch import Segments
 from wavenet.config import TrainingConfig, preset
 from wavenet.training.memory_plan import counted_bytes
 from wavenet.utils.memory import give_back_freed_blocks

@@ -11,8 +11,9 @@ import pytest
 from support.commands import assert_one_line_error, environment, run
 
 from wavenet.errors import AudioError, ConfigError
+from wavenet.evaluation.plots import draw_scores
 from wavenet.generation.plots import draw_take, envelope
-from wavenet.training.plots import draw, draw_scores, series
+from wavenet.training.plots import draw, series
 
 
 def write(folder, records):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support.commands import NETWORK_FLAGS, environment, make_audio, make_checkpoint
 
-from wavenet.account import TIMED
+from wavenet.training.metrics import TIMED
 
 # Together more than ten seconds: left to those who ask for it, as continuous integration does.
 pytestmark = pytest.mark.slow

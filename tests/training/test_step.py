@@ -11,10 +11,11 @@ import pytest
 import torch
 from support.trainers import CONFIG, TRAINING, equal, trainer
 
-from wavenet.data.clips import Segments
+from wavenet.data.batch import Segments
+from wavenet.models.losses import smoothed_cross_entropy
 from wavenet.models.wavenet import WaveNet
 from wavenet.training import checkpoint
-from wavenet.training.step import parameter_groups, set_dropout, smoothed_cross_entropy
+from wavenet.training.step import parameter_groups, set_dropout
 
 
 def after(data, folder, steps=3, **settings):

@@ -14,9 +14,11 @@ import pytest
 import torch
 from support.trainers import CONFIG, TRAINING, equal, metrics, poison, said, trainer, weights
 
-from wavenet.data.clips import Segments
+from wavenet.data.batch import Segments
 from wavenet.errors import CheckpointError, WaveNetError
-from wavenet.evaluation.scoring import bits_per_sample, cross_entropy
+from wavenet.evaluation.scoring import bits_per_sample
+from wavenet.models import locate
+from wavenet.models.losses import cross_entropy
 from wavenet.models.wavenet import WaveNet
 from wavenet.training import checkpoint
 from wavenet.training.schedules import learning_rate
@@ -115,18 +117,18 @@ def test_files_of_a_run(data, tmp_path):
     model = WaveNet.from_pretrained(run / "best")
     windows = data.validation.windows(400, max_samples=4000)
     assert bits_per_sample(model, windows) == pytest.approx(best["validation_bits"], rel=1e-6)
-    assert checkpoint.find(run) == run / "step-00000012"
+    assert locate.find(run) == run / "step-00000012"
     assert equal(weights(run / "step-00000012"), subject.averaged.state_dict())
 
 
 def test_finding_checkpoints(tmp_path):
     model = WaveNet(CONFIG)
     with pytest.raises(CheckpointError, match="does not exist"):
-        checkpoint.find(tmp_path / "none")
+        locate.find(tmp_path / "none")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoint.find(tmp_path)
+        locate.find(tmp_path)
     model.save_pretrained(tmp_path / "best")
-    assert checkpoint.find(tmp_path) == tmp_path / "best"
+    assert locate.find(tmp_path) == tmp_path / "best"
     # Within a run the step decides, whatever the times; between runs the time.
     for number, (name, expected) in enumerate(
         [
@@ -137,10 +139,10 @@ def test_finding_checkpoints(tmp_path):
     ):
         model.save_pretrained(tmp_path / name)
         os.utime(tmp_path / name / "model.safetensors", (10 + number, 10 + number))
-        assert checkpoint.find(tmp_path) == tmp_path / expected
+        assert locate.find(tmp_path) == tmp_path / expected
     (tmp_path / "step-00000003").mkdir()
     (tmp_path / "step-00000003" / "config.json").write_text("{}")
-    assert checkpoint.find(tmp_path) == tmp_path / "other" / "step-00000001"
+    assert locate.find(tmp_path) == tmp_path / "other" / "step-00000001"
 
 
 # -- what goes wrong ----------------------------------------------------------------------------------
@@ -226,7 +228,7 @@ def test_an_interrupt_at_any_rename_leaves_one_whole_network(tmp_path, monkeypat
 def test_a_kill_between_renames_is_made_good(tmp_path):
     WaveNet(CONFIG).save_pretrained(tmp_path / "best")
     (tmp_path / "best").rename(tmp_path / ".best.abc123.old")
-    assert checkpoint.find(tmp_path) == tmp_path / "best"
+    assert locate.find(tmp_path) == tmp_path / "best"
     (tmp_path / "best").rename(tmp_path / ".best.abc123.old")
     checkpoint.prune(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["best"]

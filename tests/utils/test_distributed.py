@@ -12,7 +12,7 @@ import torch
 from support.trainers import CONFIG, TRAINING
 
 from wavenet.data.augmentation import Augmentation
-from wavenet.data.clips import Segments
+from wavenet.data.batch import Segments
 from wavenet.errors import ConfigError
 from wavenet.models.wavenet import WaveNet
 from wavenet.training.step import add_gradients

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from support.audio_files import noise, save, sine
 
-from wavenet.audio.decoding import WavWriter, load_audio, write_wav
+from wavenet.audio.decoding import load_audio
+from wavenet.audio.wav import WavWriter, write_wav
+from wavenet.data.discovery import find_audio
 from wavenet.errors import AudioError
 from wavenet.utils.console import Console
-from wavenet.utils.files import atomic_output, find_audio, free_name, printable
+from wavenet.utils.files import atomic_output, free_name, printable
 
 
 def names_in(folder, **options):

@@ -133,7 +133,7 @@ def check(options: Namespace) -> None:
 def _check_output(options: Namespace) -> None:
     from pathlib import Path
 
-    from wavenet.cli.places import check_file
+    from wavenet.cli.generate_options import check_file
     from wavenet.errors import ConfigError
     from wavenet.utils.figures import figure
 
@@ -154,10 +154,11 @@ def work(options: Namespace) -> int:
 
     from wavenet.cli.signals import interrupts
     from wavenet.errors import AudioError
-    from wavenet.evaluation.scoring import evaluate, history
+    from wavenet.evaluation.plots import draw_scores
+    from wavenet.evaluation.scoring import evaluate
+    from wavenet.models import locate
     from wavenet.models.wavenet import WaveNet
-    from wavenet.training import checkpoint
-    from wavenet.training.plots import draw_scores
+    from wavenet.training.checkpoint import history
     from wavenet.utils.console import Console
     from wavenet.utils.files import printable
 
@@ -165,10 +166,10 @@ def work(options: Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console = Console()
-    directory = checkpoint.find(options.checkpoint or checkpoint.RUN)
+    directory = locate.find(options.checkpoint or locate.RUN)
     past = history(directory)
     model = WaveNet.from_pretrained(directory)
-    console.line(f"checkpoint {checkpoint.shown(directory)}  {model.parameter_count:,} parameters")
+    console.line(f"checkpoint {locate.shown(directory)}  {model.parameter_count:,} parameters")
     scorers, facts = _scorers(model, options, console)
     interrupts.check()
     part, data = _data(model, options, past, console)

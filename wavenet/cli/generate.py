@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wavenet.cli.common import Parser
-    from wavenet.cli.generate_job import Beginning
-    from wavenet.cli.making import Job
+    from wavenet.generation.session import Beginning, Job
     from wavenet.utils.distributed import World
 
 PROGRAM = "wavenet-generate"
@@ -36,7 +35,7 @@ def build_parser() -> Parser:
 
 def work(options: Namespace) -> int:
     """Carry out parsed options; return the exit code."""
-    from wavenet.cli.places import check
+    from wavenet.cli.generate_options import check
     from wavenet.utils.distributed import World
 
     world = World.from_environment()
@@ -45,20 +44,20 @@ def work(options: Namespace) -> int:
     import secrets
 
     from wavenet.cli.common import device_named
-    from wavenet.cli.generate_job import beginning_of, source
-    from wavenet.cli.making import Job, typical_bits
+    from wavenet.cli.generate_job import beginning_of, source, typical_bits
     from wavenet.cli.signals import interrupts
-    from wavenet.engine.state import Sampling
+    from wavenet.engine.sampling import Sampling
     from wavenet.generation.generator import Generator
     from wavenet.generation.saved_state import load_state
-    from wavenet.training import checkpoint
+    from wavenet.generation.session import Job
+    from wavenet.models import locate
     from wavenet.utils.console import Console
 
     interrupts.check()
     Sampling(options.temperature, options.top_k, options.top_p)
     console = Console(silent=not world.leads)
-    directory = checkpoint.find(options.checkpoint) if options.checkpoint else checkpoint.at_hand()
-    if directory == checkpoint.SHIPPED and not options.checkpoint:
+    directory = locate.find(options.checkpoint) if options.checkpoint else locate.at_hand()
+    if directory == locate.SHIPPED and not options.checkpoint:
         console.line("no checkpoint lies under ./checkpoints: the piano that comes with wavenet plays")
     device = options.device if world.size == 1 else str(world.device(device_named(options.device)))
     generator = Generator.from_pretrained(
@@ -72,7 +71,7 @@ def work(options: Namespace) -> int:
         seed = secrets.randbelow(2**31) if left_off is None else left_off[0].seed
     rate = generator.config.sample_rate
     console.line(
-        f"checkpoint {checkpoint.shown(directory)}  {rate} Hz  "
+        f"checkpoint {locate.shown(directory)}  {rate} Hz  "
         f"backend {generator.backend.name}  {generator.backend.precision}  seed {seed}"
     )
     told, length = source(options, generator.config, seed, console)

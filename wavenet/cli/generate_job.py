@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wavenet.audio.decoding import load_audio
+from wavenet.conditioning.base import Source, expect
+from wavenet.conditioning.classes import Classes, class_points
+from wavenet.conditioning.mel import MelOf
+from wavenet.conditioning.score import Notes, Tunes
+from wavenet.conditioning.supplied import Given, Together
 from wavenet.config import WaveNetConfig
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import AudioError, ConfigError
-from wavenet.generation.conditioned import (
-    Classes,
-    Given,
-    MelOf,
-    Notes,
-    Source,
-    Steering,
-    Together,
-    class_points,
-    expect,
-)
+from wavenet.generation.conditioned import Steering
 from wavenet.generation.generator import Generator
 from wavenet.generation.saved_state import Origin
+from wavenet.generation.session import Beginning
+from wavenet.models.serialization import read_json
 from wavenet.music.midi_file import read_midi
-from wavenet.music.rule_composer import Tunes
+from wavenet.training.checkpoint import PROGRESS_FILE
 from wavenet.utils.console import Console
 from wavenet.utils.files import cause, printable
 
@@ -85,31 +80,6 @@ def source(
     if classes is not None and features is not None:
         return Together(classes, features), seconds
     return classes or features, seconds
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """Where takes begin.
-
-    Attributes
-    ----------
-    streams : callable
-        Given the number of the first stream and how many there are, returns them.
-    steering : Steering or None
-        What they are told.
-    told_from : int
-        Position at which that begins.
-    position : int
-        At which the streams begin, what is skipped left out.
-    fresh : bool
-        Whether they begin in silence, with nothing to go on from.
-    """
-
-    streams: Callable[[int, int], GeneratorState]
-    steering: Steering | None
-    told_from: int = 0
-    position: int = 0
-    fresh: bool = True
 
 
 def beginning_of(
@@ -231,3 +201,13 @@ def _array(path: Path) -> Any:
             f"--features {printable(path)}: is no .npy file of numbers; save one with numpy.save"
         )
     return torch.from_numpy(values.astype(np.float32))
+
+
+def typical_bits(directory: Path, beginning: Beginning, told: Source | None) -> float | None:
+    """Return what the network needed for held-out recordings; None where that is no measure for a take."""
+    file = directory / PROGRESS_FILE
+    if told is not None or not beginning.fresh or not file.is_file():
+        return None
+    notes = read_json(file)
+    bits = notes.get("validation_bits") if isinstance(notes, dict) else None
+    return float(bits) if isinstance(bits, (int, float)) and 0 < bits < 64 else None

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from wavenet.cli.common import Parser
+from wavenet.errors import AudioError, ConfigError
+from wavenet.utils.distributed import World
+from wavenet.utils.figures import figure
+from wavenet.utils.files import printable
 
 
 def _backends() -> list[str]:
@@ -204,3 +211,181 @@ def _add_told(parser: Parser) -> None:
     group.add_argument(
         "--features", type=Path, metavar="FILE", help=".npy file of frames (channels, frames) to play"
     )
+
+
+MAX_SECONDS = 1e7
+"""Beyond sixteen weeks a length is a slip of the hand; 0 streams for ever."""
+
+
+MAX_BATCH = 1000
+"""Every take is an open file."""
+
+
+MAX_FOLDER = 1_000_000
+"""The most takes in a folder, which are made in groups."""
+
+
+MAX_CANDIDATES = 1000
+"""To choose a take from."""
+
+
+MAX_PLOTS = 16
+"""Pictures at once."""
+
+
+MAX_PLOT_SECONDS = 600.0
+"""Longest take in a picture."""
+
+
+OTHER_FILES = 64
+"""Files open besides the takes, generously."""
+
+
+def check(options: Namespace, world: World, group: int) -> list[Path]:
+    """Check what can be checked before anything is loaded; return the files to write (none for a stream).
+
+    Of a folder of takes they are those of this process, which makes `group` of them at a time.
+    """
+    _check_counts(options, world)
+    _check_views(options)
+    if options.play:
+        if options.out_dir is not None or options.batch > 1:
+            raise ConfigError("--play: plays a single take; leave out --out-dir and --batch")
+        from wavenet.audio.playback import Device
+
+        # Said now rather than once the network is loaded.
+        Device()
+    if options.output == "-":
+        _check_standard_output(options)
+        return []
+    if options.output is None and options.out_dir is None:
+        return []
+    if options.seconds == 0:
+        raise ConfigError(
+            "--seconds 0 streams for ever and needs - as its output, or --play; give a file a length"
+        )
+    paths = _files(options, world)
+    if not options.force:
+        _refuse(paths)
+    _allow_open_files(min(options.batch, group) if options.out_dir else options.batch)
+    return paths
+
+
+def _check_counts(options: Namespace, world: World) -> None:
+    seconds = options.seconds
+    if world.size > 1 and (options.out_dir is None or options.seed is None):
+        missing = "--out-dir DIR" if options.out_dir is None else "--seed N"
+        raise ConfigError(f"{world.size} processes share the takes of one seed in one folder: add {missing}")
+    if world.size > 1 and options.json is not None:
+        raise ConfigError("--json: tells of the takes of one process; leave it out under torchrun")
+    if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
+        raise ConfigError(f"--seconds {seconds:g}: must be between 0 and {MAX_SECONDS:g}")
+    most = MAX_FOLDER if options.out_dir else MAX_BATCH
+    if not 1 <= options.batch <= most:
+        hint = "; --out-dir takes more" if options.batch > most == MAX_BATCH else ""
+        raise ConfigError(f"--batch {options.batch}: must be from 1 to {most}{hint}")
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise ConfigError(f"--seed {options.seed}: must be from 0 to 2^63 - 1")
+    if options.best_of is not None:
+        if not 1 <= options.best_of <= MAX_CANDIDATES:
+            raise ConfigError(f"--best-of {options.best_of}: must be from 1 to {MAX_CANDIDATES}")
+        if seconds == 0:
+            raise ConfigError("--best-of chooses among whole takes: give them a length with --seconds")
+    if options.from_state is not None and options.prime is not None:
+        raise ConfigError("--from-state and --prime both say where to go on: give one of them")
+    if options.out_dir is not None and options.save_state is not None:
+        raise ConfigError("--save-state: goes with OUT, whose takes are made together, not with --out-dir")
+
+
+def _check_views(options: Namespace) -> None:
+    for flag in ("plot", "json", "save_state"):
+        path = getattr(options, flag)
+        for each in numbered(path, options.batch if flag == "plot" else 1) if path is not None else []:
+            check_file(f"--{flag.replace('_', '-')}", each, options.force)
+    if options.seconds == 0 and (options.plot is not None or options.entropy):
+        raise ConfigError("--plot and --entropy look at a whole take: give it a length with --seconds")
+    if options.plot is not None:
+        if options.out_dir is not None or options.batch > MAX_PLOTS:
+            raise ConfigError(f"--plot: draws up to {MAX_PLOTS} takes of OUT; make fewer, or leave it out")
+        if options.seconds is not None and options.seconds > MAX_PLOT_SECONDS:
+            raise ConfigError(f"--plot: draws up to {MAX_PLOT_SECONDS:g} s; give fewer --seconds")
+        figure("--plot", options.plot, (1, 1))
+
+
+def _check_standard_output(options: Namespace) -> None:
+    if options.batch > 1:
+        raise ConfigError(f"--batch {options.batch}: only one take fits standard output; name a file instead")
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed: open it, or name a file instead of -")
+    if sys.stdout.isatty():
+        raise ConfigError("standard output is a terminal: pipe it into a player, or name a file")
+
+
+def numbered(path: Path, batch: int) -> list[Path]:
+    """Return the names of the files of several takes, out-0.wav, ..., or of the only one, out.wav."""
+    if batch == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{take}{path.suffix}") for take in range(batch)]
+
+
+def check_file(flag: str, path: Path, force: bool) -> None:
+    """Raise `AudioError` if a file that a flag names cannot be written, or exists and is to stay."""
+    shown = printable(path)
+    if path.is_dir() or not path.name:
+        raise AudioError(f"{flag} {shown}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise AudioError(f"{flag} {shown}: its folder does not exist; create it first")
+    if path.is_file() and not force:
+        raise AudioError(f"{flag} {shown}: exists; add --force to overwrite it, or choose another name")
+
+
+def _files(options: Namespace, world: World) -> list[Path]:
+    if options.out_dir is not None:
+        return _in_folder(options, world)
+    path = Path(options.output)
+    suffix = path.suffix.lower()
+    if options.format == "wav" and suffix not in ("", ".wav", ".wave"):
+        raise ConfigError(
+            f"{printable(path)}: only WAV is written; name it {printable(path.stem)}.wav, or add --format raw"
+        )
+    if path.is_dir() or not path.name:
+        raise AudioError(f"{printable(path)}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise AudioError(f"{printable(path)}: its folder does not exist; create it first")
+    return numbered(path, options.batch)
+
+
+def _in_folder(options: Namespace, world: World) -> list[Path]:
+    """Return this process's files in a folder of takes, named by the numbers of their streams."""
+    if options.out_dir.exists() and not options.out_dir.is_dir():
+        raise AudioError(f"--out-dir {printable(options.out_dir)}: is no folder; choose another name")
+    digits = max(4, len(str(options.batch - 1)))
+    return [options.out_dir / f"{take:0{digits}}.{options.format}" for take in world.share(options.batch)]
+
+
+def _refuse(paths: list[Path]) -> None:
+    """Raise `AudioError` if one of the files exists."""
+    for each in paths:
+        if each.is_file():
+            raise AudioError(
+                f"{printable(each)}: exists; add --force to overwrite it, or choose another name"
+            )
+
+
+def _allow_open_files(batch: int) -> None:
+    """Raise the process's limit of open files as far as the takes need; `ConfigError` if it may not be."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit.
+        return
+    needed = batch + OTHER_FILES
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+    except (ValueError, OSError):
+        raise ConfigError(
+            f"--batch {batch}: needs {needed} open files and the limit is {most}; "
+            "lower it, or raise the limit (ulimit -n)"
+        ) from None

@@ -12,15 +12,15 @@ from typing import BinaryIO
 
 import torch
 
-from wavenet.audio.decoding import WavWriter
 from wavenet.audio.playback import BUFFER_SECONDS, HEADROOM, Device, Player, lead_for, speed
+from wavenet.audio.wav import WavWriter
 from wavenet.cli.generate_report import Look
-from wavenet.cli.making import Job
 from wavenet.cli.signals import interrupts
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import AudioError
 from wavenet.generation.generator import Generator
 from wavenet.generation.saved_state import save_state
+from wavenet.generation.session import Job
 from wavenet.utils.files import atomic_output, cause, free_name, printable
 
 

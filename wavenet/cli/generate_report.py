@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from wavenet.cli.making import Job, Maker
-from wavenet.cli.places import MAX_PLOT_SECONDS, numbered
+from wavenet.cli.generate_options import MAX_PLOT_SECONDS, numbered
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import ConfigError
 from wavenet.generation.best_of import BestOf
 from wavenet.generation.likelihood import PERCENTILES, Account, Follower
 from wavenet.generation.plots import draw_take
+from wavenet.generation.session import Job, Maker
 from wavenet.utils.files import atomic_output, printable
 
 MOST_SECONDS = 30

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wavenet import environment
 from wavenet.cli import interrupted
 from wavenet.cli.common import INTERRUPTED, device_named, run
 from wavenet.cli.signals import interrupts
@@ -31,6 +30,7 @@ from wavenet.cli.train_options import (
 )
 from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, flat, preset
 from wavenet.errors import CheckpointError, ConfigError
+from wavenet.training import environment
 from wavenet.utils.distributed import World
 from wavenet.utils.files import user_cache
 
@@ -74,7 +74,8 @@ def work(options: argparse.Namespace) -> int:
     from wavenet.conditioning.segments import refuse_speed
     from wavenet.data.labels import attach, with_classes
     from wavenet.engine import registry
-    from wavenet.evaluation.scoring import resolve_precision
+    from wavenet.models import locate
+    from wavenet.models.precision import resolve_precision
     from wavenet.training import checkpoint
     from wavenet.training.compile import compiling_explained
     from wavenet.training.memory_plan import explained, fitted
@@ -95,8 +96,8 @@ def work(options: argparse.Namespace) -> int:
     found = first = None
     if options.init_from is not None:
         config, first = _initial(options, network, console)
-        own = checkpoint.find(options.init_from) == checkpoint.SHIPPED
-        source["init_from"] = checkpoint.SHIPPED.name if own else str(options.init_from.resolve())
+        own = locate.find(options.init_from) == locate.SHIPPED
+        source["init_from"] = locate.SHIPPED.name if own else str(options.init_from.resolve())
     if options.resume:
         found = world.in_turn(
             lambda: checkpoint.load_latest(options.out_dir, lambda text: console.line(f"warning: {text}"))
@@ -219,10 +220,10 @@ def _asked(options: argparse.Namespace, network: dict[str, Any]) -> dict[str, An
 
 def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any) -> tuple[WaveNetConfig, Any]:
     """Return the configuration and the weights that a run is to start from, and tell of them."""
+    from wavenet.models import locate
     from wavenet.models.wavenet import WaveNet
-    from wavenet.training import checkpoint
 
-    path = checkpoint.find(options.init_from)
+    path = locate.find(options.init_from)
     model = WaveNet.from_pretrained(path)
     config = model.config
     known = flat(config)
@@ -248,7 +249,7 @@ def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any)
             "leave the network's flags out, or train one from the beginning"
         )
     console.line(
-        f"start    from {checkpoint.shown(path)}: {config.layers} layers, {model.parameter_count:,} "
+        f"start    from {locate.shown(path)}: {config.layers} layers, {model.parameter_count:,} "
         f"parameters, {config.sample_rate} Hz, {config.quantization_channels} classes, normalization "
         f"{config.normalization}; the optimiser starts anew"
     )
@@ -361,7 +362,7 @@ def _dry_run(trainer: Any, console: Any) -> int:
 def _train(trainer: Any, console: Any, options: argparse.Namespace, end: float | None) -> int:
     import shlex
 
-    from wavenet.cli.stopping import Limit, Stopper
+    from wavenet.cli.signals import Limit, Stopper
 
     # Clocks differ a little: the first process's counts.
     limit = Limit(options.max_time, end if trainer.world.leads else None, console)

@@ -50,15 +50,15 @@ def work(options: Namespace) -> int:
     from wavenet.engine.cuda import KERNELS, CudaBackend
     from wavenet.errors import ConfigError
     from wavenet.generation.generator import Generator
+    from wavenet.models import locate
     from wavenet.models.wavenet import WaveNet
-    from wavenet.training import checkpoint
     from wavenet.utils.console import Console
     from wavenet.utils.files import printable
 
     if not 1 <= options.streams <= MOST:
         raise ConfigError(f"--streams {options.streams}: must be from 1 to {MOST}")
     console = Console()
-    directory = checkpoint.find(options.checkpoint or checkpoint.RUN)
+    directory = locate.find(options.checkpoint or locate.RUN)
     model = WaveNet.from_pretrained(directory)
     generator = Generator(model, "cuda", device=options.device, precision=options.precision)
     engine = generator.backend

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from wavenet.audio import mulaw
 from wavenet.audio.mel import log_mel_frames
+from wavenet.conditioning.base import Frames, Timeline, reach
 from wavenet.config import ConditioningConfig, WaveNetConfig
 from wavenet.errors import ConfigError
-from wavenet.models.conditioner import Frames, reach
-from wavenet.music.midi_file import Score
+from wavenet.music.score import Score
 
 # The words that choose the segments begin at counter 0 of the same key; these lie far beyond any batch.
 _COUNTER = (0, 0, 0, 2)
@@ -26,18 +25,6 @@ def refuse_speed(told: ConditioningConfig | None) -> None:
         raise ConfigError(
             "--augment-speed: moves pitches away from the scores of --midi-dir; leave one of them out"
         )
-
-
-class Timeline(Protocol):
-    """The clips end to end, as `wavenet.data.clips.Clips` has them."""
-
-    def spans(self, first: int, stop: int, ring: bool) -> Iterator[tuple[int, int, int, int]]:
-        """Yield the clips that touch [first, stop): number, beginning, end, and start in the recording."""
-        ...
-
-    def owners(self, places: np.ndarray, ring: bool) -> np.ndarray:
-        """Return the number of the clip that each place belongs to, itself or as the gap before it."""
-        ...
 
 
 class Conditions:

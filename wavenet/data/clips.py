@@ -9,19 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from wavenet.conditioning.segments import Conditions
 from wavenet.data.augmentation import Augmentation, played
-from wavenet.data.report import entropy
+from wavenet.data.batch import IGNORED, Segments
 from wavenet.errors import AudioError
-from wavenet.models.conditioner import Frames
 from wavenet.utils.files import printable
+from wavenet.utils.statistics import entropy
 
-IGNORED = -1
 # Each open map holds a file descriptor, of which a process may have as few as 256.
 _OPEN_MAPS = 64
 _CHUNK = 1 << 20
@@ -47,31 +46,6 @@ class Clip:
     dtype: np.dtype[Any]
     name: str = ""
     start: int = 0
-
-
-class Segments(NamedTuple):
-    """Stretches of audio to be learnt or scored.
-
-    Attributes
-    ----------
-    inputs : int64 tensor (batch, receptive_field - 1 + segment)
-        Classes; target i is predicted from the `receptive_field` of them from i on.
-    targets : int64 tensor (batch, segment)
-        Classes, or -1 where nothing is to be predicted.
-    frames : Frames or None
-        What the network is told besides; position 0 is that of the first target.
-    """
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    frames: Frames | None = None
-
-    def pinned(self) -> Segments:
-        """Return them in memory from which a GPU copies while it computes; themselves where there is none."""
-        if not torch.cuda.is_available():
-            return self
-        frames = self.frames and self.frames.pinned()
-        return Segments(self.inputs.pin_memory(), self.targets.pin_memory(), frames)
 
 
 class Clips:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wavenet.conditioning.base import Frames
 from wavenet.config import WaveNetConfig
 from wavenet.data.cache import Entry, Index, Settings
 from wavenet.data.clips import Clip, Clips
@@ -24,7 +25,6 @@ from wavenet.data.preparation import (
 )
 from wavenet.data.report import DataReport, by_reason, reasons_told
 from wavenet.errors import AudioError
-from wavenet.models.conditioner import Frames
 from wavenet.utils.files import printable
 
 __all__ = ["Clips", "DataConfig", "DataReport", "Prepared", "held_out", "prepare"]

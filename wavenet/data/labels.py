@@ -13,7 +13,8 @@ from wavenet.config import WaveNetConfig
 from wavenet.data.dataset import Prepared
 from wavenet.errors import AudioError, ConfigError
 from wavenet.music.alignment import Loudness, doubts
-from wavenet.music.midi_file import Score, mismatch, read_midi
+from wavenet.music.midi_file import read_midi
+from wavenet.music.score import Score, mismatch
 from wavenet.utils.files import printable
 
 SUFFIXES = (".mid", ".midi", ".MID", ".MIDI")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from wavenet.data.clips import Segments
+from wavenet.data.batch import Segments
 
 
 class Loader:

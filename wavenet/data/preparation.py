@@ -16,8 +16,9 @@ from queue import Empty, SimpleQueue
 
 from wavenet.audio.decoder_stderr import audible
 from wavenet.data.cache import Entry, Index, Settings, load, obtain, read_indexes, remove_stale, save_index
+from wavenet.data.discovery import FoundFiles, find_audio
 from wavenet.errors import AudioError
-from wavenet.utils.files import FoundFiles, cause, find_audio, printable
+from wavenet.utils.files import cause, printable
 
 Progress = Callable[[int, int, str], None]
 PathLike = str | os.PathLike[str]

@@ -193,11 +193,3 @@ def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def entropy(counts: Any) -> float:
-    """Return the entropy in bits of a histogram (classes,); 0 if it is empty."""
-    total = float(sum(counts))
-    if total == 0:
-        return 0.0
-    return -sum(count / total * math.log2(count / total) for count in counts if count > 0)

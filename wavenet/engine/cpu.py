@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from wavenet.conditioning.base import Frames
 from wavenet.engine.packing import PRECISIONS, pack
 from wavenet.engine.packing_conditioner import pack_conditioner
-from wavenet.engine.state import GeneratorState, Sampling
+from wavenet.engine.sampling import Sampling
+from wavenet.engine.state import GeneratorState
 from wavenet.errors import BackendError
 from wavenet.extension import first_line, load_extension
-from wavenet.models.conditioner import LIMIT, Conditioner, Frames, GateBias
+from wavenet.models.conditioner import LIMIT, Conditioner
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 
 _X86, _ARM = ("avx2", "avx512", "avx512vnni"), ("neon", "neondot")
@@ -70,7 +73,7 @@ class NativeBackend:
         Most threads to spread streams over; a stream is never split.
     precision : str
         What the matrices of the network are stored in. "fp32": as they are. "bf16": in 16 bits, rounded as
-        closely as to bfloat16 (`wavenet.engine.packing` says how), all sums in float32. "int8": 8 bits with a scale
+        closely as to bfloat16 (`packing` says how), all sums in float32. "int8": 8 bits with a scale
         for every output, multiplied with inputs that are rounded to 8 bits with a scale for every vector;
         every instruction set gives the same bits. Embedding, biases and queues are float32 always, so a state
         goes from one precision to another.
@@ -133,7 +136,7 @@ class NativeBackend:
 
     @staticmethod
     def uniforms(state: GeneratorState, steps: int) -> torch.Tensor:
-        """Return the same numbers as `wavenet.engine.state.uniforms`, many streams at a time."""
+        """Return the same numbers as `wavenet.engine.sampling.uniforms`, many streams at a time."""
         numbers = (each.cpu() for each in (state.stream, state.substream, state.position))
         return torch.ops.wavenet.uniforms(state.seed, *numbers, steps)
 

@@ -13,10 +13,11 @@ from wavenet.engine.cpu import NativeBackend
 from wavenet.engine.packing import LAYOUTS, pack
 from wavenet.engine.packing_tiles import TILE_LAYOUTS, pack_tiles
 from wavenet.engine.reference import ReferenceBackend, draw
-from wavenet.engine.state import GeneratorState, Sampling
+from wavenet.engine.sampling import Sampling
+from wavenet.engine.state import GeneratorState
 from wavenet.errors import BackendError
 from wavenet.extension import build_info, load_extension
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 
 KERNELS = ("stage_cluster", "stage_grid", "stream_cta")

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from wavenet import __version__
-from wavenet.engine.state import GeneratorState, Sampling
+from wavenet.engine.sampling import Sampling
+from wavenet.engine.state import GeneratorState
 from wavenet.utils.files import atomic_output, user_cache
 
 TILE = 8

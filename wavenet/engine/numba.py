@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from wavenet.engine.packing import pack
-from wavenet.engine.state import GeneratorState, Sampling
+from wavenet.engine.sampling import Sampling
+from wavenet.engine.state import GeneratorState
 from wavenet.errors import BackendError
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 from wavenet.utils.files import user_cache
 

@@ -4,7 +4,7 @@ Numba is loaded with this file, so only `wavenet.engine.numba` imports it, when 
 is compiled stands here: numba looks at the date of this file alone to tell whether what it kept of an earlier
 compilation still holds.
 
-Weights come as `wavenet.engine.packing` lays them out in fp32. Every output is the sum of its inputs in their stored
+Weights come as `packing` lays them out in fp32. Every output is the sum of its inputs in their stored
 order, so a stream's values depend on nothing but its own history.
 """
 
@@ -232,7 +232,7 @@ def _multiply(weights, at, values, inputs, count, sums, outputs):
 
 @njit(**_INNER)
 def _add_frame(net, layer, activation, gate, position, hop, start, linear):
-    """Add the frame of conditioning that holds at a position; see `wavenet.models.conditioner.GateBias`."""
+    """Add the frame of conditioning that holds at a position; see `wavenet.models.gate_bias.GateBias`."""
     offset = position - start
     frame = offset // hop
     here, after = _clamped(frame, 0, len(gate) - 1), _clamped(frame + 1, 0, len(gate) - 1)

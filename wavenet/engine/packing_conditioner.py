@@ -1,6 +1,6 @@
 """From a conditioner to the one flat block of weights that the compiled engine makes gate biases with.
 
-The block holds, one after the other, vectors and matrices of float32 as `wavenet.engine.packing` lays them out:
+The block holds, one after the other, vectors and matrices of float32 as `packing` lays them out:
 
     centre, scale                  (F')             these and the convolutions only with features
     for each convolution over frames
@@ -16,8 +16,9 @@ that stands before it in the argument of tanh.
 
 from __future__ import annotations
 
+from wavenet.conditioning.base import DILATIONS, TAPS
 from wavenet.engine.packing import Layout, PackedWeights
-from wavenet.models.conditioner import DILATIONS, LIMIT, TAPS, Conditioner
+from wavenet.models.conditioner import LIMIT, Conditioner
 
 _PAD = 16
 

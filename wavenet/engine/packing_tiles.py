@@ -1,6 +1,6 @@
 """From a model to the block of weights that CUDA's tensor cores read.
 
-The block is that of `wavenet.engine.packing`, bytes, little-endian, with vectors of float32 padded to a multiple of
+The block is that of `packing`, bytes, little-endian, with vectors of float32 padded to a multiple of
 16; but a matrix is cut into tiles of 16 outputs by 16 inputs in 16 bits, stored output by output and, within
 that, input by input. Inputs are padded with zeros to whole tiles; those of a dilated matrix in two parts, the
 old taps and the newest.

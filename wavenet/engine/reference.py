@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from wavenet.engine.state import GeneratorState, Sampling
+from wavenet.engine.sampling import Sampling
+from wavenet.engine.state import GeneratorState
 from wavenet.errors import BackendError
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 
 

@@ -2,68 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 
+from wavenet.engine.base import Backend
 from wavenet.engine.cpu import CompiledConditioner, NativeBackend
 from wavenet.engine.cuda import CudaBackend
 from wavenet.engine.numba import NumbaBackend
 from wavenet.engine.packing import PRECISIONS as CPU_PRECISIONS
 from wavenet.engine.reference import ReferenceBackend
-from wavenet.engine.state import GeneratorState, Sampling
 from wavenet.errors import BackendError
-from wavenet.models.conditioner import Conditioner, GateBias
+from wavenet.models.conditioner import Conditioner
 from wavenet.models.wavenet import WaveNet
-
-
-class Backend(Protocol):
-    """What every engine offers; both entries change the state in place."""
-
-    name: str
-    device: torch.device
-    precision: str
-
-    def advance(
-        self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
-    ) -> torch.Tensor:
-        """Feed given samples (teacher forcing).
-
-        Parameters
-        ----------
-        state : GeneratorState
-        samples : int64 tensor (batch, time)
-        gate_bias : GateBias, optional
-
-        Returns
-        -------
-        float32 tensor (batch, time, quantization_channels)
-            The logits at index i predict samples[:, i], before it is fed.
-        """
-        ...
-
-    def generate(
-        self,
-        state: GeneratorState,
-        uniforms: torch.Tensor,
-        sampling: Sampling,
-        gate_bias: GateBias | None = None,
-    ) -> torch.Tensor:
-        """Draw samples.
-
-        Parameters
-        ----------
-        state : GeneratorState
-        uniforms : float32 tensor (batch, time), in [0, 1)
-        sampling : Sampling
-        gate_bias : GateBias, optional
-
-        Returns
-        -------
-        int64 tensor (batch, time)
-        """
-        ...
-
 
 _BACKENDS: dict[
     str, type[NativeBackend] | type[NumbaBackend] | type[ReferenceBackend] | type[CudaBackend]

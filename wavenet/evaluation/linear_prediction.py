@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from wavenet.audio import mulaw
-from wavenet.data.clips import IGNORED
-from wavenet.models.conditioner import Frames
+from wavenet.conditioning.base import Frames
+from wavenet.data.batch import IGNORED
 
 ORDER = 32
 """Past samples in a prediction."""

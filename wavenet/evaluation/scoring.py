@@ -1,6 +1,6 @@
 """Bits per sample: how well a network predicts audio, on the scale of an ideal compressor.
 
-Training's validation and `wavenet-evaluate` both score windows of `wavenet.data.dataset.Clips` with a `Scorer`:
+Training's validation and `wavenet-evaluate` both score windows of `dataset.Clips` with a `Scorer`:
 the parallel form of a network, the sample loop of a generator, or a baseline.
 """
 
@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from wavenet.config import TrainingConfig, WaveNetConfig
-from wavenet.data.clips import IGNORED, Clips, Segments
-from wavenet.errors import BackendError, CheckpointError, ConfigError
+from wavenet.conditioning.base import Frames
+from wavenet.config import WaveNetConfig
+from wavenet.data.batch import IGNORED, Segments
+from wavenet.data.clips import Clips
+from wavenet.errors import BackendError
 from wavenet.evaluation.results import Evaluation, Sums
 from wavenet.generation.generator import Generator
-from wavenet.models import native_layers
-from wavenet.models.conditioner import Frames
-from wavenet.models.serialization import read_json
+from wavenet.models.losses import cross_entropy
+from wavenet.models.precision import autocast
 from wavenet.models.wavenet import WaveNet
-from wavenet.training import checkpoint
 from wavenet.utils.files import printable
 
 BATCH = 16
@@ -32,45 +30,6 @@ BATCH = 16
 
 _LOOP_LOGITS = 1 << 22
 _PASS_BYTES = 1 << 28
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which matrix products run in the given precision, "fp32" or "bf16"."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return "bf16" for "auto" where the device multiplies bfloat16 natively, "fp32" elsewhere."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    # The operator exists only where torch was built with oneDNN.
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-    return "fp32"
-
-
-def cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, reduction: Literal["mean", "sum", "none"] = "mean"
-) -> torch.Tensor:
-    """Return the cross-entropy in nats over the targets that are not `IGNORED`.
-
-    Parameters
-    ----------
-    logits : float tensor (batch, quantization_channels, time)
-    targets : int64 tensor (batch, time)
-    reduction : str
-        "mean", "sum", or "none" for a tensor like `targets`, 0 where they are `IGNORED`.
-    """
-    rows, wanted = logits.transpose(1, 2).reshape(targets.numel(), -1), targets.reshape(-1)
-    if native_layers.can_score(rows):
-        nats = native_layers.cross_entropies(rows, wanted, IGNORED)
-    else:
-        nats = F.cross_entropy(rows.float(), wanted, ignore_index=IGNORED, reduction="none")
-    if reduction == "none":
-        return nats.reshape(targets.shape)
-    return nats.sum() / (wanted != IGNORED).sum() if reduction == "mean" else nats.sum()
 
 
 class Scorer(Protocol):
@@ -254,25 +213,3 @@ def evaluate(
             sums[name].windows[some] = bits.sum(axis=1)
         progress(some.stop, len(places))
     return Evaluation(clips.names, samples, window_samples, histogram, sums)
-
-
-def history(directory: Path) -> tuple[TrainingConfig, dict[str, Any]] | None:
-    """Return how the network in a checkpoint was trained and what else was noted; None if nothing says so.
-
-    Raises `CheckpointError` if the notes are damaged.
-    """
-    places = [directory]
-    if directory.name == checkpoint.BEST:
-        # Of a run's best network only the step is noted there.
-        places += checkpoint.numbered(directory.parent)[:1]
-    for place in places:
-        file = place / checkpoint.PROGRESS_FILE
-        if not file.is_file():
-            continue
-        notes = read_json(file)
-        if isinstance(notes, dict) and "training" in notes:
-            try:
-                return TrainingConfig.from_json(notes["training"]), notes
-            except ConfigError as error:
-                raise CheckpointError(f"{file}: {error}; use another checkpoint") from None
-    return None

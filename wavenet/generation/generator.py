@@ -13,14 +13,17 @@ import numpy as np
 import torch
 
 from wavenet.audio import mulaw
+from wavenet.conditioning.base import Frames, Source
+from wavenet.conditioning.supplied import Given
 from wavenet.engine import registry
-from wavenet.engine.state import GeneratorState, Sampling, stream_numbers, uniforms
+from wavenet.engine.sampling import Sampling, uniforms
+from wavenet.engine.state import GeneratorState, stream_numbers
 from wavenet.errors import ConfigError
-from wavenet.generation.conditioned import Given, Source, Steering, single_thread
+from wavenet.generation.conditioned import Steering, single_thread
 from wavenet.generation.leading_silence import first_sounds
-from wavenet.models.conditioner import Frames, GateBias
+from wavenet.models import locate
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
-from wavenet.training import checkpoint
 
 Bias = GateBias | Steering
 """What generation can be told: a gate bias, or what makes one as it is needed (`Generator.steering`)."""
@@ -98,7 +101,7 @@ class Generator:
 
         Raises `CheckpointError` if there is none, or it is damaged.
         """
-        model = WaveNet.from_pretrained(checkpoint.find(Path(directory)))
+        model = WaveNet.from_pretrained(locate.find(Path(directory)))
         return cls(model, backend, device, threads, precision)
 
     def encode(self, audio: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -115,7 +118,7 @@ class Generator:
         Parameters
         ----------
         source : Source
-            `Classes`, `Notes`, `MelOf` or `Given` of `wavenet.generation.conditioned`, or two of them `Together`.
+            `Classes`, `Notes`, `MelOf` or `Given` of `conditioned`, or two of them `Together`.
         start : int
             Position of the stream at which they begin: after a primer, its length.
         guidance : float

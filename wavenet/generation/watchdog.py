@@ -11,8 +11,12 @@ import torch
 
 from wavenet.audio import faults
 from wavenet.audio.faults import KINDS, NOISE, SILENCE, TONE, WINDOWS, Heard
-from wavenet.engine.state import GeneratorState, Sampling
-from wavenet.generation.conditioned import Classes, Notes, Source, Together
+from wavenet.conditioning.base import Source
+from wavenet.conditioning.classes import Classes
+from wavenet.conditioning.score import Notes
+from wavenet.conditioning.supplied import Together
+from wavenet.engine.sampling import Sampling
+from wavenet.engine.state import GeneratorState
 from wavenet.generation.generator import Bias, Generator
 from wavenet.generation.likelihood import predictions
 
@@ -164,7 +168,7 @@ class _Row:
 class Watched:
     """Draws streams as `Generator.stream` does, and goes back where one falls silent, into noise, or sticks.
 
-    Streams are made in blocks of a quarter of a second, which are heard (`wavenet.audio.faults`) together with the
+    Streams are made in blocks of a quarter of a second, which are heard (`faults`) together with the
     entropy of the network's predictions at their beginning. A stream in trouble goes back to somewhat before
     that began, and on with the random numbers of its next sub-stream; so what it sounds like still depends on
     its seed and number only. 4 s are held back for this; live, they are saved up little by little, a quarter

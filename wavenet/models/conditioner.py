@@ -7,109 +7,14 @@ class, then the features. `Conditioner` makes the bias of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wavenet.conditioning.base import DILATIONS, TAPS, Frames, reach
 from wavenet.config import WaveNetConfig
-from wavenet.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class GateBias:
-    """What is added to each layer's gate, at frame rate (van den Oord et al. 2016, section 2.5).
-
-    The bias at position p of a stream is the one used in the step that predicts sample p. With
-    q = p - start and f = floor(q / hop) it is frame f, or, if `linear`, the mixture of frames f and
-    f + 1 with weight (q mod hop) / hop on the latter. Beyond either end the nearest frame holds.
-
-    Attributes
-    ----------
-    values : float32 tensor (batch, frames, layers, 2 * dilation_channels)
-        The filter half first, as in the dilated convolutions.
-    hop : int
-        Samples per frame.
-    start : int
-        Position of the first sample of frame 0.
-    linear : bool
-        Interpolate between frames rather than repeat them.
-    """
-
-    values: torch.Tensor
-    hop: int
-    start: int = 0
-    linear: bool = False
-
-    def __post_init__(self) -> None:
-        if self.values.dim() != 4 or self.values.dtype != torch.float32 or self.values.shape[1] == 0:
-            raise ConfigError(
-                "gate bias: expected float32 of shape (batch, frames, layers, 2 * dilation_channels), "
-                f"found {self.values.dtype} {tuple(self.values.shape)}"
-            )
-        if self.hop < 1:
-            raise ConfigError(f"gate bias: hop = {self.hop} samples per frame: must be at least 1")
-
-    def at(self, position: int, steps: int, layer: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Return one layer's bias for `steps` positions, (batch, steps, 2 * dilation_channels)."""
-        values = self.values[:, :, layer].to(dtype)
-        last = values.shape[1] - 1
-        if last == 0:
-            return values.expand(-1, steps, -1)
-        first, skipped = divmod(position - self.start, self.hop)
-        frames = -(-(skipped + steps) // self.hop)
-        index = torch.arange(first, first + frames + 1, device=values.device)
-        some = values[:, index.clamp(0, last)]
-        if steps < self.hop:
-            offset = torch.arange(skipped, skipped + steps, device=values.device)
-            here, beyond = some[:, offset // self.hop], some[:, offset // self.hop + 1]
-            weight = self._weight(offset % self.hop, dtype)
-            return (1 - weight) * here + weight * beyond if self.linear else here
-        # Repeated by a view, whose gradient is a plain sum over each frame's samples.
-        here, beyond = (each.unsqueeze(2) for each in (some[:, :-1], some[:, 1:]))
-        here = here.expand(-1, -1, self.hop, -1)
-        if self.linear:
-            weight = self._weight(torch.arange(self.hop, device=values.device), dtype)
-            here = (1 - weight) * here + weight * beyond
-        return here.reshape(len(values), frames * self.hop, -1)[:, skipped : skipped + steps]
-
-    def _weight(self, within: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return (within.to(torch.float32) / self.hop).to(dtype)[:, None]
-
-    def stream(self, index: int) -> GateBias:
-        """Return the bias of one stream, batch 1."""
-        return replace(self, values=self.values[index : index + 1])
-
-
-@dataclass(frozen=True)
-class Frames:
-    """What a network is told, per frame.
-
-    Attributes
-    ----------
-    values : float32 tensor (batch, channels, frames)
-        A weight for each class, then the features.
-    first : int
-        Number of the first frame; frame f begins at position f * hop of the stream.
-    heard : bool tensor (batch,), optional
-        Which rows are told at all; the others have no bias, whatever their frames say.
-    """
-
-    values: torch.Tensor
-    first: int = 0
-    heard: torch.Tensor | None = None
-
-    def rows(self, some: slice, device: torch.device | None = None) -> Frames:
-        """Return some of the batch, on a device."""
-        heard = None if self.heard is None else self.heard[some].to(device, non_blocking=True)
-        return replace(self, values=self.values[some].to(device, non_blocking=True), heard=heard)
-
-    def pinned(self) -> Frames:
-        """Return them in memory from which a GPU copies while it computes."""
-        heard = None if self.heard is None else self.heard.pin_memory()
-        return replace(self, values=self.values.pin_memory(), heard=heard)
+from wavenet.models.gate_bias import GateBias
 
 
 class Conditioner(nn.Module):
@@ -249,9 +154,6 @@ def levelled(hidden: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(hidden.float(), hidden.shape[-1:], eps=1.0)
 
 
-TAPS = 3
-DILATIONS = (1, 2, 4)
-
 GAIN = 3.0
 """How much a unit of the projection weighs, beside the square root of its width."""
 
@@ -260,20 +162,3 @@ LIMIT = 5.0
 
 LEAST_DEVIATION = 0.01
 """Of a feature: one that hardly changes is not blown up."""
-
-
-def reach(features: str) -> int:
-    """Return how many frames before and after one its bias depends on."""
-    return 0 if features == "none" else sum(DILATIONS) * (TAPS - 1) // 2
-
-
-def mixture(names: Sequence[str], weights: dict[str, float]) -> torch.Tensor:
-    """Return class weights in the order of `names`, float32 (classes,).
-
-    Raises `ConfigError` for an unknown name, listing the known ones.
-    """
-    for name in weights:
-        if name not in names:
-            known = ", ".join(names) if names else "none: it was trained without classes"
-            raise ConfigError(f"class {name!r}: unknown; this network knows {known}")
-    return torch.tensor([weights.get(name, 0.0) for name in names], dtype=torch.float32)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from wavenet.extension import load_extension
-from wavenet.models.conditioner import GateBias
+from wavenet.models.gate_bias import GateBias
 
 
 class LayerWeights(NamedTuple):

@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from wavenet.conditioning.base import Frames
 from wavenet.config import WaveNetConfig
 from wavenet.errors import ConfigError
 from wavenet.models import native_layers
-from wavenet.models.conditioner import Conditioner, Frames, GateBias
+from wavenet.models.conditioner import Conditioner
+from wavenet.models.gate_bias import GateBias
 from wavenet.models.serialization import (
     WEIGHTS_FILE,
     check_tensors,

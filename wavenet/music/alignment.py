@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wavenet.music.midi_file import Score
+from wavenet.music.score import Score
 
 STEP = 0.01
 """Seconds between the levels that are compared."""

@@ -7,17 +7,12 @@ between, and its first half comes back as its second, with another ending. One s
 
 from __future__ import annotations
 
-import functools
-import math
 import random
 
 import numpy as np
-import torch
 
-from wavenet.config import WaveNetConfig
 from wavenet.errors import ConfigError
-from wavenet.generation.conditioned import expect
-from wavenet.music.midi_file import Score
+from wavenet.music.score import Score
 
 TICKS = 480  # A quarter note.
 BEATS = 4
@@ -128,43 +123,3 @@ def score_of(voices: tuple[list[Note], ...], tempo: float = TEMPO) -> Score:
     second = 60 / tempo / TICKS
     onset = notes[:, 0] * second
     return Score(onset, onset + (notes[:, 1] - LET_GO) * second, notes[:, 2], notes[:, 3])
-
-
-class Tunes:
-    """One composed tune after the other, endlessly, for a network that was trained with scores.
-
-    Parameters
-    ----------
-    config : WaveNetConfig
-    seed : int
-        The first tune is `compose(seed, bars)`.
-    bars : int
-        Of each tune.
-
-    Raises
-    ------
-    ConfigError
-        If the network was not trained with scores.
-    """
-
-    constant = False
-    complete = True
-
-    def __init__(self, config: WaveNetConfig, seed: int, bars: int = BARS[1]):
-        expect(config, "score")
-        assert config.conditioning is not None
-        self.frame = config.conditioning.hop / config.sample_rate
-        # Between two tunes there is half a bar's rest.
-        self.period = (bars + 0.5) * BEATS * 60 / TEMPO
-        self._tune = functools.lru_cache(maxsize=4)(
-            lambda number: score_of(compose(seed + (number << 64), bars))
-        )
-
-    def read(self, first: int, count: int) -> torch.Tensor:
-        """Return frames; see `Source` in `wavenet.generation.conditioned`."""
-        begin, end = first * self.frame, (first + count) * self.frame
-        numbers = range(max(0, math.floor(begin / self.period)), math.floor(end / self.period) + 1)
-        # A tune ends before the next one begins.
-        rolls = [self._tune(k).roll(begin - k * self.period, self.frame, count) for k in numbers]
-        silence = Score(*np.zeros((4, 0))).roll(begin, self.frame, count)
-        return torch.from_numpy(functools.reduce(np.maximum, rolls, silence))[None]

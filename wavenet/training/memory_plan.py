@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wavenet.conditioning.base import Frames
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig
 from wavenet.errors import ConfigError
-from wavenet.evaluation.scoring import autocast, cross_entropy
-from wavenet.models.conditioner import Frames
+from wavenet.models.losses import cross_entropy, smoothed_cross_entropy
+from wavenet.models.precision import autocast
 from wavenet.models.wavenet import WaveNet
-from wavenet.training.step import set_dropout, smoothed_cross_entropy
+from wavenet.training.step import set_dropout
 from wavenet.utils.memory import available_bytes, give_back_freed_blocks, out_of_memory
 
 LARGEST_BATCH = 64

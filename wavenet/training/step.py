@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from wavenet.config import TrainingConfig
-from wavenet.data.clips import IGNORED, Clips, Segments
-from wavenet.evaluation.scoring import autocast, cross_entropy
+from wavenet.data.batch import IGNORED, Segments
+from wavenet.data.clips import Clips
+from wavenet.models.losses import cross_entropy, smoothed_cross_entropy
+from wavenet.models.precision import autocast
 from wavenet.models.wavenet import WaveNet
 from wavenet.utils.distributed import ALONE, World
 
@@ -92,23 +93,6 @@ def add_gradients(
     # Asked for only now: a GPU would wait for each.
     nats = sum(float(loss) * share for loss, share in losses)
     return world.add_up(model.parameters(), nats) if total else nats
-
-
-def smoothed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Return the sum, in nats, of cross-entropies against softened targets (Szegedy et al. 2016, section 7).
-
-    Parameters
-    ----------
-    logits : float tensor (batch, quantization_channels, time)
-    targets : int64 tensor (batch, time)
-        Those that are `IGNORED` do not count.
-    smoothing : float
-        Probability that is spread over all classes evenly; the target keeps the rest.
-    """
-    rows = logits.transpose(1, 2).reshape(targets.numel(), -1).float()
-    return F.cross_entropy(
-        rows, targets.reshape(-1), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
-    )
 
 
 def set_dropout(model: WaveNet, probability: float, seed: int, *place: int) -> None:

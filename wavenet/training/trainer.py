@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from wavenet.account import due, final, status, window
-from wavenet.audio.decoding import write_wav
+from wavenet.audio.wav import write_wav
 from wavenet.config import TrainingConfig, WaveNetConfig, flat
-from wavenet.data.clips import Segments
+from wavenet.data.batch import Segments
 from wavenet.data.dataset import Prepared
 from wavenet.data.loader import Loader
 from wavenet.errors import CheckpointError, WaveNetError
@@ -25,7 +24,7 @@ from wavenet.models import native_layers
 from wavenet.models.wavenet import WaveNet
 from wavenet.training import checkpoint, resume
 from wavenet.training.compile import compile_network
-from wavenet.training.metrics import Metrics
+from wavenet.training.metrics import Metrics, due, final, status, window
 from wavenet.training.monitor import COUNTERS as WATCHED
 from wavenet.training.monitor import Watch
 from wavenet.training.schedules import ema_decay, learning_rate

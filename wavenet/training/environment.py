@@ -1,4 +1,4 @@
-"""What training asks of the libraries below torch: they read it from the environment when they are loaded."""
+"""Environment variables to set before torch is imported."""
 
 from __future__ import annotations
 

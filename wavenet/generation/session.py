@@ -1,26 +1,26 @@
-"""How `wavenet-generate` makes takes: watched or not, the best of several, as its flags say."""
+"""One run of generation: streams from their start to their last sample."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from wavenet.cli.generate_job import Beginning
-from wavenet.engine.state import GeneratorState, Sampling
+from wavenet.conditioning.base import Source
+from wavenet.engine.sampling import Sampling
+from wavenet.engine.state import GeneratorState
 from wavenet.generation.best_of import BestOf
-from wavenet.generation.conditioned import Source
+from wavenet.generation.conditioned import Steering
 from wavenet.generation.generator import Generator
 from wavenet.generation.likelihood import predictions
 from wavenet.generation.watchdog import Watched, judged_by
-from wavenet.models.serialization import read_json
-from wavenet.training.checkpoint import PROGRESS_FILE
 from wavenet.utils.console import Console
 
 Maker = Watched | BestOf
+
 
 TRIAL = 512
 """Samples between two looks at the clock."""
@@ -99,11 +99,26 @@ class Job:
         return TRIAL
 
 
-def typical_bits(directory: Path, beginning: Beginning, told: Source | None) -> float | None:
-    """Return what the network needed for held-out recordings; None where that is no measure for a take."""
-    file = directory / PROGRESS_FILE
-    if told is not None or not beginning.fresh or not file.is_file():
-        return None
-    notes = read_json(file)
-    bits = notes.get("validation_bits") if isinstance(notes, dict) else None
-    return float(bits) if isinstance(bits, (int, float)) and 0 < bits < 64 else None
+@dataclass(frozen=True)
+class Beginning:
+    """Where takes begin.
+
+    Attributes
+    ----------
+    streams : callable
+        Given the number of the first stream and how many there are, returns them.
+    steering : Steering or None
+        What they are told.
+    told_from : int
+        Position at which that begins.
+    position : int
+        At which the streams begin, what is skipped left out.
+    fresh : bool
+        Whether they begin in silence, with nothing to go on from.
+    """
+
+    streams: Callable[[int, int], GeneratorState]
+    steering: Steering | None
+    told_from: int = 0
+    position: int = 0
+    fresh: bool = True

@@ -1,0 +1,105 @@
+"""Conditioning on classes: weights of named classes, constant or over time."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from wavenet.conditioning.base import _told
+from wavenet.config import WaveNetConfig
+from wavenet.errors import ConfigError
+
+
+def mixture(names: Sequence[str], weights: dict[str, float]) -> torch.Tensor:
+    """Return class weights in the order of `names`, float32 (classes,).
+
+    Raises `ConfigError` for an unknown name, listing the known ones.
+    """
+    for name in weights:
+        if name not in names:
+            known = ", ".join(names) if names else "none: it was trained without classes"
+            raise ConfigError(f"class {name!r}: unknown; this network knows {known}")
+    return torch.tensor([weights.get(name, 0.0) for name in names], dtype=torch.float32)
+
+
+Weights = Mapping[str, float]
+
+
+class Classes:
+    """Weights of the classes, linear in time between break points and constant beyond them.
+
+    Parameters
+    ----------
+    config : WaveNetConfig
+    points : sequence of (seconds, weights)
+        In order of time; a single one is constant. Weights by class name; those not named are 0.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown, a weight not finite, or the points are not in order.
+    """
+
+    complete = True
+
+    def __init__(self, config: WaveNetConfig, points: Sequence[tuple[float, Weights]]):
+        told = _told(config)
+        if not points:
+            raise ConfigError("no class is named: give one, or a mixture as piano:0.7,cello:0.3")
+        self.seconds = np.array([seconds for seconds, _ in points], dtype=np.float64)
+        self.weights = np.stack([mixture(told.class_names, dict(each)).numpy() for _, each in points])
+        if not np.isfinite(self.weights).all():
+            raise ConfigError("a class weight is not finite: give plain numbers, as piano:0.7,cello:0.3")
+        if not np.isfinite(self.seconds).all() or (np.diff(self.seconds) <= 0).any():
+            raise ConfigError(f"classes at {self.seconds.tolist()} seconds: times must rise")
+        self.frame = told.hop / config.sample_rate
+        self.constant = len(points) == 1
+
+    def read(self, first: int, count: int) -> torch.Tensor:
+        """Return the weights at the beginning of each frame; see `Source`."""
+        times = (first + np.arange(count)) * self.frame
+        rows = [np.interp(times, self.seconds, each) for each in self.weights.T]
+        return torch.from_numpy(np.stack(rows).astype(np.float32))[None]
+
+
+def class_points(text: str) -> list[tuple[float, dict[str, float]]]:
+    """Return the break points in a text, for `Classes`.
+
+    "cello" and "piano:0.7,cello:0.3" hold throughout; "0:piano 2.5:piano:0.2,cello:0.8" goes from one to the
+    other in the time between. A name without a weight has 1.
+
+    Raises `ConfigError` if it is not of this form.
+    """
+    parts = text.split()
+    if len(parts) == 1 and not _TIMED.match(parts[0]):
+        return [(0.0, _weights(parts[0], text))]
+    points = []
+    for part in parts:
+        timed = _TIMED.match(part)
+        if timed is None:
+            raise ConfigError(f"class {text!r}: before {part!r} a time is missing, as in '0:piano 2:cello'")
+        points.append((float(timed[1]), _weights(timed[2], text)))
+    return points
+
+
+_TIMED = re.compile(r"(\d+(?:\.\d*)?):([^\d.].*)$")
+
+
+def _weights(part: str, text: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for each in part.split(","):
+        name, colon, weight = each.partition(":")
+        try:
+            value = float(weight) if colon else 1.0
+        except ValueError:
+            value = math.nan
+        if not name or not math.isfinite(value) or name in found:
+            raise ConfigError(
+                f"class {text!r}: {each!r} is not NAME or NAME:WEIGHT; a mixture is piano:0.7,cello:0.3"
+            )
+        found[name] = value
+    return found

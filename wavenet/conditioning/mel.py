@@ -1,0 +1,49 @@
+"""Conditioning on log-mel spectra of a recording."""
+
+from __future__ import annotations
+
+import torch
+
+from wavenet.audio.levels import Signal
+from wavenet.audio.mel import log_mel_frames
+from wavenet.conditioning.base import _told, expect
+from wavenet.config import WaveNetConfig
+
+SILENT_MEL = -1.0
+"""What `log_mel` gives for silence."""
+
+
+class MelOf:
+    """The mel spectrum of a recording, computed as it is needed.
+
+    Parameters
+    ----------
+    config : WaveNetConfig
+    signal : array or anything read in slices, float32 (samples,)
+        At the network's rate.
+    """
+
+    constant = False
+    complete = True
+
+    def __init__(self, config: WaveNetConfig, signal: Signal):
+        expect(config, "mel")
+        self.config = config
+        self.signal = signal
+
+    def read(self, first: int, count: int) -> torch.Tensor:
+        """Return the frames of the spectrum; see `Source`."""
+        told = _told(self.config)
+        return torch.from_numpy(
+            log_mel_frames(
+                self.signal,
+                first,
+                count,
+                self.config.sample_rate,
+                told.n_fft,
+                told.hop,
+                told.n_mels,
+                told.fmin,
+                told.fmax,
+            )
+        )[None]

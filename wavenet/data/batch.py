@@ -1,0 +1,36 @@
+"""Batches of segments: the inputs, targets and frames of a training step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from wavenet.conditioning.base import Frames
+
+IGNORED = -1
+
+
+class Segments(NamedTuple):
+    """Stretches of audio to be learnt or scored.
+
+    Attributes
+    ----------
+    inputs : int64 tensor (batch, receptive_field - 1 + segment)
+        Classes; target i is predicted from the `receptive_field` of them from i on.
+    targets : int64 tensor (batch, segment)
+        Classes, or -1 where nothing is to be predicted.
+    frames : Frames or None
+        What the network is told besides; position 0 is that of the first target.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    frames: Frames | None = None
+
+    def pinned(self) -> Segments:
+        """Return them in memory from which a GPU copies while it computes; themselves where there is none."""
+        if not torch.cuda.is_available():
+            return self
+        frames = self.frames and self.frames.pinned()
+        return Segments(self.inputs.pin_memory(), self.targets.pin_memory(), frames)
