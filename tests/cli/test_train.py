@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import wavenet.environment
 from support.commands import (
     NETWORK_FLAGS,
     assert_one_line_error,
@@ -28,6 +27,7 @@ from support.commands import (
     run,
 )
 
+import wavenet.training.environment
 from wavenet.audio.wav import write_wav
 from wavenet.training.metrics import TIMED
 

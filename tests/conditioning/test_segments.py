@@ -10,7 +10,7 @@ from support import conditioned
 from support.audio_files import noise, save
 from support.conditioned import RATE, tune
 from support.datasets import clips_of
-from support.scores import PIECE_RATE, moved, piece, write_midi
+from support.scores import PIECE_RATE, moved, piece, rows, write_midi
 
 from wavenet.audio import mulaw
 from wavenet.conditioning.mel import MelOf
@@ -21,15 +21,10 @@ from wavenet.data.augmentation import Augmentation
 from wavenet.data.dataset import DataConfig, prepare
 from wavenet.data.labels import attach, class_of, with_classes
 from wavenet.errors import AudioError, ConfigError
-from wavenet.music.score import Score
 
 HOP = 50
 NAMES = ("cello/one.wav", "cello/two.wav", "piano/three.wav", "piano/four.wav")
 SECONDS = {"cello/one.wav": 1.0, "cello/two.wav": 0.7, "piano/three.wav": 0.31, "piano/four.wav": 3.5}
-
-
-def rows(score: Score):
-    return zip(score.onset, score.release, score.pitch.tolist(), score.velocity.tolist(), strict=True)
 
 
 @pytest.fixture(scope="module")

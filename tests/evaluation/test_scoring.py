@@ -19,9 +19,10 @@ from wavenet.data.clips import Clip, Clips
 from wavenet.data.dataset import DataConfig, prepare
 from wavenet.engine import registry
 from wavenet.errors import BackendError, CheckpointError
+from wavenet.evaluation import scoring
 from wavenet.evaluation.linear_prediction import ORDER, LinearPrediction, class_edges, laplace_nats
 from wavenet.evaluation.results import Evaluation, Sums
-from wavenet.evaluation.scoring import Loop, Parallel, bits_per_sample, evaluate, rows_per_pass, scoring
+from wavenet.evaluation.scoring import Loop, Parallel, bits_per_sample, evaluate, rows_per_pass
 from wavenet.generation.generator import Generator
 from wavenet.models.wavenet import WaveNet
 from wavenet.training import checkpoint

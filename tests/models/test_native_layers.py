@@ -279,10 +279,11 @@ def test_instruction_sets_agree(tmp_path):
         "torch.save(differentiate(model, samples, None, weights), sys.argv[1])\n"
     )
     results = {}
+    path = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:2])
     for name in torch.ops.wavenet.cpu_instruction_sets().split():
         result = subprocess.run(
             [sys.executable, str(program), str(tmp_path / name)],
-            env={**os.environ, "WAVENET_CPU": name, "PYTHONPATH": os.pathsep.join(str(each) for each in Path(__file__).parents[:2])},
+            env={**os.environ, "WAVENET_CPU": name, "PYTHONPATH": path},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr

@@ -27,6 +27,10 @@ def moved(score: Score, seconds: float) -> Score:
     return Score(score.onset + seconds, score.release + seconds, score.pitch, score.velocity)
 
 
+def rows(score: Score):
+    return zip(score.onset, score.release, score.pitch.tolist(), score.velocity.tolist(), strict=True)
+
+
 def write_midi(path, score: Score) -> None:
     """A file whose ticks are milliseconds."""
     events = [(on, "note_on", pitch, velocity) for on, _, pitch, velocity in rows(score)]
