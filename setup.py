@@ -57,49 +57,41 @@ COMMON_FLAGS = [
     "-DNDEBUG",
     "-pthread",
 ]
-SOURCES: dict[str, list[str]] = {
-    "csrc/binding.cpp": [],
-    "csrc/binding_training.cpp": [],
-    "csrc/module.cpp": [],
-    "csrc/core/conditioner.cpp": [],
-    "csrc/core/network.cpp": [],
-    "csrc/core/philox.cpp": [],
-    "csrc/core/sampling.cpp": [],
-    "csrc/cpu/blocks.cpp": [],
-    "csrc/cpu/run.cpp": [],
-    "csrc/cpu/training.cpp": [],
-    "csrc/cpu/kernel_base.cpp": [],
-}
-# Compiled for more than the machine at hand; which one runs is decided when it runs.
+# Every instruction set is compiled, whatever the building machine has; the engine selects one when it runs.
 AVX2_FLAGS = ["-mavx2", "-mfma"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-X86_SOURCES: dict[str, list[str]] = {
-    "csrc/cpu/kernel_avx2.cpp": AVX2_FLAGS,
-    "csrc/cpu/kernel_avx512.cpp": AVX512_FLAGS,
-    "csrc/cpu/kernel_avx512vnni.cpp": [*AVX512_FLAGS, "-mavx512vnni"],
-    "csrc/cpu/training_avx2.cpp": AVX2_FLAGS,
-    "csrc/cpu/training_avx512.cpp": AVX512_FLAGS,
-    "csrc/cpu/training_avx512bf16.cpp": [*AVX512_FLAGS, "-mavx512bf16"],
+X86_FLAGS: dict[str, list[str]] = {
+    "avx2": AVX2_FLAGS,
+    "avx512": AVX512_FLAGS,
+    "avx512vnni": [*AVX512_FLAGS, "-mavx512vnni"],
+    "avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
 }
-ARM_SOURCES: dict[str, list[str]] = {
-    "csrc/cpu/kernel_neon.cpp": [],
-    "csrc/cpu/kernel_neondot.cpp": ["-march=armv8.2-a+dotprod"],
-}
-MACHINE_SOURCES = {
-    "x86_64": X86_SOURCES,
-    "AMD64": X86_SOURCES,
-    "aarch64": ARM_SOURCES,
-    "arm64": ARM_SOURCES,
-}
+ARM_FLAGS: dict[str, list[str]] = {"neon": [], "neondot": ["-march=armv8.2-a+dotprod"]}
+INSTRUCTION_SETS = {"x86_64": X86_FLAGS, "AMD64": X86_FLAGS, "aarch64": ARM_FLAGS, "arm64": ARM_FLAGS}
 
 
-# Of torch and the driver the CUDA engine needs nothing to be loaded: the runtime is linked in.
-CUDA_SOURCES: dict[str, list[str]] = {
-    "csrc/binding_cuda.cpp": [],
-    "csrc/cuda/choose.cpp": [],
-    "csrc/cuda/stage_plan.cpp": [],
-}
-CUDA_KERNELS = ("csrc/cuda/run.cu", "csrc/cuda/rates.cu")
+def cpu_sources(machine: str) -> dict[str, list[str]]:
+    """Return the sources of the CPU engine for a processor, each with the flags of its instruction set.
+
+    A file's name ends with its instruction set (`kernel_avx2.cpp`), or with none.
+    """
+    flags = INSTRUCTION_SETS.get(machine, {})
+    others = (X86_FLAGS.keys() | ARM_FLAGS.keys() | {"cuda"}) - flags.keys()
+    sources = {}
+    for folder in ("bindings", "core", "cpu"):
+        for path in sorted(ROOT.glob(f"csrc/{folder}/**/*.cpp")):
+            ending = path.stem.rpartition("_")[2]
+            if ending not in others:
+                sources[path.relative_to(ROOT).as_posix()] = flags.get(ending, [])
+    return sources
+
+
+def cuda_sources(pattern: str) -> list[str]:
+    """Return the sources of the CUDA engine whose names match."""
+    found = [*ROOT.glob(f"csrc/cuda/**/{pattern}"), *ROOT.glob(f"csrc/bindings/*_cuda{pattern[1:]}")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
 # Machine code for these; later devices compile the last one's PTX.
 CUDA_ARCHITECTURES = ("75", "80", "86", "90")
 
@@ -201,6 +193,11 @@ def run(command: list[str]) -> None:
         raise CompileError(f"{command[0]} failed: {lines[0].strip()}")
 
 
+def object_path(folder: Path, source: str) -> str:
+    """Return where a source's object goes: named by the whole path, as folders share names of files."""
+    return str(folder / (source.replace("/", "-") + ".o"))
+
+
 def host_compiler(compiler: list[str]) -> list[str]:
     """Return the flags that make nvcc use a C++ compiler, if that is a single word."""
     return ["-ccbin", compiler[0]] if len(compiler) == 1 else []
@@ -259,13 +256,13 @@ class BuildExtension(build_ext):
         includes = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
         includes += ["-isystem", sysconfig.get_path("include")]
         user_flags = shlex.split(os.environ.get("CXXFLAGS", ""))
-        sources = {**SOURCES, **MACHINE_SOURCES.get(platform.machine(), {})}
+        sources = cpu_sources(platform.machine())
         nvcc, kernels, without_cuda = self.compile_kernels(compiler, objects)
         if nvcc:
-            sources |= CUDA_SOURCES
+            sources |= {source: [] for source in cuda_sources("*.cpp")}
 
         def compile_one(source: str) -> str:
-            built = str(objects / (Path(source).stem + ".o"))
+            built = object_path(objects, source)
             flags = [*COMMON_FLAGS, *ABI_FLAGS, *user_flags, *sources[source]]
             run([*compiler, *flags, *includes, "-c", str(ROOT / source), "-o", built])
             return built
@@ -289,10 +286,11 @@ class BuildExtension(build_ext):
 
     def compile_kernels(self, compiler: list[str], objects: Path) -> tuple[str | None, list[str], str | None]:
         """Return the CUDA compiler and the objects it made, or None, none and why."""
-        built = [str(objects / f"cuda_{Path(source).stem}.o") for source in CUDA_KERNELS]
+        sources = cuda_sources("*.cu")
+        built = [object_path(objects, source) for source in sources]
         try:
             nvcc = cuda_wanted(self.choice)
-            for source, to in zip(CUDA_KERNELS, built, strict=True):
+            for source, to in zip(sources, built, strict=True):
                 run([nvcc, *host_compiler(compiler), *cuda_flags(), "-c", str(ROOT / source), "-o", to])
         except (Unmet, CompileError, OSError) as error:
             if self.choice == "cuda":
@@ -335,7 +333,8 @@ def main() -> None:
             reason = str(error)
     BuildPython.reason, BuildPython.chosen = reason, build == "none"
     BuildExtension.choice = build
-    extension = Extension("wavenet._C", list(SOURCES), py_limited_api=STABLE, optional=build == "auto")
+    sources = list(cpu_sources(platform.machine()))
+    extension = Extension("wavenet._C", sources, py_limited_api=STABLE, optional=build == "auto")
     setup(
         license="MIT",
         ext_modules=[] if reason else [extension],

@@ -49,7 +49,7 @@ LARGEST_TILE = 64
 """Streams for which a block of the CUDA kernel stream_cta reads the weights once."""
 
 GROUP = 36
-"""Streams that share one reading of the weights (`kGroup` in csrc/cpu/task.h)."""
+"""Streams that share one reading of the weights (`kGroup` in csrc/cpu/params.h)."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,8 +16,8 @@
 #include <string>
 #include <vector>
 
-#include "cuda/mail.h"
-#include "cuda/probe.h"
+#include "cuda/pipeline/mailbox.h"
+#include "cuda/bench/latency.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
-// The conditioner as the engine sees it: what makes the gate bias of frames (wavenet/conditioning.py), with
-// pointers into one flat block of weights.
+// The conditioner as the engine sees it: what makes the gate bias of frames (wavenet/models/conditioner.py),
+// with pointers into one flat block of weights.
 //
 // The block is laid out by wavenet/packing_conditioner.py, which documents it; the offsets here must agree
 // with it.

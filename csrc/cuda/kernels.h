@@ -1,8 +1,8 @@
 // The kernels, as CUDA starts them.
 #pragma once
 
-#include "cuda/stage.h"
-#include "cuda/stream_cta.h"
+#include "cuda/pipeline/stage.h"
+#include "cuda/stream/stream_cta.h"
 #include "cuda/tiles.h"
 
 namespace wavenet::cuda {

@@ -1,8 +1,8 @@
 // What every kernel does with a stream at the beginning and the end of a step.
 #pragma once
 
-#include "cuda/draw.h"
-#include "cuda/task.h"
+#include "cuda/params.h"
+#include "cuda/sampling.h"
 
 namespace wavenet::cuda {
 

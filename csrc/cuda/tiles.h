@@ -7,7 +7,7 @@
 
 #include "core/network.h"
 #include "cuda/platform.h"
-#include "cuda/product.h"
+#include "cuda/stream/matvec.h"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>

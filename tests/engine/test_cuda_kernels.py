@@ -303,7 +303,7 @@ def test_the_fastest_kernel_is_measured_and_used(precision, seed, monkeypatch, t
 
 @pytest.mark.parametrize(("kernel", "precision"), ALL)
 def test_a_short_run(kernel, precision, seed):
-    """What csrc/cuda/sanitize.sh watches: several tiles under way, a few steps, conditioning."""
+    """What csrc/checks/sanitize_cuda.sh watches: several tiles under way, a few steps, conditioning."""
     shape, _, model = wide(seed, 32, layers_per_stack=3)
     backend = backend_of(model, kernel, precision, batch=17)
     state, uniforms = random_state(shape, 17, seed).to(DEVICE), torch.rand(17, 6, device=DEVICE)

@@ -240,7 +240,7 @@ def test_blocks_give_up_after_so_many_looks(lost, tiles, mail_is_shared):
 def test_what_blocks_read_comes_by_messages_alone(tmp_path):
     """The same with every access of every thread watched."""
     flags = ["-std=c++17", "-g", "-O1", "-ffp-contract=off", "-pthread", "-fsanitize=thread", f"-I{CSRC}"]
-    names = ("cuda/mail_check.cpp", "cuda/stage_plan.cpp", "core/network.cpp")
+    names = ("checks/cuda_on_host/mailbox_check.cpp", "cuda/pipeline/plan.cpp", "core/network.cpp")
     sources, program = [str(CSRC / name) for name in names], str(tmp_path / "check")
     trial = tmp_path / "trial.cpp"
     trial.write_text("int main() {}")

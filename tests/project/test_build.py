@@ -90,7 +90,7 @@ def test_none_gives_a_pure_wheel(tree):
     assert "WARNING: wavenet" not in result.stdout + result.stderr
     name, files, info = wheel(tree)
     assert name.endswith("-py3-none-any.whl")
-    assert "wavenet/backends/native.py" in files and not [file for file in files if file.endswith(".so")]
+    assert "wavenet/engine/cpu.py" in files and not [file for file in files if file.endswith(".so")]
     assert info == {"extension": False, "reason": "it was left out (WAVENET_BUILD=none)"}
 
 
@@ -150,7 +150,7 @@ def test_the_wheel_serves_any_python_and_any_processor(tree):
     assert info == {"extension": True, "reason": None, "cuda": "it was left out (WAVENET_BUILD=cpu)"}
     commands = (tree / "log").read_text().splitlines()
     assert not [command for command in commands if "-march=" in command or "-ffast-math" in command]
-    (binding,) = (command for command in commands if "binding.cpp" in command)
+    (binding,) = (command for command in commands if "operators.cpp" in command and " -c " in command)
     assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in binding
 
 
@@ -195,13 +195,13 @@ def test_the_kernels_are_compiled_and_linked_with_their_runtime(tree, value):
     assert result.returncode == 0, result.stderr
     assert wheel(tree)[2] == {"extension": True, "reason": None, "cuda": None}
     commands = (tree / "log").read_text().splitlines()
-    for source in ("run.cu", "rates.cu"):
+    for source in ("engine.cu", "peak_rates.cu"):
         (kernels,) = (command for command in commands if source in command and " -c " in command)
         for number in (75, 80, 86, 90):
             assert f"arch=compute_{number},code=sm_{number}" in kernels
         assert "code=compute_90 " in kernels and "-fmad=false" in kernels
     link = commands[-1]
-    assert "cuda_run.o" in link and "cuda_rates.o" in link and "binding_cuda.o" in link
+    assert "cuda-engine.cu.o" in link and "peak_rates.cu.o" in link and "operators_cuda.cpp.o" in link
     assert "-cudart static" in link and "--exclude-libs=ALL" in link
 
 
@@ -220,7 +220,7 @@ def test_auto_leaves_cuda_out_where_torch_has_none(tree):
 @pytest.mark.parametrize("value", ["cuda", "auto"])
 def test_kernels_that_do_not_compile(tree, value):
     """Under auto the rest is built, and says what it lacks."""
-    script = 'case "$*" in *run.cu*) echo "error: no such architecture" >&2; exit 1;; esac'
+    script = 'case "$*" in *engine.cu*) echo "error: no such architecture" >&2; exit 1;; esac'
     compiler = stand_in(tree, f'{script}; [ -z "$out" ] || echo built > "$out"')
     path = torch_with_cuda(tree) if value == "auto" else ""
     result = build(tree, WAVENET_BUILD=value, CXX=compiler, NVCC=compiler, PYTHONPATH=path)
@@ -357,7 +357,7 @@ def test_special_objects_share_no_function_with_the_rest(tmp_path, name):
         flags += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     if name == "avx512vnni":
         flags.append("-mavx512vnni")
-    source = ROOT / "csrc" / "cpu" / f"kernel_{name}.cpp"
+    source = ROOT / "csrc" / "cpu" / "generate" / f"kernel_{name}.cpp"
     command = [
         compiler,
         "-std=c++17",

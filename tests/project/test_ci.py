@@ -42,9 +42,9 @@ def git(tree: Path, *arguments: str) -> str:
 def tree(tmp_path):
     """A small repository with the real scripts."""
     tree = tmp_path / "tree"
-    for engine, told in (("cpu", "sanitized"), ("cuda", "compiled")):
-        (tree / "csrc" / engine).mkdir(parents=True)
-        (tree / "csrc" / engine / "check.sh").write_text(f"echo {told}\n")
+    (tree / "csrc" / "checks").mkdir(parents=True)
+    for engine, message in (("cpu", "sanitized"), ("cuda", "compiled")):
+        (tree / "csrc" / "checks" / f"check_{engine}.sh").write_text(f"echo {message}\n")
     shutil.copytree(ROOT / ".ci", tree / ".ci", ignore=shutil.ignore_patterns("__pycache__"))
     (tree / "README.md").write_text(README)
     git(tree, "init", "--quiet")

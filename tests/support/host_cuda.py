@@ -39,7 +39,10 @@ def library() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.so"
         flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", f"-I{CSRC}"]
-        names = ("cuda/host_run.cpp", "cuda/stage_plan.cpp", "cuda/choose.cpp", "core/network.cpp")
+        names = (
+            *("checks/cuda_on_host/host_run.cpp", "cuda/pipeline/plan.cpp"),
+            *("cuda/select_kernel.cpp", "core/network.cpp"),
+        )
         sources = [str(CSRC / name) for name in names]
         subprocess.run([*(compiler() or ["c++"]), *flags, *sources, "-o", str(path)], check=True)
         loaded = ctypes.CDLL(str(path))

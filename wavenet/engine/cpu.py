@@ -24,7 +24,7 @@ _X86, _ARM = ("avx2", "avx512", "avx512vnni"), ("neon", "neondot")
 INSTRUCTION_SETS = ("base", *_X86, *_ARM)
 """All that the engine is written for, slowest first of each kind; a processor has some of one kind."""
 
-# How csrc/binding.cpp marks its errors: with position and row where logits were not finite, and the text.
+# Errors of csrc/bindings/operators.cpp: position and row where logits were not finite, and the text.
 _ERROR = re.compile(r"wavenet:(?:nonfinite:(\d+):(\d+)|error): (.*)")
 
 

@@ -25,7 +25,7 @@ KERNELS = ("stage_cluster", "stage_grid", "stream_cta")
 taken (`wavenet.engine.cuda_tuning`), or without a measurement the first that serves."""
 
 TILES = (8, 16, 32, 64)
-"""Streams that a block takes, chosen so that the batch is on all multiprocessors (csrc/cuda/plan.h)."""
+"""Streams that a block takes; the batch is divided among all multiprocessors (csrc/cuda/stream/plan.h)."""
 
 CHECK_STEPS = 64
 CHECK_BATCH = 3

@@ -1,0 +1,179 @@
+// torch.ops.wavenet: the operators' schemas, and their implementation on the CPU: checks what the caller
+// passes and hands plain pointers to the engine. Of torch, only the stable ABI is seen here.
+//
+// torch's Python entry to operators releases the GIL around the call (tests/engine/test_cpu.py runs a Python
+// thread beside it), so nothing here does.
+#include "bindings/arguments.h"
+#include "core/philox.h"
+
+namespace {
+
+using namespace wavenet::binding;
+
+// Checks what both operators share and fills in that part of the task. `layers` must outlive the task.
+wavenet::cpu::Task cpu_task(const Arguments& given, std::vector<wavenet::Layer>& layers) {
+  require(given.kernel.empty(), "kernel = ", given.kernel, ": only CUDA has kernels to choose from");
+  auto task = make_task<wavenet::cpu::Task>(given, kCpu, layers);
+  check_range("position", task.position, task.batch, 0, kMostSamples);
+  check_range("last_sample", task.last_sample, task.batch, 0, task.network.classes);
+  return task;
+}
+
+Tensor run_advance(const Arguments& given, const Tensor& samples) {
+  std::vector<wavenet::Layer> layers;
+  wavenet::cpu::Task task = cpu_task(given, layers);
+  check("samples", samples, ScalarType::Long, {task.batch, -1});
+  task.steps = samples.size(1);
+  task.given = samples.const_data_ptr<int64_t>();
+  check_range("samples", task.given, samples.numel(), 0, task.network.classes);
+  Tensor logits = allocate(given.queues, {task.batch, task.steps, task.network.classes});
+  task.logits = logits.mutable_data_ptr<float>();
+  wavenet::cpu::run(task, given.threads);
+  return logits;
+}
+
+Tensor run_generate(const Arguments& given, const Tensor& uniforms, double temperature, int64_t top_k,
+                    double top_p) {
+  std::vector<wavenet::Layer> layers;
+  wavenet::cpu::Task task = cpu_task(given, layers);
+  check("uniforms", uniforms, ScalarType::Float, {task.batch, -1});
+  task.steps = uniforms.size(1);
+  task.uniforms = uniforms.const_data_ptr<float>();
+  for (int64_t index = 0; index < uniforms.numel(); ++index) {
+    const float uniform = task.uniforms[index];
+    require(uniform >= 0.0f && uniform < 1.0f, "uniforms holds ", uniform, ": must be in [0, 1)");
+  }
+  task.sampling = make_sampling(temperature, top_k, top_p);
+  Tensor drawn = allocate(given.position, {task.batch, task.steps});
+  task.drawn = drawn.mutable_data_ptr<int64_t>();
+  wavenet::cpu::run(task, given.threads);
+  return drawn;
+}
+
+Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
+               const Tensor& position, const Tensor& last_sample, const Tensor& samples,
+               const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start, bool linear,
+               int64_t threads, std::string kernel) {
+  return marked([&] {
+    return run_advance({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
+                        threads, kernel},
+                       samples);
+  });
+}
+
+Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
+                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, double temperature,
+                int64_t top_k, double top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
+                int64_t gate_start, bool linear, int64_t threads, std::string kernel) {
+  return marked([&] {
+    return run_generate({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
+                         threads, kernel},
+                        uniforms, temperature, top_k, top_p);
+  });
+}
+
+Tensor uniforms(int64_t seed, const Tensor& stream, const Tensor& substream, const Tensor& position,
+                int64_t steps) {
+  return marked([&] {
+    const int64_t batch = stream.dim() == 1 ? stream.size(0) : -1;
+    check("stream", stream, ScalarType::Long, {batch});
+    check("substream", substream, ScalarType::Long, {batch});
+    check("position", position, ScalarType::Long, {batch});
+    check_range("position", position.const_data_ptr<int64_t>(), batch, 0, kMostSamples);
+    require(steps >= 0 && steps < kMostSamples, "steps = ", steps, ": must be 0 or more");
+    Tensor drawn = allocate(position, {batch, steps}, ScalarType::Float);
+    for (int64_t row = 0; row < batch; ++row) {
+      const auto word = [row](const Tensor& of) {
+        return static_cast<uint64_t>(of.const_data_ptr<int64_t>()[row]);
+      };
+      wavenet::uniforms({static_cast<uint64_t>(seed), word(stream), word(substream)}, word(position), steps,
+                        drawn.mutable_data_ptr<float>() + row * steps);
+    }
+    return drawn;
+  });
+}
+
+Tensor frame_bias(const Tensor& weights, std::vector<int64_t> entries, double limit, const Tensor& frames) {
+  return marked([&] {
+    check("weights", weights, ScalarType::Float, {-1});
+    const wavenet::Conditioner conditioner = wavenet::bind_conditioner(
+        entries.data(), entries.size(), weights.const_data_ptr<float>(), weights.numel());
+    check("frames", frames, ScalarType::Float, {-1, conditioner.classes + conditioner.features, -1});
+    require(std::isfinite(limit) && limit > 0.0, "limit = ", limit, ": must be above 0");
+    const int64_t batch = frames.size(0), count = frames.size(2);
+    require(count > conditioner.lost, count, " frames: must be more than the ", conditioner.lost,
+            " that the conditioner takes away at the ends");
+    require(batch * count < kMostSamples / conditioner.outputs, "frames is too large");
+    Tensor bias = allocate(frames, {batch, count - conditioner.lost, conditioner.outputs});
+    wavenet::cpu::frame_bias(conditioner, static_cast<float>(limit), frames.const_data_ptr<float>(), batch,
+                             count, bias.mutable_data_ptr<float>());
+    return bias;
+  });
+}
+
+double read_rate(const Tensor& data, double seconds) {
+  return marked([&] {
+    check("data", data, ScalarType::Byte, {-1});
+    require(data.numel() >= 1024, "data has ", data.numel(), " bytes: must have at least 1024");
+    require(reinterpret_cast<uintptr_t>(data.const_data_ptr()) % alignof(int32_t) == 0,
+            "data does not begin at a multiple of 4 bytes: pass it through .clone()");
+    return wavenet::cpu::read_rate(data.const_data_ptr(), data.numel(), seconds);
+  });
+}
+
+double multiply_add_rate(bool int8, double seconds) {
+  return marked([&] { return wavenet::cpu::multiply_add_rate(int8, seconds); });
+}
+
+std::string instruction_set() { return marked(wavenet::cpu::instruction_set); }
+std::string instruction_sets() { return marked(wavenet::cpu::available_instruction_sets); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(wavenet, m) {
+  m.def(
+      "advance(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
+      "Tensor(c!) last_sample, Tensor samples, Tensor? gate_bias, int hop, int gate_start, bool linear, "
+      "int threads, str kernel=\"\") -> Tensor");
+  m.def(
+      "generate(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
+      "Tensor(c!) last_sample, Tensor uniforms, float temperature, int top_k, float top_p, "
+      "Tensor? gate_bias, int hop, int gate_start, bool linear, int threads, str kernel=\"\") -> Tensor");
+  m.def("uniforms(int seed, Tensor stream, Tensor substream, Tensor position, int steps) -> Tensor");
+  m.def("frame_bias(Tensor weights, int[] entries, float limit, Tensor frames) -> Tensor");
+  m.def("cpu_read_rate(Tensor data, float seconds) -> float");
+  m.def("cpu_multiply_add_rate(bool int8, float seconds) -> float");
+  m.def("cpu_instruction_set() -> str");
+  m.def("cpu_instruction_sets() -> str");
+  m.def("cpu_can_train(bool bf16) -> bool");
+  m.def("cpu_block(Tensor like, int[] shape, bool bf16) -> Tensor");
+  m.def("cpu_keep_blocks(bool on) -> ()");
+  m.def("cpu_block_bytes(bool idle) -> int");
+  m.def(
+      "gated_layer(Tensor x, Tensor dilated_weight, Tensor dilated_bias, Tensor? output_weight, "
+      "Tensor? output_bias, Tensor? gate_bias, Tensor(a!) gates, int dilation, int hop, int start, "
+      "bool linear, bool bf16) -> (Tensor, Tensor)");
+  m.def(
+      "gated_layer_backward(Tensor x, Tensor dilated_weight, Tensor dilated_bias, Tensor? output_weight, "
+      "Tensor? output_bias, Tensor? gate_bias, Tensor halves, Tensor dgates, Tensor? dy, int dilation, "
+      "int hop, int start, bool linear, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("cross_entropy(Tensor logits, Tensor targets, int ignored) -> (Tensor, Tensor)");
+  m.def(
+      "cross_entropy_backward(Tensor logits, Tensor targets, Tensor nats, Tensor normalizers, Tensor dnats, "
+      "int ignored) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(wavenet, CPU, m) {
+  m.impl("advance", TORCH_BOX(&advance));
+  m.impl("generate", TORCH_BOX(&generate));
+  m.impl("uniforms", TORCH_BOX(&uniforms));
+  m.impl("frame_bias", TORCH_BOX(&frame_bias));
+  m.impl("cpu_read_rate", TORCH_BOX(&read_rate));
+}
+
+// Without a tensor among their arguments these have no device to be dispatched by.
+STABLE_TORCH_LIBRARY_IMPL(wavenet, CompositeExplicitAutograd, m) {
+  m.impl("cpu_multiply_add_rate", TORCH_BOX(&multiply_add_rate));
+  m.impl("cpu_instruction_set", TORCH_BOX(&instruction_set));
+  m.impl("cpu_instruction_sets", TORCH_BOX(&instruction_sets));
+}

@@ -1,0 +1,199 @@
+// Runs the CUDA kernels' source on the host, a thread at a time, for tests: with C linkage, for Python.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "checks/cuda_on_host/host_stages.h"
+#include "checks/cuda_on_host/host_threads.h"
+#include "cuda/select_kernel.h"
+#include "cuda/stream/stream_cta.h"
+#include "cuda/tiles.h"
+
+namespace {
+
+using wavenet::cuda::HostBlock;
+using wavenet::cuda::HostStages;
+using wavenet::cuda::Plan;
+using wavenet::cuda::Task;
+
+template <class Product>
+void run_blocks(const Task& task, const HostBlock& block) {
+  constexpr int kStreams = Product::kStreams;
+  const Plan plan = wavenet::cuda::make_plan(task.network, kStreams);
+  const auto release = [](void* memory) { std::free(memory); };
+  const size_t bytes = static_cast<size_t>(plan.bytes);
+  const std::unique_ptr<void, decltype(release)> shared(std::aligned_alloc(16, bytes), release);
+  for (int64_t first = 0; first < task.batch; first += kStreams) {
+    // What an earlier block left there is noise to the next: as floats these are NaN.
+    std::memset(shared.get(), 0xff, bytes);
+    auto* memory = static_cast<unsigned char*>(shared.get());
+    wavenet::cuda::StreamCta<HostBlock, Product>(block, task, plan, first, memory).run();
+  }
+}
+
+template <int kStreams, class Exact>
+void run_tile(const Task& task, const HostBlock& block) {
+  using namespace wavenet::cuda;
+  if (task.network.tiles == wavenet::Tiles::kFp16) {
+    run_blocks<TileShare<Fp16, kStreams>>(task, block);
+  } else if (task.network.tiles == wavenet::Tiles::kBf16) {
+    run_blocks<TileShare<Bf16, kStreams>>(task, block);
+  } else {
+    run_blocks<Exact>(task, block);
+  }
+}
+
+int run(const int64_t* entries, int64_t entry_count, Task task, const void* weights, int64_t bytes,
+        int streams, bool backward, const HostStages& stages, int most_looks) {
+  std::vector<wavenet::Layer> layers;
+  const wavenet::Geometry geometry = wavenet::parse_geometry(entries, static_cast<size_t>(entry_count));
+  task.network = wavenet::bind_weights(geometry, weights, bytes, layers);
+  for (int64_t index = 0; index < task.batch * task.steps; ++index) wavenet::cuda::check_input(task, index);
+  if (most_looks > 0) {
+    task.lost = stages.lost;
+    wavenet::cuda::run_threads(task, {stages.room, stages.tiles, most_looks}, backward);
+    return 0;
+  }
+  if (stages.tiles > 0) {
+    wavenet::cuda::run_stages(task, stages, backward);
+    return 0;
+  }
+  const HostBlock block{backward};
+  switch (streams) {
+    case 8:
+      run_tile<8, wavenet::cuda::Share<2, 4>>(task, block);
+      return 0;
+    case 16:
+      run_tile<16, wavenet::cuda::Share<2, 8>>(task, block);
+      return 0;
+    case 32:
+      run_tile<32, wavenet::cuda::Share<4, 8>>(task, block);
+      return 0;
+    case 64:
+      run_tile<64, wavenet::cuda::Share<8, 8>>(task, block);
+      return 0;
+    default:
+      return 1;
+  }
+}
+
+}  // namespace
+
+// Arrays are those of a Task, in its shapes; what is not there is null. `report` has room for 4 + batch and
+// holds kNone: what was refused, the block that was stuck, and where each stream failed. With no `tiles`
+// under way runs `stream_cta` in tiles of `streams`, else pipelines in that much room. Their blocks take
+// turns by a seed, and the message `lost`, counted over all, never comes; or, with `most_looks`, they are
+// threads, each of which looks for a message so often before it gives up, and the samples of the step `lost`
+// never come back. Returns 0 if it ran.
+extern "C" __attribute__((visibility("default"))) int wavenet_cuda_host_run(
+    const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int64_t batch,
+    int64_t steps, float* queues, int64_t* position, int64_t* last_sample, const int64_t* given,
+    float* logits, const float* uniforms, int64_t* drawn, double temperature, int64_t top_k, double top_p,
+    const float* gate, int64_t frames, int64_t frame_stride, int64_t hop, int64_t start, int linear,
+    int64_t* report, int streams, int backward, int64_t tiles, int64_t blocks, int64_t shared_bytes,
+    int mail_is_shared, int64_t seed, int64_t lost, int most_looks) {
+  Task task{};
+  task.gate = {gate, frame_stride, frames, hop, start, linear != 0};
+  task.sampling = {temperature, top_k, top_p};
+  task.batch = batch;
+  task.steps = steps;
+  task.queues = queues;
+  task.position = position;
+  task.last_sample = last_sample;
+  task.given = given;
+  task.logits = logits;
+  task.uniforms = uniforms;
+  task.drawn = drawn;
+  wavenet::cuda::bind_report(task, report);
+  const HostStages stages{
+      {blocks, shared_bytes, mail_is_shared != 0}, tiles, static_cast<uint64_t>(seed), lost};
+  try {
+    return run(geometry, entries, task, weights, bytes, streams, backward != 0, stages, most_looks);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  }
+}
+
+// Bytes of shared memory that a block of `streams` needs, or -1 if the geometry makes no sense.
+extern "C" __attribute__((visibility("default"))) int64_t wavenet_cuda_shared_bytes(
+    const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int streams) {
+  try {
+    std::vector<wavenet::Layer> layers;
+    const wavenet::Geometry parsed = wavenet::parse_geometry(geometry, static_cast<size_t>(entries));
+    return wavenet::cuda::make_plan(wavenet::bind_weights(parsed, weights, bytes, layers), streams).bytes;
+  } catch (const std::exception&) {
+    return -1;
+  }
+}
+
+// Writes a plan as numbers, as tests/stage_plans.py reads them, and returns how many; `most` is the room.
+extern "C" __attribute__((visibility("default"))) int64_t wavenet_cuda_stage_plan(
+    const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int64_t tiles,
+    int64_t blocks, int64_t shared_bytes, int mail_is_shared, int64_t* numbers, int64_t most) {
+  std::vector<wavenet::Layer> layers;
+  const wavenet::Geometry parsed = wavenet::parse_geometry(geometry, static_cast<size_t>(entries));
+  const wavenet::Network network = wavenet::bind_weights(parsed, weights, bytes, layers);
+  const wavenet::cuda::StagePlan plan =
+      wavenet::cuda::plan_stages(network, {blocks, shared_bytes, mail_is_shared != 0}, tiles);
+  int64_t count = 0;
+  const auto write = [&](int64_t number) {
+    if (count < most) numbers[count] = number;
+    ++count;
+  };
+  write(plan.refusal.empty() ? 1 : 0);
+  write(plan.resident ? 1 : 0);
+  write(plan.bytes);
+  write(plan.mail_bytes);
+  write(plan.flag_bytes);
+  write(static_cast<int64_t>(plan.blocks.size()));
+  for (const wavenet::cuda::StageBlock& block : plan.blocks) {
+    write(static_cast<int64_t>(block.kind));
+    for (const int64_t each : {block.first_layer, block.layers, block.first_part}) write(each);
+    for (const wavenet::cuda::Mailbox* box : {&block.box[0], &block.box[1], &block.next[0], &block.next[1]}) {
+      write(box->rows);
+      write(box->offset);
+    }
+    for (const int64_t each :
+         {block.parts, block.table, block.biases, block.values, block.activations, block.taps, block.starts,
+          block.slots, block.frames, block.position, block.last, block.active, block.logits, block.weights,
+          block.sums, block.uniforms, block.bytes}) {
+      write(each);
+    }
+  }
+  write(static_cast<int64_t>(plan.parts.size()));
+  for (const wavenet::cuda::Part& part : plan.parts) {
+    write(part.source - static_cast<const int32_t*>(weights));
+    for (const int64_t each : {part.pitch, int64_t{part.words}, int64_t{part.rows}, int64_t{part.resident},
+                               int64_t{part.offset}}) {
+      write(each);
+    }
+  }
+  return count;
+}
+
+// What each kernel would do on a device of these properties, or, for a kernel's name, which kernel is taken
+// or why none is; in at most `room` bytes.
+extern "C" __attribute__((visibility("default"))) void wavenet_cuda_choose(
+    const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int64_t batch,
+    const int64_t* device, const char* name, char* text, int64_t room) {
+  std::vector<wavenet::Layer> layers;
+  const wavenet::Geometry parsed = wavenet::parse_geometry(geometry, static_cast<size_t>(entries));
+  const wavenet::Network network = wavenet::bind_weights(parsed, weights, bytes, layers);
+  wavenet::cuda::Device on{device[0], device[1], device[2], device[3], device[4], device[5] != 0, {}};
+  // As if multiprocessors stood in groups of so many.
+  if (const int64_t group = device[6]; group > 0) {
+    const int64_t groups = on.processors / group;
+    on.clusters = [=](const wavenet::Network&, int64_t blocks, int64_t) { return groups * (group / blocks); };
+  }
+  std::string told;
+  try {
+    told = name == nullptr ? wavenet::cuda::describe(network, batch, on)
+                           : wavenet::cuda::name_of(wavenet::cuda::choose(network, batch, on, name).kernel);
+  } catch (const std::exception& error) {
+    told = error.what();
+  }
+  std::snprintf(text, static_cast<size_t>(room), "%s", told.c_str());
+}
