@@ -12,7 +12,7 @@ import time
 import pytest
 from support.commands import environment, make_checkpoint, start, temporaries
 
-from wavenet.engine import registry
+import wavenet
 
 
 @pytest.fixture(scope="module")
@@ -144,5 +144,5 @@ def test_the_entry_loads_next_to_nothing_before_main():
         result = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=paths)
         return set(result.stdout.split())
 
-    paths = environment(PYTHONPATH=os.path.dirname(os.path.dirname(registry.__path__[0])))
+    paths = environment(PYTHONPATH=os.path.dirname(wavenet.__path__[0]))
     assert loaded("wavenet.cli.generate") - loaded("wavenet") == {"wavenet.cli", "wavenet.cli.generate"}

@@ -26,7 +26,7 @@ SECONDS = {
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "wavenet" / "cuda-tune_cuda.json"
+    return tmp_path / "wavenet" / "cuda-kernels.json"
 
 
 class Engine(CudaBackend):
