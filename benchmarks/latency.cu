@@ -75,13 +75,13 @@ WAVENET_DEVICE void send_around(const Mail& mail, const Pipeline& pipeline, int 
 }
 
 __global__ void __launch_bounds__(kThreadsOfStage, 1)
-    hops_in_cluster(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline, int turns,
+    hops_in_cluster(const __grid_constant__ Params params, const __grid_constant__ Pipeline pipeline, int turns,
                     int64_t* cycles) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) unsigned char shared[];
   copy_plan(pipeline, shared);
   const DeviceCluster cluster(shared);
-  const ClusterMail mail(cluster, task, pipeline, shared);
+  const ClusterMail mail(cluster, params, pipeline, shared);
   send_around(mail, pipeline, mail.index(), turns, cycles);
   mail.leave();
 #else
@@ -90,11 +90,11 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1)
 }
 
 __global__ void __launch_bounds__(kThreadsOfStage, 1)
-    hops_in_grid(const __grid_constant__ Task task, const __grid_constant__ Pipeline pipeline, int turns,
+    hops_in_grid(const __grid_constant__ Params params, const __grid_constant__ Pipeline pipeline, int turns,
                  int64_t* cycles, unsigned char* flags, unsigned char* messages) {
   extern __shared__ __align__(16) unsigned char shared[];
   copy_plan(pipeline, shared);
-  const GridMail mail(task, pipeline, static_cast<int>(blockIdx.x), shared, messages, flags);
+  const GridMail mail(params, pipeline, static_cast<int>(blockIdx.x), shared, messages, flags);
   send_around(mail, pipeline, static_cast<int>(blockIdx.x), turns, cycles);
 }
 
@@ -180,9 +180,9 @@ class Probe {
     const auto flag_bytes = static_cast<size_t>(blocks) * kBoxes * kFlagBytes;
     Pipeline pipeline{
         block, nullptr, blocks, 1, 0, 0, books, slot * blocks, static_cast<int64_t>(flag_bytes)};
-    Task task{};
-    task.stuck = zeros<int64_t>(1);
-    require(cudaMemset(task.stuck, static_cast<int>(kNone & 0xff), sizeof(int64_t)), "clearing memory");
+    Params params{};
+    params.stuck = zeros<int64_t>(1);
+    require(cudaMemset(params.stuck, static_cast<int>(kNone & 0xff), sizeof(int64_t)), "clearing memory");
     auto* flags = zeros<unsigned char>(flag_bytes);
     auto* messages = zeros<unsigned char>(static_cast<size_t>(blocks) * slot);
     cudaLaunchAttribute how{};
@@ -214,18 +214,18 @@ class Probe {
     const double found = median_cycles(
         [&] {
           if (cluster) {
-            require(cudaLaunchKernelEx(&config, hops_in_cluster, task, pipeline, kTurns, cycles_),
+            require(cudaLaunchKernelEx(&config, hops_in_cluster, params, pipeline, kTurns, cycles_),
                     "starting a kernel");
             return;
           }
           require(cudaMemset(flags, 0, flag_bytes), "clearing memory");
-          require(cudaLaunchKernelEx(&config, hops_in_grid, task, pipeline, kTurns, cycles_, flags, messages),
+          require(cudaLaunchKernelEx(&config, hops_in_grid, params, pipeline, kTurns, cycles_, flags, messages),
                   "starting a kernel");
         },
         cycles_);
     add(name, what, "cycles", found / kTurns / blocks);
     int64_t stuck = 0;
-    require(cudaMemcpy(&stuck, task.stuck, sizeof(stuck), cudaMemcpyDeviceToHost), "copying a number");
+    require(cudaMemcpy(&stuck, params.stuck, sizeof(stuck), cudaMemcpyDeviceToHost), "copying a number");
     if (stuck != kNone) std::fprintf(stderr, "latency: warning: %s: stuck, not measured\n", name.c_str());
   }
 

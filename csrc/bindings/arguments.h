@@ -1,5 +1,4 @@
-// What both bindings do with a caller's arguments: check them, and fill in the part of a task that they
-// share.
+// Checks of arguments and conversion to the engines' parameters, shared by the operators of all devices.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -23,8 +22,8 @@ namespace wavenet::binding {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Every error leaves here as one line that starts with one of these, which `_ERROR` in
-// wavenet/backends/native.py reads: "wavenet:nonfinite:POSITION:ROW: text" or "wavenet:error: text".
+// Every error text is one line that starts with one of these prefixes, which `_ERROR` in
+// wavenet/engine/cpu.py parses: "wavenet:nonfinite:POSITION:ROW: text" or "wavenet:error: text".
 constexpr char kNonFinite[] = "wavenet:nonfinite:";
 constexpr char kError[] = "wavenet:error: ";
 
@@ -43,7 +42,7 @@ auto marked(Work work) -> decltype(work()) {
   }
 }
 
-// STD_TORCH_CHECK without the name and line of a source file, which a user has no use for.
+// STD_TORCH_CHECK without the name and line of the source file, which do not help a user.
 template <typename... Parts>
 void require(bool holds, const Parts&... parts) {
   if (holds) return;
@@ -52,7 +51,7 @@ void require(bool holds, const Parts&... parts) {
   throw std::runtime_error(text.str());
 }
 
-// torch has only one reason not to give memory of a checked size, but reports it in several lines.
+// If the size is valid, an allocation fails only for lack of memory; torch reports that in several lines.
 inline Tensor allocate(const Tensor& like, std::vector<int64_t> shape,
                        std::optional<ScalarType> type = std::nullopt) {
   try {
@@ -72,10 +71,10 @@ inline std::string shape_text(const Tensor& tensor) {
   return text + ")";
 }
 
-// Where an operator's tensors have to be.
+// The device that an operator's tensors have to be on.
 struct Place {
   bool cuda;
-  int32_t index;  // of the CUDA device
+  int32_t index;  // CUDA device
 };
 
 constexpr Place kCpu{false, 0};
@@ -91,7 +90,7 @@ inline void check_kind(const char* name, const Tensor& tensor, ScalarType type, 
           dtype_name(type));
 }
 
-// A size of -1 in `shape` takes any.
+// A size of -1 in `shape` matches any size.
 inline void check_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape) {
   bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
   std::string expected = "(";
@@ -106,18 +105,18 @@ inline void check(const char* name, const Tensor& tensor, ScalarType type, const
                   const Place& place = kCpu) {
   check_kind(name, tensor, type, place);
   check_shape(name, tensor, shape);
-  require(tensor.is_contiguous(), name, " is not contiguous: pass it through .contiguous()");
+  require(tensor.is_contiguous(), name, " is not contiguous: call .contiguous() first");
 }
 
 inline void check_range(const char* name, const int64_t* values, int64_t count, int64_t low, int64_t end) {
   for (int64_t index = 0; index < count; ++index) {
-    require(values[index] >= low && values[index] < end, name, " holds ", values[index], ": must be ", low,
+    require(values[index] >= low && values[index] < end, name, " contains ", values[index], ": must be ", low,
             " to ", end - 1);
   }
 }
 
-// Position and step counts stay below this, so that no sum of them overflows.
-constexpr int64_t kMostSamples = int64_t{1} << 60;
+// Limit of positions and step counts, so that no sum of them overflows.
+constexpr int64_t kMaxSamples = int64_t{1} << 60;
 
 inline void bind_gate_bias(GateBias& gate, const Tensor& values, const Network& network, int64_t batch,
                            int64_t hop, int64_t start, bool linear, const Place& place) {
@@ -125,13 +124,13 @@ inline void bind_gate_bias(GateBias& gate, const Tensor& values, const Network& 
   check_shape("gate_bias", values, {batch, -1, network.layers, 2 * network.dilated});
   const int64_t frames = values.size(1);
   require(frames > 0, "gate_bias has no frames: must have at least 1");
-  // The batch may be expanded from one row, so only the rest has to be contiguous.
+  // The batch may be expanded from one row, so only the other dimensions have to be contiguous.
   const int64_t row = 2 * network.dilated;
   require(values.stride(3) == 1 && (network.layers == 1 || values.stride(2) == row) &&
               (frames == 1 || values.stride(1) == network.layers * row),
-          "gate_bias is not contiguous within a stream: pass it through .contiguous()");
-  require(hop > 0 && hop < kMostSamples, "hop = ", hop, ": must be at least 1 sample per frame");
-  require(start > -kMostSamples && start < kMostSamples, "gate_start = ", start, ": is out of range");
+          "gate_bias is not contiguous within a stream: call .contiguous() first");
+  require(hop > 0 && hop < kMaxSamples, "hop = ", hop, ": must be at least 1 sample per frame");
+  require(start > -kMaxSamples && start < kMaxSamples, "gate_start = ", start, ": is out of range");
   gate.values = values.const_data_ptr<float>();
   gate.batch_stride = values.stride(0);
   gate.frames = frames;
@@ -140,7 +139,7 @@ inline void bind_gate_bias(GateBias& gate, const Tensor& values, const Network& 
   gate.linear = linear;
 }
 
-// A network and its arguments, as both operators of both devices have them.
+// The arguments that `advance` and `generate` share, on both devices.
 struct Arguments {
   const Tensor& weights;
   const std::vector<int64_t>& geometry;
@@ -151,40 +150,39 @@ struct Arguments {
   int64_t hop, gate_start;
   bool linear;
   int64_t threads;
-  const std::string& kernel;  // CUDA only: which is to serve, or empty for the best
+  const std::string& kernel;  // CUDA only: name of the kernel; empty selects the best one
 };
 
-// Checks what both operators share, but for the values in the state, and fills in that part of the task.
-// `layers` must outlive the task.
-template <typename Task>
-Task make_task(const Arguments& given, const Place& place, std::vector<Layer>& layers) {
-  const Geometry geometry = parse_geometry(given.geometry.data(), given.geometry.size());
+// Checks the shared arguments, except for the values in the state, and fills in those parameters. `layers`
+// must outlive them.
+template <typename Params>
+Params make_params(const Arguments& arguments, const Place& place, std::vector<Layer>& layers) {
+  const Geometry geometry = parse_geometry(arguments.geometry.data(), arguments.geometry.size());
   const bool tiled = geometry.tiles != Tiles::kNone;
   const bool fp32 = geometry.precision == Precision::kFp32 && !tiled;
-  require(place.cuda ? fp32 || tiled : !tiled, "geometry: weight layout ", given.geometry[0],
-          place.cuda ? " is not for CUDA: layouts 1, 4 and 5 are"
-                     : " is not for the CPU: layouts 1, 2 and 3 are");
-  check("weights", given.weights, fp32 ? ScalarType::Float : ScalarType::Byte, {-1}, place);
-  const void* data = given.weights.const_data_ptr();
+  require(place.cuda ? fp32 || tiled : !tiled, "geometry: weight layout ", arguments.geometry[0],
+          place.cuda ? " is not for CUDA: must be 1, 4 or 5" : " is not for the CPU: must be 1, 2 or 3");
+  check("weights", arguments.weights, fp32 ? ScalarType::Float : ScalarType::Byte, {-1}, place);
+  const void* data = arguments.weights.const_data_ptr();
   const uintptr_t alignment = place.cuda ? 16 : alignof(float);
-  require(reinterpret_cast<uintptr_t>(data) % alignment == 0, "weights do not begin at a multiple of ",
-          alignment, " bytes: pass them through .clone()");
-  Task task{};
-  task.network = bind_weights(geometry, data, given.weights.numel() * (fp32 ? 4 : 1), layers);
-  check("queues", given.queues, ScalarType::Float, {-1, task.network.queue_steps, task.network.residual},
-        place);
-  task.batch = given.queues.size(0);
-  check("position", given.position, ScalarType::Long, {task.batch}, place);
-  check("last_sample", given.last_sample, ScalarType::Long, {task.batch}, place);
-  require(given.threads > 0, "threads = ", given.threads, ": must be at least 1");
-  if (given.gate_bias.has_value()) {
-    bind_gate_bias(task.gate, *given.gate_bias, task.network, task.batch, given.hop, given.gate_start,
-                   given.linear, place);
+  require(reinterpret_cast<uintptr_t>(data) % alignment == 0, "weights is not aligned to ", alignment,
+          " bytes: pass weights.clone()");
+  Params params{};
+  params.network = bind_weights(geometry, data, arguments.weights.numel() * (fp32 ? 4 : 1), layers);
+  check("queues", arguments.queues, ScalarType::Float,
+        {-1, params.network.queue_steps, params.network.residual}, place);
+  params.batch = arguments.queues.size(0);
+  check("position", arguments.position, ScalarType::Long, {params.batch}, place);
+  check("last_sample", arguments.last_sample, ScalarType::Long, {params.batch}, place);
+  require(arguments.threads > 0, "threads = ", arguments.threads, ": must be at least 1");
+  if (arguments.gate_bias.has_value()) {
+    bind_gate_bias(params.gate, *arguments.gate_bias, params.network, params.batch, arguments.hop,
+                   arguments.gate_start, arguments.linear, place);
   }
-  task.queues = given.queues.mutable_data_ptr<float>();
-  task.position = given.position.mutable_data_ptr<int64_t>();
-  task.last_sample = given.last_sample.mutable_data_ptr<int64_t>();
-  return task;
+  params.queues = arguments.queues.mutable_data_ptr<float>();
+  params.position = arguments.position.mutable_data_ptr<int64_t>();
+  params.last_sample = arguments.last_sample.mutable_data_ptr<int64_t>();
+  return params;
 }
 
 inline Sampling make_sampling(double temperature, int64_t top_k, double top_p) {

@@ -1,5 +1,5 @@
 // Makes the shared library importable as wavenet._C. Importing it, or loading it with
-// torch.ops.load_library, registers the operators; without Python's headers only the latter works.
+// torch.ops.load_library, registers the operators. Without Python's headers only the latter works.
 #if __has_include(<Python.h>)
 #include <Python.h>
 

@@ -1,8 +1,8 @@
-// torch.ops.wavenet: the operators' schemas, and their implementation on the CPU: checks what the caller
-// passes and hands plain pointers to the engine. Of torch, only the stable ABI is seen here.
+// torch.ops.wavenet: the schemas of all operators and their CPU implementation, which checks the arguments
+// and passes plain pointers to the engine. Uses only torch's stable ABI.
 //
-// torch's Python entry to operators releases the GIL around the call (tests/engine/test_cpu.py runs a Python
-// thread beside it), so nothing here does.
+// torch's Python entry to operators releases the GIL around the call, so nothing here does
+// (tests/engine/test_cpu.py runs a Python thread meanwhile).
 #include "bindings/arguments.h"
 #include "core/philox.h"
 
@@ -10,44 +10,45 @@ namespace {
 
 using namespace wavenet::binding;
 
-// Checks what both operators share and fills in that part of the task. `layers` must outlive the task.
-wavenet::cpu::Task cpu_task(const Arguments& given, std::vector<wavenet::Layer>& layers) {
-  require(given.kernel.empty(), "kernel = ", given.kernel, ": only CUDA has kernels to choose from");
-  auto task = make_task<wavenet::cpu::Task>(given, kCpu, layers);
-  check_range("position", task.position, task.batch, 0, kMostSamples);
-  check_range("last_sample", task.last_sample, task.batch, 0, task.network.classes);
-  return task;
+// Checks the arguments that both operators share and fills in those parameters. `layers` must outlive them.
+wavenet::cpu::Params cpu_params(const Arguments& arguments, std::vector<wavenet::Layer>& layers) {
+  require(arguments.kernel.empty(), "kernel = ", arguments.kernel,
+          ": only the CUDA engine has several kernels");
+  auto params = make_params<wavenet::cpu::Params>(arguments, kCpu, layers);
+  check_range("position", params.position, params.batch, 0, kMaxSamples);
+  check_range("last_sample", params.last_sample, params.batch, 0, params.network.classes);
+  return params;
 }
 
-Tensor run_advance(const Arguments& given, const Tensor& samples) {
+Tensor run_advance(const Arguments& arguments, const Tensor& samples) {
   std::vector<wavenet::Layer> layers;
-  wavenet::cpu::Task task = cpu_task(given, layers);
-  check("samples", samples, ScalarType::Long, {task.batch, -1});
-  task.steps = samples.size(1);
-  task.given = samples.const_data_ptr<int64_t>();
-  check_range("samples", task.given, samples.numel(), 0, task.network.classes);
-  Tensor logits = allocate(given.queues, {task.batch, task.steps, task.network.classes});
-  task.logits = logits.mutable_data_ptr<float>();
-  wavenet::cpu::run(task, given.threads);
+  wavenet::cpu::Params params = cpu_params(arguments, layers);
+  check("samples", samples, ScalarType::Long, {params.batch, -1});
+  params.steps = samples.size(1);
+  params.forced = samples.const_data_ptr<int64_t>();
+  check_range("samples", params.forced, samples.numel(), 0, params.network.classes);
+  Tensor logits = allocate(arguments.queues, {params.batch, params.steps, params.network.classes});
+  params.logits = logits.mutable_data_ptr<float>();
+  wavenet::cpu::run(params, arguments.threads);
   return logits;
 }
 
-Tensor run_generate(const Arguments& given, const Tensor& uniforms, double temperature, int64_t top_k,
+Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, double temperature, int64_t top_k,
                     double top_p) {
   std::vector<wavenet::Layer> layers;
-  wavenet::cpu::Task task = cpu_task(given, layers);
-  check("uniforms", uniforms, ScalarType::Float, {task.batch, -1});
-  task.steps = uniforms.size(1);
-  task.uniforms = uniforms.const_data_ptr<float>();
+  wavenet::cpu::Params params = cpu_params(arguments, layers);
+  check("uniforms", uniforms, ScalarType::Float, {params.batch, -1});
+  params.steps = uniforms.size(1);
+  params.uniforms = uniforms.const_data_ptr<float>();
   for (int64_t index = 0; index < uniforms.numel(); ++index) {
-    const float uniform = task.uniforms[index];
-    require(uniform >= 0.0f && uniform < 1.0f, "uniforms holds ", uniform, ": must be in [0, 1)");
+    const float uniform = params.uniforms[index];
+    require(uniform >= 0.0f && uniform < 1.0f, "uniforms contains ", uniform, ": must be in [0, 1)");
   }
-  task.sampling = make_sampling(temperature, top_k, top_p);
-  Tensor drawn = allocate(given.position, {task.batch, task.steps});
-  task.drawn = drawn.mutable_data_ptr<int64_t>();
-  wavenet::cpu::run(task, given.threads);
-  return drawn;
+  params.sampling = make_sampling(temperature, top_k, top_p);
+  Tensor output = allocate(arguments.position, {params.batch, params.steps});
+  params.output = output.mutable_data_ptr<int64_t>();
+  wavenet::cpu::run(params, arguments.threads);
+  return output;
 }
 
 Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
@@ -79,17 +80,17 @@ Tensor uniforms(int64_t seed, const Tensor& stream, const Tensor& substream, con
     check("stream", stream, ScalarType::Long, {batch});
     check("substream", substream, ScalarType::Long, {batch});
     check("position", position, ScalarType::Long, {batch});
-    check_range("position", position.const_data_ptr<int64_t>(), batch, 0, kMostSamples);
-    require(steps >= 0 && steps < kMostSamples, "steps = ", steps, ": must be 0 or more");
-    Tensor drawn = allocate(position, {batch, steps}, ScalarType::Float);
+    check_range("position", position.const_data_ptr<int64_t>(), batch, 0, kMaxSamples);
+    require(steps >= 0 && steps < kMaxSamples, "steps = ", steps, ": must be 0 or more");
+    Tensor output = allocate(position, {batch, steps}, ScalarType::Float);
     for (int64_t row = 0; row < batch; ++row) {
       const auto word = [row](const Tensor& of) {
         return static_cast<uint64_t>(of.const_data_ptr<int64_t>()[row]);
       };
       wavenet::uniforms({static_cast<uint64_t>(seed), word(stream), word(substream)}, word(position), steps,
-                        drawn.mutable_data_ptr<float>() + row * steps);
+                        output.mutable_data_ptr<float>() + row * steps);
     }
-    return drawn;
+    return output;
   });
 }
 
@@ -101,10 +102,10 @@ Tensor frame_bias(const Tensor& weights, std::vector<int64_t> entries, double li
     check("frames", frames, ScalarType::Float, {-1, conditioner.classes + conditioner.features, -1});
     require(std::isfinite(limit) && limit > 0.0, "limit = ", limit, ": must be above 0");
     const int64_t batch = frames.size(0), count = frames.size(2);
-    require(count > conditioner.lost, count, " frames: must be more than the ", conditioner.lost,
-            " that the conditioner takes away at the ends");
-    require(batch * count < kMostSamples / conditioner.outputs, "frames is too large");
-    Tensor bias = allocate(frames, {batch, count - conditioner.lost, conditioner.outputs});
+    require(count > conditioner.context_frames, count, " frames: must be more than the ",
+            conditioner.context_frames, " that the conditioner's convolutions use as context");
+    require(batch * count < kMaxSamples / conditioner.outputs, "frames is too large");
+    Tensor bias = allocate(frames, {batch, count - conditioner.context_frames, conditioner.outputs});
     wavenet::cpu::frame_bias(conditioner, static_cast<float>(limit), frames.const_data_ptr<float>(), batch,
                              count, bias.mutable_data_ptr<float>());
     return bias;
@@ -116,7 +117,7 @@ double read_rate(const Tensor& data, double seconds) {
     check("data", data, ScalarType::Byte, {-1});
     require(data.numel() >= 1024, "data has ", data.numel(), " bytes: must have at least 1024");
     require(reinterpret_cast<uintptr_t>(data.const_data_ptr()) % alignof(int32_t) == 0,
-            "data does not begin at a multiple of 4 bytes: pass it through .clone()");
+            "data is not aligned to 4 bytes: pass data.clone()");
     return wavenet::cpu::read_rate(data.const_data_ptr(), data.numel(), seconds);
   });
 }
@@ -171,7 +172,7 @@ STABLE_TORCH_LIBRARY_IMPL(wavenet, CPU, m) {
   m.impl("cpu_read_rate", TORCH_BOX(&read_rate));
 }
 
-// Without a tensor among their arguments these have no device to be dispatched by.
+// These take no tensor, so there is no device to dispatch on.
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CompositeExplicitAutograd, m) {
   m.impl("cpu_multiply_add_rate", TORCH_BOX(&multiply_add_rate));
   m.impl("cpu_instruction_set", TORCH_BOX(&instruction_set));

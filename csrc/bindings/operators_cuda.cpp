@@ -1,5 +1,5 @@
-// torch.ops.wavenet on CUDA devices. Compiled only where the kernels are, by the host's compiler: it sees
-// torch but not CUDA, which cuda/engine.cu sees.
+// torch.ops.wavenet on CUDA devices. Built only together with the kernels, by the host compiler: this file
+// includes torch but not CUDA, cuda/engine.cu includes CUDA but not torch.
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
@@ -12,9 +12,9 @@ namespace {
 using namespace wavenet::binding;
 using torch::stable::accelerator::DeviceGuard;
 
-// torch's current stream on a device. The function is part of the stable C interface, but stands in a library
-// that a torch without CUDA does not have and that this one therefore is not linked to; where there is a
-// CUDA tensor, torch has loaded it.
+// Returns torch's current stream on a device. The function is part of torch's stable C interface, but its
+// library is missing from a torch without CUDA, so this extension does not link to it. Once a CUDA tensor
+// exists, torch has loaded that library.
 void* current_stream(int32_t device) {
   using Accessor = AOTITorchError (*)(int32_t, void**);
   static const auto accessor = [] {
@@ -24,7 +24,7 @@ void* current_stream(int32_t device) {
   }();
   void* stream = nullptr;
   require(accessor != nullptr && accessor(device, &stream) == 0,
-          "torch does not tell its current CUDA stream: is this a torch with CUDA, 2.11 or newer?");
+          "torch does not report its current CUDA stream: torch 2.11 or newer, built with CUDA, is required");
   return stream;
 }
 
@@ -33,50 +33,50 @@ Place place_of(const Tensor& queues) {
   return {true, queues.get_device_index()};
 }
 
-// On the queues' device; the first stream that failed becomes the error.
-void run_task(const wavenet::cuda::Task& task, const Arguments& given, const Place& place) {
-  const wavenet::cuda::Choice choice =
-      wavenet::cuda::choose_on(place.index, task.network, task.batch, given.kernel);
-  const int64_t bytes = wavenet::cuda::workspace_bytes(task, choice);
-  // Of floats, like the queues; memory from torch is aligned for any type.
-  Tensor workspace = allocate(given.queues, {(bytes + 3) / 4});
+// Runs the kernel on the queues' device. Throws NonFinite for the first stream that failed.
+void run_kernel(const wavenet::cuda::Params& params, const Arguments& arguments, const Place& place) {
+  const wavenet::cuda::KernelSelection choice =
+      wavenet::cuda::select_kernel_on(place.index, params.network, params.batch, arguments.kernel);
+  const int64_t bytes = wavenet::cuda::workspace_bytes(params, choice);
+  // Floats, as the queues are; torch aligns memory for any type.
+  Tensor workspace = allocate(arguments.queues, {(bytes + 3) / 4});
   const std::vector<int64_t> failed = wavenet::cuda::run(
-      task, choice, place.index, workspace.mutable_data_ptr(), current_stream(place.index));
-  for (int64_t row = 0; row < task.batch; ++row) {
+      params, choice, place.index, workspace.mutable_data_ptr(), current_stream(place.index));
+  for (int64_t row = 0; row < params.batch; ++row) {
     const int64_t position = failed[static_cast<size_t>(row)];
     if (position != wavenet::cuda::kNone) throw wavenet::cpu::NonFinite(position, row);
   }
 }
 
-Tensor run_advance(const Arguments& given, const Tensor& samples) {
-  const Place place = place_of(given.queues);
+Tensor run_advance(const Arguments& arguments, const Tensor& samples) {
+  const Place place = place_of(arguments.queues);
   const DeviceGuard guard(place.index);
   std::vector<wavenet::Layer> layers;
-  auto task = make_task<wavenet::cuda::Task>(given, place, layers);
-  check("samples", samples, ScalarType::Long, {task.batch, -1}, place);
-  task.steps = samples.size(1);
-  task.given = samples.const_data_ptr<int64_t>();
-  Tensor logits = allocate(given.queues, {task.batch, task.steps, task.network.classes});
-  task.logits = logits.mutable_data_ptr<float>();
-  run_task(task, given, place);
+  auto params = make_params<wavenet::cuda::Params>(arguments, place, layers);
+  check("samples", samples, ScalarType::Long, {params.batch, -1}, place);
+  params.steps = samples.size(1);
+  params.forced = samples.const_data_ptr<int64_t>();
+  Tensor logits = allocate(arguments.queues, {params.batch, params.steps, params.network.classes});
+  params.logits = logits.mutable_data_ptr<float>();
+  run_kernel(params, arguments, place);
   return logits;
 }
 
-Tensor run_generate(const Arguments& given, const Tensor& uniforms, double temperature, int64_t top_k,
-                    double top_p, int64_t lost = -1) {
-  const Place place = place_of(given.queues);
+Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, double temperature, int64_t top_k,
+                    double top_p, int64_t dropped_step = -1) {
+  const Place place = place_of(arguments.queues);
   const DeviceGuard guard(place.index);
   std::vector<wavenet::Layer> layers;
-  auto task = make_task<wavenet::cuda::Task>(given, place, layers);
-  check("uniforms", uniforms, ScalarType::Float, {task.batch, -1}, place);
-  task.steps = uniforms.size(1);
-  task.uniforms = uniforms.const_data_ptr<float>();
-  task.sampling = make_sampling(temperature, top_k, top_p);
-  Tensor drawn = allocate(given.position, {task.batch, task.steps});
-  task.drawn = drawn.mutable_data_ptr<int64_t>();
-  task.lost = lost;
-  run_task(task, given, place);
-  return drawn;
+  auto params = make_params<wavenet::cuda::Params>(arguments, place, layers);
+  check("uniforms", uniforms, ScalarType::Float, {params.batch, -1}, place);
+  params.steps = uniforms.size(1);
+  params.uniforms = uniforms.const_data_ptr<float>();
+  params.sampling = make_sampling(temperature, top_k, top_p);
+  Tensor output = allocate(arguments.position, {params.batch, params.steps});
+  params.output = output.mutable_data_ptr<int64_t>();
+  params.dropped_step = dropped_step;
+  run_kernel(params, arguments, place);
+  return output;
 }
 
 Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
@@ -101,11 +101,11 @@ Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tens
   });
 }
 
-// `generate`, but that in a pipeline the samples of one step never come back, which is to end in an error.
-// For tests: what was drawn before is returned where no one notices.
-Tensor lose(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
-            const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, std::string kernel,
-            int64_t step) {
+// For tests: `generate`, except that a pipeline drops the samples of one step. A kernel without a pipeline
+// ignores that and returns the samples; a pipeline has to time out and report an error.
+Tensor drop_step(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
+                 const Tensor& position, const Tensor& last_sample, const Tensor& uniforms,
+                 std::string kernel, int64_t step) {
   return marked([&] {
     const std::optional<Tensor> none;
     return run_generate({weights, geometry, queues, position, last_sample, none, 1, 0, false, 1, kernel},
@@ -113,7 +113,7 @@ Tensor lose(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& 
   });
 }
 
-// What each kernel would do for so many streams of a network: see wavenet::cuda::describe.
+// How each kernel would run a batch of streams of a network: see wavenet::cuda::describe.
 std::string kernels(const Tensor& weights, std::vector<int64_t> geometry, int64_t batch) {
   return marked([&] {
     require(weights.is_cuda(), "weights are not on a CUDA device: move them there with .to()");
@@ -134,7 +134,7 @@ double rate(const Tensor& data, std::string what) {
     require(bytes >= 1024 && bytes < int64_t{1} << 31, "data has ", bytes,
             " bytes: must have 1024 to 2^31 - 1");
     require(reinterpret_cast<uintptr_t>(data.const_data_ptr()) % 16 == 0,
-            "data does not begin at a multiple of 16 bytes: pass it through .clone()");
+            "data is not aligned to 16 bytes: pass data.clone()");
     const int32_t device = data.get_device_index();
     const DeviceGuard guard(device);
     Tensor workspace = allocate(data, {wavenet::cuda::rate_workspace_floats(device)}, ScalarType::Float);
@@ -152,7 +152,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wavenet, m) {
   m.def("cuda_kernels(Tensor weights, int[] geometry, int batch) -> str");
   m.def("cuda_rate(Tensor data, str what) -> float");
   m.def(
-      "cuda_lose_samples(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
+      "cuda_drop_step(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
       "Tensor(c!) last_sample, Tensor uniforms, str kernel, int step) -> Tensor");
 }
 
@@ -161,7 +161,7 @@ STABLE_TORCH_LIBRARY_IMPL(wavenet, CUDA, m) {
   m.impl("generate", TORCH_BOX(&generate));
   m.impl("cuda_kernels", TORCH_BOX(&kernels));
   m.impl("cuda_rate", TORCH_BOX(&rate));
-  m.impl("cuda_lose_samples", TORCH_BOX(&lose));
+  m.impl("cuda_drop_step", TORCH_BOX(&drop_step));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wavenet, CompositeExplicitAutograd, m) {

@@ -1,4 +1,4 @@
-// torch.ops.wavenet.gated_layer and cross_entropy, and their backwards: training on the CPU. The schemas
+// torch.ops.wavenet.gated_layer and cross_entropy and their backward passes: training on the CPU. The schemas
 // are in operators.cpp.
 #include <tuple>
 
@@ -11,14 +11,14 @@ namespace {
 using namespace wavenet::binding;
 using wavenet::cpu::GatedLayer;
 
-// Torch's own threads, so that as many work here as elsewhere in a step.
+// Runs on torch's own threads, so that a training step uses the same number of threads everywhere.
 void spread(int64_t count, const std::function<void(int64_t)>& work) {
   torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t stop) {
     for (int64_t number = first; number < stop; ++number) work(number);
   });
 }
 
-// What both operators are given besides tensors.
+// The arguments of both operators that are not tensors.
 struct Settings {
   int64_t dilation, hop, start;
   bool linear, bf16;
@@ -28,12 +28,12 @@ ScalarType stored(const Settings& settings) {
   return settings.bf16 ? ScalarType::BFloat16 : ScalarType::Float;
 }
 
-// Tensors from so many bytes on come in blocks that may be kept.
+// Tensors of at least this size use memory blocks that the cache can keep.
 constexpr int64_t kBlockBytes = int64_t{1} << 20;
 
 void give_block(void* begin) { wavenet::cpu::blocks().give(begin); }
 
-// The size of a contiguous tensor of float32 or bfloat16.
+// The size in bytes of a contiguous tensor of float32 or bfloat16.
 int64_t bytes_of(const std::vector<int64_t>& shape, ScalarType type) {
   int64_t bytes = type == ScalarType::BFloat16 ? 2 : 4;
   for (const int64_t size : shape) {
@@ -57,7 +57,7 @@ Tensor allocate_as(const Tensor& like, const std::vector<int64_t>& shape, Scalar
   }
 }
 
-// Whole rows of `channels` values, any distance apart.
+// Each row of `channels` values must be contiguous; the distance between rows is arbitrary.
 void check_rows(const char* name, const Tensor& rows, ScalarType type, const std::vector<int64_t>& shape) {
   check_kind(name, rows, type, kCpu);
   check_shape(name, rows, shape);
@@ -70,19 +70,20 @@ struct Parameters {
   const std::optional<Tensor>& gate_bias;
 };
 
-// Checks what both operators share and fills in that part of the layer.
-GatedLayer make_layer(const Tensor& x, const Parameters& given, const Settings& settings) {
+// Checks the arguments that both operators share and fills in those fields of the layer.
+GatedLayer make_layer(const Tensor& x, const Parameters& parameters, const Settings& settings) {
   require(wavenet::cpu::can_train(settings.bf16), "this processor has no native training in ",
           settings.bf16 ? "bf16" : "fp32");
   check("x", x, ScalarType::Float, {-1, -1, -1});
   GatedLayer layer{};
   layer.batch = x.size(0);
   layer.residual = x.size(2);
-  check("dilated_bias", given.dilated_bias, ScalarType::Float, {-1});
-  const int64_t branches = given.dilated_bias.size(0);
-  require(branches > 0 && branches % 2 == 0, "dilated_bias has ", branches, " values: must be two branches'");
-  check("dilated_weight", given.dilated_weight, ScalarType::Float, {branches, -1});
-  const int64_t inputs = given.dilated_weight.size(1);
+  check("dilated_bias", parameters.dilated_bias, ScalarType::Float, {-1});
+  const int64_t branches = parameters.dilated_bias.size(0);
+  require(branches > 0 && branches % 2 == 0, "dilated_bias has ", branches,
+          " values: must be an even number, for filter and gate");
+  check("dilated_weight", parameters.dilated_weight, ScalarType::Float, {branches, -1});
+  const int64_t inputs = parameters.dilated_weight.size(1);
   require(layer.residual > 0 && inputs >= 2 * layer.residual && inputs % layer.residual == 0,
           "dilated_weight has ", inputs, " inputs: must be ", layer.residual, " for each of 2 taps or more");
   layer.channels = branches / 2;
@@ -92,16 +93,16 @@ GatedLayer make_layer(const Tensor& x, const Parameters& given, const Settings& 
           ": is out of range");
   layer.steps = x.size(1) - (layer.taps - 1) * layer.dilation;
   require(layer.batch > 0 && layer.steps > 0, "x is ", shape_text(x),
-          ": shorter than the layer's taps reach");
-  layer.last = !given.output_weight.has_value();
+          ": shorter than the receptive field of the layer");
+  layer.last = !parameters.output_weight.has_value();
   if (!layer.last) {
-    check("output_weight", *given.output_weight, ScalarType::Float, {layer.residual, layer.channels});
-    require(given.output_bias.has_value(), "output_bias is missing");
-    check("output_bias", *given.output_bias, ScalarType::Float, {layer.residual});
-    layer.residual_bias = given.output_bias->const_data_ptr<float>();
+    check("output_weight", *parameters.output_weight, ScalarType::Float, {layer.residual, layer.channels});
+    require(parameters.output_bias.has_value(), "output_bias is missing");
+    check("output_bias", *parameters.output_bias, ScalarType::Float, {layer.residual});
+    layer.residual_bias = parameters.output_bias->const_data_ptr<float>();
   }
-  if (given.gate_bias.has_value()) {
-    const Tensor& values = *given.gate_bias;
+  if (parameters.gate_bias.has_value()) {
+    const Tensor& values = *parameters.gate_bias;
     check_rows("gate_bias", values, ScalarType::Float, {layer.batch, -1, branches});
     require(values.size(1) > 0 && settings.hop > 0, "gate_bias has no frames, or hop is not positive");
     layer.bias = {values.const_data_ptr<float>(),
@@ -113,13 +114,13 @@ GatedLayer make_layer(const Tensor& x, const Parameters& given, const Settings& 
     layer.frame_stride = values.stride(1);
   }
   layer.x = x.const_data_ptr<float>();
-  layer.dilated_bias = given.dilated_bias.const_data_ptr<float>();
+  layer.dilated_bias = parameters.dilated_bias.const_data_ptr<float>();
   return layer;
 }
 
-wavenet::cpu::LayerWeights weights_of(const Parameters& given) {
-  return {given.dilated_weight.const_data_ptr<float>(),
-          given.output_weight.has_value() ? given.output_weight->const_data_ptr<float>() : nullptr};
+wavenet::cpu::LayerWeights weights_of(const Parameters& parameters) {
+  return {parameters.dilated_weight.const_data_ptr<float>(),
+          parameters.output_weight.has_value() ? parameters.output_weight->const_data_ptr<float>() : nullptr};
 }
 
 void bind_gates(GatedLayer& layer, const char* name, const Tensor& gates, ScalarType type) {
@@ -138,14 +139,14 @@ std::tuple<Tensor, Tensor> gated_layer(const Tensor& x, const Tensor& dilated_we
                                        int64_t dilation, int64_t hop, int64_t start, bool linear, bool bf16) {
   return marked([&]() -> std::tuple<Tensor, Tensor> {
     const Settings settings{dilation, hop, start, linear, bf16};
-    const Parameters given{dilated_weight, dilated_bias, output_weight, output_bias, gate_bias};
-    GatedLayer layer = make_layer(x, given, settings);
+    const Parameters parameters{dilated_weight, dilated_bias, output_weight, output_bias, gate_bias};
+    GatedLayer layer = make_layer(x, parameters, settings);
     bind_gates(layer, "gates", gates, stored(settings));
     Tensor halves = allocate_as(x, {layer.batch, layer.steps, 2 * layer.channels}, stored(settings));
     Tensor y = allocate_as(x, {layer.batch, layer.last ? 0 : layer.steps, layer.residual}, ScalarType::Float);
     layer.halves = halves.mutable_data_ptr();
     layer.y = y.mutable_data_ptr<float>();
-    wavenet::cpu::forward(layer, weights_of(given), bf16, spread);
+    wavenet::cpu::forward(layer, weights_of(parameters), bf16, spread);
     return {halves, y};
   });
 }
@@ -157,8 +158,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_layer_backward(
     const std::optional<Tensor>& dy, int64_t dilation, int64_t hop, int64_t start, bool linear, bool bf16) {
   return marked([&]() -> std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> {
     const Settings settings{dilation, hop, start, linear, bf16};
-    const Parameters given{dilated_weight, dilated_bias, output_weight, output_bias, gate_bias};
-    GatedLayer layer = make_layer(x, given, settings);
+    const Parameters parameters{dilated_weight, dilated_bias, output_weight, output_bias, gate_bias};
+    GatedLayer layer = make_layer(x, parameters, settings);
     const int64_t branches = 2 * layer.channels;
     bind_gates(layer, "dgates", dgates, stored(settings));
     check("halves", halves, stored(settings), {layer.batch, layer.steps, branches});
@@ -175,18 +176,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_layer_backward(
     const int64_t outputs = layer.last ? 0 : layer.residual;
     Tensor output = floats({outputs, layer.channels}), residual = floats({outputs});
     const int64_t frames = gate_bias.has_value() ? layer.bias.frames : 0;
-    Tensor told = floats({layer.batch, frames, branches});
+    Tensor dgate_bias = floats({layer.batch, frames, branches});
     layer.dactivation = dactivation.mutable_data_ptr();
     layer.dx = dx.mutable_data_ptr<float>();
     const wavenet::cpu::LayerGradients gradients{
         dilated.mutable_data_ptr<float>(), bias.mutable_data_ptr<float>(), output.mutable_data_ptr<float>(),
-        residual.mutable_data_ptr<float>(), frames > 0 ? told.mutable_data_ptr<float>() : nullptr};
-    wavenet::cpu::backward(layer, weights_of(given), gradients, bf16, spread);
-    return {dx, dilated, bias, output, residual, told};
+        residual.mutable_data_ptr<float>(), frames > 0 ? dgate_bias.mutable_data_ptr<float>() : nullptr};
+    wavenet::cpu::backward(layer, weights_of(parameters), gradients, bf16, spread);
+    return {dx, dilated, bias, output, residual, dgate_bias};
   });
 }
 
-// Checks what both operators of the loss share.
+// Checks the arguments that both operators of the loss share.
 wavenet::cpu::Losses make_losses(const Tensor& logits, const Tensor& targets, int64_t ignored, bool bf16) {
   require(wavenet::cpu::can_train(bf16), "this processor has no native training in ", bf16 ? "bf16" : "fp32");
   check("logits", logits, bf16 ? ScalarType::BFloat16 : ScalarType::Float, {-1, -1});
@@ -238,7 +239,7 @@ Tensor cross_entropy_backward(const Tensor& logits, const Tensor& targets, const
 
 Tensor block(const Tensor& like, std::vector<int64_t> shape, bool bf16) {
   return marked([&] {
-    require(like.is_cpu(), "like is not on the CPU: blocks are memory of the processor");
+    require(like.is_cpu(), "like is not on the CPU: the block cache manages CPU memory only");
     return allocate_as(like, shape, bf16 ? ScalarType::BFloat16 : ScalarType::Float);
   });
 }

@@ -28,7 +28,7 @@ struct Case {
   std::vector<float> weights, frames;
   std::vector<double> centre, scale, mixture, projection;
   std::vector<std::vector<double>> taps, biases;  // taps: those of the first convolution, of the second, ...
-  int64_t classes, features, width, outputs, batch, count, lost = 0;
+  int64_t classes, features, width, outputs, batch, count, context_frames = 0;
 };
 
 class Maker {
@@ -89,12 +89,12 @@ Case random_case(unsigned seed) {
       }
       c.biases.push_back(maker.vector(c, c.width));
       c.entries.push_back(dilation);
-      c.lost += (kTaps - 1) * dilation;
+      c.context_frames += (kTaps - 1) * dilation;
     }
   }
   if (c.classes > 0) c.mixture = maker.matrix(c, c.width, c.classes);
   c.projection = maker.matrix(c, c.outputs, c.width);
-  c.count = c.lost + maker.number(1, 50);
+  c.count = c.context_frames + maker.number(1, 50);
   const std::vector<double> frames = maker.some(c.batch * (c.classes + c.features) * c.count);
   c.frames.assign(frames.begin(), frames.end());
   return c;
@@ -112,7 +112,7 @@ std::vector<float> part_of(const Case& c, int64_t first, int64_t count) {
 
 // The bias of frames from `first` on, (batch, wanted, outputs).
 std::vector<float> bias_of(const Case& c, int64_t first, int64_t wanted) {
-  const int64_t count = wanted + c.lost;
+  const int64_t count = wanted + c.context_frames;
   const std::vector<float> frames = part_of(c, first, count);
   std::vector<float> bias(static_cast<size_t>(c.batch * wanted * c.outputs));
   const wavenet::Conditioner conditioner = wavenet::bind_conditioner(
@@ -160,7 +160,7 @@ Rows defined(const Case& c, int64_t row) {
   for (size_t t = 0; t < hidden.size(); ++t) {
     std::vector<double> weights;
     for (int64_t k = 0; k < c.classes; ++k) {
-      weights.push_back(frames[k * c.count + c.lost / 2 + static_cast<int64_t>(t)]);
+      weights.push_back(frames[k * c.count + c.context_frames / 2 + static_cast<int64_t>(t)]);
     }
     if (c.classes > 0) add_product(c.mixture, weights, hidden[t]);
     add_product(c.projection, hidden[t], bias[t]);
@@ -171,7 +171,7 @@ Rows defined(const Case& c, int64_t row) {
 
 int check_case(unsigned seed) {
   const Case c = random_case(seed);
-  const int64_t wanted = c.count - c.lost;
+  const int64_t wanted = c.count - c.context_frames;
   std::istringstream names(wavenet::cpu::available_instruction_sets());
   for (std::string name; names >> name;) {
     setenv("WAVENET_CPU", name.c_str(), 1);

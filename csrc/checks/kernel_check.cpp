@@ -26,7 +26,7 @@ extern "C" __attribute__((weak)) int __sanitizer_install_malloc_and_free_hooks(
 
 namespace {
 
-using wavenet::cpu::Task;
+using wavenet::cpu::Params;
 
 // One random network with streams in mid-course, and what they are asked to do.
 struct Case {
@@ -37,7 +37,7 @@ struct Case {
   std::vector<float> queues, uniforms, gate;
   std::vector<int64_t> position, last_sample, samples;
   int64_t batch, steps, frames;
-  Task task{};
+  Params params{};
 };
 
 // The standard's distributions differ from library to library; these do not.
@@ -152,15 +152,15 @@ Case random_case(unsigned seed, int64_t precision) {
   for (int64_t layer = 0; layer < layers; ++layer) c.entries.push_back(int64_t{1} << pick(random, 0, 4));
   c.geometry = wavenet::parse_geometry(c.entries.data(), c.entries.size());
   c.weights.resize(static_cast<size_t>(count_weights(c.geometry)));
-  c.task.network =
+  c.params.network =
       wavenet::bind_weights(c.geometry, c.weights.data(), static_cast<int64_t>(c.weights.size()), c.layers);
   // Padding holds zeros in a packed network; there the padded logits must stay finite, which noise is too.
-  fill_weights(random, c.task.network);
+  fill_weights(random, c.params.network);
   // Now and then more streams than a group holds.
   c.batch = pick(random, 0, 3) > 0 ? pick(random, 1, 13) : pick(random, wavenet::cpu::kGroup, 90);
   c.steps = pick(random, 1, c.batch > 13 ? 12 : 60);
   c.frames = pick(random, 1, 5);
-  const wavenet::Network& net = c.task.network;
+  const wavenet::Network& net = c.params.network;
   fill(random, c.queues, static_cast<size_t>(c.batch * net.queue_steps * net.residual), 1.0f);
   fill(random, c.gate, static_cast<size_t>(c.batch * c.frames * net.layers * 2 * net.dilated), 0.5f);
   for (int64_t row = 0; row < c.batch; ++row) {
@@ -171,15 +171,15 @@ Case random_case(unsigned seed, int64_t precision) {
     c.samples.push_back(pick(random, 0, net.classes - 1));
     c.uniforms.push_back(static_cast<float>(pick(random, 0, (1 << 24) - 1)) / 16777216.0f);
   }
-  c.task.sampling = {pick(random, 0, 3) * 0.5, std::max<int64_t>(0, pick(random, -20, 20)),
-                     pick(random, 0, 1) == 0 ? 1.0 : 0.7};
+  c.params.sampling = {pick(random, 0, 3) * 0.5, std::max<int64_t>(0, pick(random, -20, 20)),
+                       pick(random, 0, 1) == 0 ? 1.0 : 0.7};
   if (pick(random, 0, 1) == 1) {
-    c.task.gate = {c.gate.data(),
-                   c.frames * net.layers * 2 * net.dilated,
-                   c.frames,
-                   pick(random, 1, 30),
-                   pick(random, -50, 50),
-                   pick(random, 0, 1) == 1};
+    c.params.gate = {c.gate.data(),
+                     c.frames * net.layers * 2 * net.dilated,
+                     c.frames,
+                     pick(random, 1, 30),
+                     pick(random, -50, 50),
+                     pick(random, 0, 1) == 1};
   }
   return c;
 }
@@ -187,10 +187,10 @@ Case random_case(unsigned seed, int64_t precision) {
 // What a case leaves behind.
 struct Result {
   std::vector<float> logits, queues;
-  std::vector<int64_t> drawn, position, last_sample;
+  std::vector<int64_t> output, position, last_sample;
 
   bool operator==(const Result& other) const {
-    return logits == other.logits && queues == other.queues && drawn == other.drawn &&
+    return logits == other.logits && queues == other.queues && output == other.output &&
            position == other.position && last_sample == other.last_sample;
   }
 };
@@ -201,38 +201,38 @@ Result run_case(const Case& c, bool drawing, int64_t chunk, int64_t threads) {
   result.queues = c.queues;
   result.position = c.position;
   result.last_sample = c.last_sample;
-  const int64_t classes = c.task.network.classes;
-  result.drawn.resize(drawing ? c.samples.size() : 0);
+  const int64_t classes = c.params.network.classes;
+  result.output.resize(drawing ? c.samples.size() : 0);
   result.logits.resize(drawing ? 0 : c.samples.size() * static_cast<size_t>(classes));
   for (int64_t first = 0; first < c.steps; first += chunk) {
-    Task task = c.task;
-    task.batch = c.batch;
-    task.steps = std::min(chunk, c.steps - first);
-    task.queues = result.queues.data();
-    task.position = result.position.data();
-    task.last_sample = result.last_sample.data();
-    std::vector<int64_t> given, drawn(static_cast<size_t>(task.batch * task.steps));
-    std::vector<float> uniforms, logits(drawn.size() * static_cast<size_t>(classes));
+    Params params = c.params;
+    params.batch = c.batch;
+    params.steps = std::min(chunk, c.steps - first);
+    params.queues = result.queues.data();
+    params.position = result.position.data();
+    params.last_sample = result.last_sample.data();
+    std::vector<int64_t> forced, output(static_cast<size_t>(params.batch * params.steps));
+    std::vector<float> uniforms, logits(output.size() * static_cast<size_t>(classes));
     for (int64_t row = 0; row < c.batch; ++row) {
       const int64_t at = row * c.steps + first;
-      given.insert(given.end(), c.samples.begin() + at, c.samples.begin() + at + task.steps);
-      uniforms.insert(uniforms.end(), c.uniforms.begin() + at, c.uniforms.begin() + at + task.steps);
+      forced.insert(forced.end(), c.samples.begin() + at, c.samples.begin() + at + params.steps);
+      uniforms.insert(uniforms.end(), c.uniforms.begin() + at, c.uniforms.begin() + at + params.steps);
     }
     if (drawing) {
-      task.uniforms = uniforms.data();
-      task.drawn = drawn.data();
+      params.uniforms = uniforms.data();
+      params.output = output.data();
     } else {
-      task.given = given.data();
-      task.logits = logits.data();
+      params.forced = forced.data();
+      params.logits = logits.data();
     }
-    wavenet::cpu::run(task, threads);
+    wavenet::cpu::run(params, threads);
     for (int64_t row = 0; row < c.batch; ++row) {
-      const int64_t from = row * task.steps;
+      const int64_t from = row * params.steps;
       const int64_t to = row * c.steps + first;
       if (drawing) {
-        std::copy_n(drawn.begin() + from, task.steps, result.drawn.begin() + to);
+        std::copy_n(output.begin() + from, params.steps, result.output.begin() + to);
       } else {
-        std::copy_n(logits.begin() + from * classes, task.steps * classes,
+        std::copy_n(logits.begin() + from * classes, params.steps * classes,
                     result.logits.begin() + to * classes);
       }
     }
@@ -255,25 +255,25 @@ void count_allocation(const volatile void*, size_t) { ++allocations; }
 
 // Allocations during one call. With `leaky` one more is made for every sample, as a bad engine would.
 long allocations_of(const Case& c, bool drawing, int64_t steps, bool leaky) {
-  Task task = c.task;
+  Params params = c.params;
   std::vector<float> queues = c.queues;
   std::vector<int64_t> position = c.position, last_sample = c.last_sample;
-  std::vector<int64_t> drawn(static_cast<size_t>(c.batch * steps));
-  std::vector<float> logits(drawn.size() * static_cast<size_t>(task.network.classes));
-  task.batch = c.batch;
-  task.steps = steps;
-  task.queues = queues.data();
-  task.position = position.data();
-  task.last_sample = last_sample.data();
+  std::vector<int64_t> output(static_cast<size_t>(c.batch * steps));
+  std::vector<float> logits(output.size() * static_cast<size_t>(params.network.classes));
+  params.batch = c.batch;
+  params.steps = steps;
+  params.queues = queues.data();
+  params.position = position.data();
+  params.last_sample = last_sample.data();
   if (drawing) {
-    task.uniforms = c.uniforms.data();
-    task.drawn = drawn.data();
+    params.uniforms = c.uniforms.data();
+    params.output = output.data();
   } else {
-    task.given = c.samples.data();
-    task.logits = logits.data();
+    params.forced = c.samples.data();
+    params.logits = logits.data();
   }
   const long before = allocations;
-  wavenet::cpu::run(task, 1);
+  wavenet::cpu::run(params, 1);
   for (int64_t step = 0; leaky && step < steps; ++step) {
     // Volatile, or the compiler leaves the pair out.
     void* volatile block = std::malloc(16);
@@ -322,17 +322,17 @@ constexpr unsigned kSummed = 2;  // cases in the checksum
 int check_case(unsigned seed, int64_t precision, Checksum& checksum) {
   const Case c = random_case(seed, precision);
   std::vector<float> first;
-  std::vector<int64_t> first_drawn;
+  std::vector<int64_t> first_output;
   std::istringstream names(wavenet::cpu::available_instruction_sets());
   for (std::string name; names >> name;) {
     setenv("WAVENET_CPU", name.c_str(), 1);
     if (check_allocations(c, seed, name) != 0) return 1;
     for (const bool drawing : {false, true}) {
       const Result whole = run_case(c, drawing, c.steps, 1);
-      if (name == "base" && seed < kSummed && c.task.network.precision == wavenet::Precision::kInt8) {
+      if (name == "base" && seed < kSummed && c.params.network.precision == wavenet::Precision::kInt8) {
         checksum.add(whole.logits);
         checksum.add(whole.queues);
-        checksum.add(whole.drawn);
+        checksum.add(whole.output);
       }
       for (const int64_t threads : {1, 2, 5}) {
         if (!(run_case(c, drawing, 1 + threads * 3, threads) == whole)) {
@@ -341,16 +341,16 @@ int check_case(unsigned seed, int64_t precision, Checksum& checksum) {
           return 1;
         }
       }
-      const bool exact = c.task.network.precision == wavenet::Precision::kInt8;
+      const bool exact = c.params.network.precision == wavenet::Precision::kInt8;
       if (drawing) {
-        if (first_drawn.empty()) first_drawn = whole.drawn;
-        if (exact && first_drawn != whole.drawn) {
+        if (first_output.empty()) first_output = whole.output;
+        if (exact && first_output != whole.output) {
           std::printf("case %u, layout %d: %s draws otherwise than base\n", seed, int(precision),
                       name.c_str());
           return 1;
         }
         Case again = c;
-        again.samples = whole.drawn;
+        again.samples = whole.output;
         if (run_case(again, false, 1 + c.steps / 2, 2).queues != whole.queues) {
           std::printf("case %u, layout %d, %s: feeding differs from drawing\n", seed, int(precision),
                       name.c_str());

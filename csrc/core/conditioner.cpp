@@ -8,9 +8,9 @@ namespace {
 
 constexpr size_t kHeaderEntries = 5;
 // Far above any conditioner in use, and small enough that no product of sizes overflows.
-constexpr int64_t kMostRows = 1 << 20;
-constexpr int64_t kMostOutputs = int64_t{1} << 30;
-constexpr int64_t kMostFrameDilation = 1 << 20;
+constexpr int64_t kMaxRows = 1 << 20;
+constexpr int64_t kMaxOutputs = int64_t{1} << 30;
+constexpr int64_t kMaxFrameDilation = 1 << 20;
 
 void check_entry(const char* name, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high) {
@@ -54,10 +54,10 @@ int64_t lay_out(Conditioner& conditioner, const float* weights) {
 
 Conditioner bind_conditioner(const int64_t* entries, size_t entry_count, const float* weights,
                              int64_t count) {
-  if (entry_count < kHeaderEntries || entry_count > kHeaderEntries + kMostConvolutions) {
+  if (entry_count < kHeaderEntries || entry_count > kHeaderEntries + kMaxConvolutions) {
     throw std::runtime_error("conditioner has " + std::to_string(entry_count) + " entries: must have " +
                              std::to_string(kHeaderEntries) + " to " +
-                             std::to_string(kHeaderEntries + kMostConvolutions));
+                             std::to_string(kHeaderEntries + kMaxConvolutions));
   }
   Conditioner conditioner{};
   conditioner.classes = entries[0];
@@ -67,16 +67,16 @@ Conditioner bind_conditioner(const int64_t* entries, size_t entry_count, const f
   conditioner.taps = entries[4];
   conditioner.convolutions = static_cast<int64_t>(entry_count - kHeaderEntries);
   const bool convolved = conditioner.convolutions > 0;
-  check_entry("classes", conditioner.classes, convolved ? 0 : 1, kMostRows);
-  check_entry("features", conditioner.features, convolved ? 1 : 0, convolved ? kMostRows : 0);
-  check_entry("width", conditioner.width, 1, kMostRows);
-  check_entry("outputs", conditioner.outputs, 1, kMostOutputs);
-  check_entry("taps", conditioner.taps, 1, kMostFrameTaps);
+  check_entry("classes", conditioner.classes, convolved ? 0 : 1, kMaxRows);
+  check_entry("features", conditioner.features, convolved ? 1 : 0, convolved ? kMaxRows : 0);
+  check_entry("width", conditioner.width, 1, kMaxRows);
+  check_entry("outputs", conditioner.outputs, 1, kMaxOutputs);
+  check_entry("taps", conditioner.taps, 1, kMaxFrameTaps);
   for (int64_t index = 0; index < conditioner.convolutions; ++index) {
     const int64_t dilation = entries[kHeaderEntries + static_cast<size_t>(index)];
-    check_entry("dilation", dilation, 1, kMostFrameDilation);
+    check_entry("dilation", dilation, 1, kMaxFrameDilation);
     conditioner.convolution[index].dilation = dilation;
-    conditioner.lost += (conditioner.taps - 1) * dilation;
+    conditioner.context_frames += (conditioner.taps - 1) * dilation;
   }
   conditioner.width_padded = padded(conditioner.width);
   const int64_t needed = lay_out(conditioner, nullptr);

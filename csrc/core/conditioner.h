@@ -12,12 +12,12 @@
 
 namespace wavenet {
 
-constexpr int64_t kMostConvolutions = 8;
-constexpr int64_t kMostFrameTaps = 8;
+constexpr int64_t kMaxConvolutions = 8;
+constexpr int64_t kMaxFrameTaps = 8;
 
 // Over frames: a matrix for each tap, oldest first.
 struct FrameConvolution {
-  Matrix tap[kMostFrameTaps];
+  Matrix tap[kMaxFrameTaps];
   const float* bias;  // (width_padded)
   int64_t dilation;
 };
@@ -27,9 +27,9 @@ struct Conditioner {
   int64_t width, width_padded;  // channels of what is computed per frame
   int64_t outputs;              // layers * 2 * dilation channels of the network
   int64_t taps, convolutions;   // no convolutions without features
-  int64_t lost;                 // frames that the convolutions take away in all, half of them on either side
+  int64_t context_frames;       // frames that the convolutions take away in all, half of them on either side
   const float *centre, *scale;  // (features): features enter as (x - centre) * scale
-  FrameConvolution convolution[kMostConvolutions];
+  FrameConvolution convolution[kMaxConvolutions];
   Matrix mixture;     // inputs: classes; outputs: the width, padded
   Matrix projection;  // inputs: the width; outputs padded
 };

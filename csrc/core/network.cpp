@@ -8,11 +8,11 @@ namespace {
 
 constexpr size_t kHeaderEntries = 8;
 // Far above any network in use, and small enough that no product of sizes overflows.
-constexpr int64_t kMostChannels = 65536;
-constexpr int64_t kMostTaps = 64;
-constexpr int64_t kMostLayers = 1000;
+constexpr int64_t kMaxChannels = 65536;
+constexpr int64_t kMaxTaps = 64;
+constexpr int64_t kMaxLayers = 1000;
 // The sum of so many products of int8 by uint8 fits 32 bits.
-constexpr int64_t kMostInt8Inputs = 65536;
+constexpr int64_t kMaxInt8Inputs = 65536;
 constexpr int64_t kLargestDilation = int64_t{1} << 30;
 
 int64_t checked(const char* name, int64_t value, int64_t low, int64_t high) {
@@ -113,13 +113,13 @@ Geometry parse_geometry(const int64_t* entries, size_t count) {
   const bool tiled = entries[0] > 3;
   geometry.precision = tiled ? Precision::kFp32 : static_cast<Precision>(entries[0]);
   geometry.tiles = tiled ? static_cast<Tiles>(entries[0]) : Tiles::kNone;
-  geometry.classes = checked("quantization_channels", entries[1], 2, kMostChannels);
-  geometry.residual = checked("residual_channels", entries[2], 1, kMostChannels);
-  geometry.dilated = checked("dilation_channels", entries[3], 1, kMostChannels);
-  geometry.skip = checked("skip_channels", entries[4], 1, kMostChannels);
-  geometry.head = checked("head_channels", entries[5], 1, kMostChannels);
-  geometry.taps = checked("kernel_size", entries[6], 2, kMostTaps);
-  const int64_t layers = checked("layers", entries[7], 1, kMostLayers);
+  geometry.classes = checked("quantization_channels", entries[1], 2, kMaxChannels);
+  geometry.residual = checked("residual_channels", entries[2], 1, kMaxChannels);
+  geometry.dilated = checked("dilation_channels", entries[3], 1, kMaxChannels);
+  geometry.skip = checked("skip_channels", entries[4], 1, kMaxChannels);
+  geometry.head = checked("head_channels", entries[5], 1, kMaxChannels);
+  geometry.taps = checked("kernel_size", entries[6], 2, kMaxTaps);
+  const int64_t layers = checked("layers", entries[7], 1, kMaxLayers);
   if (count != kHeaderEntries + static_cast<size_t>(layers)) {
     throw std::runtime_error("geometry has " + std::to_string(count) + " entries: " + std::to_string(layers) +
                              " layers need " + std::to_string(kHeaderEntries + layers));
@@ -129,9 +129,9 @@ Geometry parse_geometry(const int64_t* entries, size_t count) {
   }
   if (geometry.precision == Precision::kInt8) {
     const int64_t inputs = geometry.taps * geometry.residual;
-    if (inputs > kMostInt8Inputs) {
+    if (inputs > kMaxInt8Inputs) {
       throw std::runtime_error("kernel_size * residual_channels = " + std::to_string(inputs) +
-                               ": int8 takes at most " + std::to_string(kMostInt8Inputs) +
+                               ": int8 takes at most " + std::to_string(kMaxInt8Inputs) +
                                "; use bf16 or fp32");
     }
   }

@@ -6,8 +6,8 @@
 namespace wavenet {
 namespace {
 
-// Most probable first. By logits, because distinct logits can round to equal weights; among equals the lower
-// class first.
+// Orders classes by falling probability. Compares logits, since distinct logits can round to equal weights;
+// among equal logits the lower class comes first.
 struct MoreProbable {
   const float* logits;
   bool operator()(int32_t a, int32_t b) const {
@@ -15,7 +15,7 @@ struct MoreProbable {
   }
 };
 
-// Puts the classes that top_k keeps first in `order`, unsorted, and returns how many there are.
+// Moves the classes that top_k keeps to the front of `order`, unsorted, and returns their number.
 int64_t keep_top_k(const float* logits, float* weights, int64_t classes, int64_t top_k, int32_t* order) {
   std::iota(order, order + classes, 0);
   if (top_k == 0 || top_k >= classes) return classes;
@@ -24,9 +24,10 @@ int64_t keep_top_k(const float* logits, float* weights, int64_t classes, int64_t
   return top_k;
 }
 
-// Of the first `kept` classes in `order`, zeroes the weights of those that top_p drops.
+// Sets the weights that top_p removes to zero, among the first `kept` classes in `order`.
 void keep_top_p(const float* logits, float* weights, int64_t kept, double top_p, int32_t* order) {
-  // Few classes hold most of the probability, so a heap that is emptied that far beats sorting them all.
+  // Few classes have most of the probability, so popping those from a heap is faster than sorting all
+  // classes.
   const auto less_probable = [logits](int32_t a, int32_t b) { return MoreProbable{logits}(b, a); };
   double total = 0.0;
   for (int64_t rank = 0; rank < kept; ++rank) total += weights[order[rank]];
@@ -41,10 +42,10 @@ void keep_top_p(const float* logits, float* weights, int64_t kept, double top_p,
   for (int64_t rank = 0; rank < left; ++rank) weights[order[rank]] = 0.0f;
 }
 
-// Weights are summed in runs of this many, so that additions do not wait for one another.
+// Weights are summed in runs of this length; within a run, partial sums are independent of each other.
 constexpr int64_t kRun = 16;
 
-// The sum of a run, in the same order on every machine.
+// Returns the sum of a run, added in the same order on every machine.
 double run_sum(const float* weights, int64_t count) {
   double sums[4] = {};
   for (int64_t index = 0; index < count; ++index) sums[index % 4] += weights[index];
@@ -53,7 +54,7 @@ double run_sum(const float* weights, int64_t count) {
 
 double run_sum(const float* weights) { return run_sum(weights, kRun); }
 
-// Calls `take(first, count, sum)` for run after run, until it returns false.
+// Calls `take(first, count, sum)` for each run in order, until it returns false.
 template <typename Take>
 void each_run(const float* weights, int64_t classes, Take take) {
   int64_t first = 0;
@@ -63,8 +64,9 @@ void each_run(const float* weights, int64_t classes, Take take) {
   if (first < classes) take(first, classes - first, run_sum(weights + first, classes - first));
 }
 
-// The first of `count` classes at which the cumulative weight, `below` before them, exceeds a threshold; the
-// last that has a weight where rounding lets none.
+// Returns the first of `count` classes at which the cumulative weight exceeds a threshold; `below` is the
+// cumulative weight of all earlier classes. If rounding leaves no such class, returns the last one with
+// weight.
 int64_t find(const float* weights, int64_t count, double below, double threshold) {
   int64_t last_kept = 0;
   for (int64_t index = 0; index < count; ++index) {
@@ -77,7 +79,7 @@ int64_t find(const float* weights, int64_t count, double below, double threshold
 
 }  // namespace
 
-int64_t largest(const float* logits, int64_t classes) {
+int64_t argmax(const float* logits, int64_t classes) {
   return std::max_element(logits, logits + classes) - logits;
 }
 
@@ -97,7 +99,7 @@ int64_t draw(const float* logits, float* weights, int64_t classes, const Samplin
   double below = 0.0;
   int64_t first_left = 0, left = 0;
   each_run(weights, classes, [&](int64_t first, int64_t count, double sum) {
-    // Runs without a weight, at the end, are not to be drawn from whatever rounding does.
+    // Rounding must not select a run without weight at the end.
     if (sum > 0.0) {
       first_left = first;
       left = count;

@@ -1,4 +1,4 @@
-// Drawing a class from a tempered, truncated softmax by inverting its cumulative distribution.
+// Sampling of a class by inverse CDF from a softmax with temperature, top-k and top-p.
 #pragma once
 
 #include <cstdint>
@@ -6,16 +6,16 @@
 namespace wavenet {
 
 struct Sampling {
-  double temperature;  // 0: always the class with the largest logit
+  double temperature;  // 0: argmax
   int64_t top_k;       // 0: all classes
   double top_p;        // 1: all classes
 };
 
-// The lowest class among those with the largest logit.
-int64_t largest(const float* logits, int64_t classes);
+// Returns the class with the largest logit; of several, the lowest.
+int64_t argmax(const float* logits, int64_t classes);
 
-// Draws a class. `weights` holds exp((logit - largest logit) / temperature) and is cut to the classes that
-// top_k and top_p keep; `order` is room for `classes` numbers. Nothing is allocated.
+// Draws a class. `weights` contains exp((logit - max logit) / temperature); weights that top_k and top_p
+// remove are set to zero. `order` is scratch memory for `classes` numbers. Allocates nothing.
 int64_t draw(const float* logits, float* weights, int64_t classes, const Sampling& sampling, double uniform,
              int32_t* order);
 

@@ -29,8 +29,8 @@ struct InstructionSet {
 };
 
 #if defined(__aarch64__)
-// Whether the processor has the instructions of four products of bytes at a time.
-bool multiplies_bytes() {
+// Returns whether the processor has the int8 dot product instructions (FEAT_DotProd).
+bool has_dot_product() {
 #if defined(__APPLE__)
   int found = 0;
   size_t size = sizeof(found);
@@ -44,7 +44,7 @@ bool multiplies_bytes() {
 }
 #endif
 
-// Slowest first. Read from the processor once.
+// Returns the instruction sets that this processor supports, slowest first.
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found{
@@ -64,7 +64,7 @@ const std::vector<InstructionSet>& instruction_sets() {
     }
 #elif defined(__aarch64__)
     found.push_back({"neon", neon::run_group, neon::frame_bias, neon::read_words, neon::multiply_adds});
-    if (multiplies_bytes()) {
+    if (has_dot_product()) {
       found.push_back(
           {"neondot", neondot::run_group, neondot::frame_bias, neondot::read_words, neondot::multiply_adds});
     }
@@ -74,7 +74,7 @@ const std::vector<InstructionSet>& instruction_sets() {
   return sets;
 }
 
-const InstructionSet& chosen() {
+const InstructionSet& selected() {
   const std::vector<InstructionSet>& sets = instruction_sets();
   const char* forced = std::getenv("WAVENET_CPU");
   if (forced == nullptr || *forced == '\0') return sets.back();
@@ -87,11 +87,11 @@ const InstructionSet& chosen() {
 
 int64_t groups_of(int64_t streams) { return (streams + kGroup - 1) / kGroup; }
 
-// Owns the arrays of a Scratch: all that a thread needs, allocated before its first sample.
+// Owns the arrays of a Scratch: all memory of a thread, allocated before its first sample.
 class Workspace {
  public:
   Workspace(const Network& net, int64_t streams) {
-    // Measured first, then handed out: the same sequence of calls does both.
+    // The first call adds up the sizes, the second one assigns the addresses.
     lay_out(net, streams);
     memory_.resize(used_ + kAlignment);
     next_ = memory_.data();
@@ -117,7 +117,7 @@ class Workspace {
   void lay_out(const Network& net, int64_t streams) {
     const auto padded = [](int64_t count) { return (count + kPad - 1) / kPad * kPad; };
     scratch_.taps_stride = padded(net.taps * net.residual);
-    const auto take_bytes = [&](Bytes& bytes, int64_t inputs) {
+    const auto take_int8 = [&](QuantizedRows& bytes, int64_t inputs) {
       bytes.stride = padded(inputs / kPacked);
       take(bytes.words, streams * bytes.stride);
       take(bytes.scale, streams);
@@ -129,14 +129,14 @@ class Workspace {
     take(scratch_.head, streams * net.head_padded);
     take(scratch_.logits, streams * net.classes_padded);
     take(scratch_.slot, streams * net.layers);
-    take_bytes(scratch_.taps_bytes, scratch_.taps_stride);
-    take_bytes(scratch_.gated_bytes, net.dilated_padded);
-    take_bytes(scratch_.head_bytes, std::max(net.skip_padded, net.head_padded));
+    take_int8(scratch_.taps_int8, scratch_.taps_stride);
+    take_int8(scratch_.gated_int8, net.dilated_padded);
+    take_int8(scratch_.head_int8, std::max(net.skip_padded, net.head_padded));
     take(scratch_.weights, net.classes_padded);
     take(scratch_.order, net.classes);
     take(scratch_.frame, streams);
     take(scratch_.sums, net.layers * 2 * net.dilated_padded);
-    take(scratch_.begun, 1);
+    take(scratch_.cached_bias, 1);
   }
 
   std::vector<unsigned char> memory_;
@@ -145,19 +145,19 @@ class Workspace {
   Scratch scratch_{};
 };
 
-// Takes rows [begin, end) through the task, in groups of almost one size; `failed` has one entry per row.
-void run_rows(const Task& task, RunGroup run_group, const Scratch& scratch, int64_t begin, int64_t end,
+// Runs rows [begin, end) in groups of nearly equal size; `failed` has one entry per row.
+void run_rows(const Params& params, RunGroup run_group, const Scratch& scratch, int64_t begin, int64_t end,
               int64_t* failed) {
   const FlushDenormals flush;
   const int64_t groups = groups_of(end - begin);
   for (int64_t index = 0; index < groups; ++index) {
     const int64_t first = begin + (end - begin) * index / groups;
     const int64_t next = begin + (end - begin) * (index + 1) / groups;
-    run_group(task, first, next - first, scratch, failed + first);
+    run_group(params, first, next - first, scratch, failed + first);
   }
 }
 
-// Joins on every way out, so that no thread outlives the tensors it writes to.
+// Joins its threads on destruction, so that none outlives the tensors that it writes to.
 class Threads {
  public:
   explicit Threads(size_t most) { threads_.reserve(most); }
@@ -183,29 +183,29 @@ class Threads {
 
 }  // namespace
 
-void run(const Task& task, int64_t threads) {
-  const RunGroup run_group = chosen().run_group;
-  if (task.batch == 0 || task.steps == 0) return;
-  const int64_t count = threads < task.batch ? threads : task.batch;
-  std::vector<int64_t> failed(static_cast<size_t>(task.batch), kFinite);
+void run(const Params& params, int64_t threads) {
+  const RunGroup run_group = selected().run_group;
+  if (params.batch == 0 || params.steps == 0) return;
+  const int64_t count = threads < params.batch ? threads : params.batch;
+  std::vector<int64_t> failed(static_cast<size_t>(params.batch), kFinite);
   std::vector<Workspace> workspaces;
   workspaces.reserve(static_cast<size_t>(count));
-  const int64_t rows_each = (task.batch + count - 1) / count;
+  const int64_t rows_each = (params.batch + count - 1) / count;
   for (int64_t index = 0; index < count; ++index) {
-    // Of samples given, steps of one stream go together.
-    const int64_t rows = task.given == nullptr ? rows_each : task.steps;
-    workspaces.emplace_back(task.network, rows < kGroup ? rows : kGroup);
+    // With forced samples, consecutive steps of one stream form a group.
+    const int64_t rows = params.forced == nullptr ? rows_each : params.steps;
+    workspaces.emplace_back(params.network, rows < kGroup ? rows : kGroup);
   }
   {
     const auto rows = [&](int64_t index) {
-      run_rows(task, run_group, workspaces[static_cast<size_t>(index)].scratch(), task.batch * index / count,
-               task.batch * (index + 1) / count, failed.data());
+      run_rows(params, run_group, workspaces[static_cast<size_t>(index)].scratch(),
+               params.batch * index / count, params.batch * (index + 1) / count, failed.data());
     };
     Threads helpers(static_cast<size_t>(count));
     for (int64_t index = 1; index < count; ++index) helpers.start([&rows, index] { rows(index); });
     rows(0);
   }
-  for (int64_t row = 0; row < task.batch; ++row) {
+  for (int64_t row = 0; row < params.batch; ++row) {
     const int64_t position = failed[static_cast<size_t>(row)];
     if (position != kFinite) throw NonFinite(position, row);
   }
@@ -213,19 +213,19 @@ void run(const Task& task, int64_t threads) {
 
 void frame_bias(const Conditioner& conditioner, float limit, const float* frames, int64_t batch,
                 int64_t count, float* bias) {
-  const auto run_frames = chosen().frame_bias;
+  const auto run_frames = selected().frame_bias;
   if (batch == 0) return;
   const size_t rows = static_cast<size_t>(count);
   const size_t inputs = static_cast<size_t>(std::max(conditioner.features, conditioner.classes));
   const size_t width = static_cast<size_t>(conditioner.width_padded);
   std::vector<float> features(rows * inputs), hidden(rows * width), other(rows * width), block(rows * kBlock);
-  FrameTask task{conditioner,     limit,         frames,       count,       bias,
-                 features.data(), hidden.data(), other.data(), block.data()};
+  FrameParams params{conditioner,     limit,         frames,       count,       bias,
+                     features.data(), hidden.data(), other.data(), block.data()};
   const FlushDenormals flush;
   for (int64_t row = 0; row < batch; ++row) {
-    run_frames(task);
-    task.frames += (conditioner.classes + conditioner.features) * count;
-    task.bias += (count - conditioner.lost) * conditioner.outputs;
+    run_frames(params);
+    params.frames += (conditioner.classes + conditioner.features) * count;
+    params.bias += (count - conditioner.context_frames) * conditioner.outputs;
   }
 }
 
@@ -238,7 +238,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }  // namespace
 
 double read_rate(const void* data, int64_t bytes, double seconds) {
-  const ReadWords read_words = chosen().read_words;
+  const ReadWords read_words = selected().read_words;
   const auto start = std::chrono::steady_clock::now();
   volatile int32_t sink = 0;
   int64_t times = 0;
@@ -250,7 +250,7 @@ double read_rate(const void* data, int64_t bytes, double seconds) {
 }
 
 double multiply_add_rate(bool int8, double seconds) {
-  const MultiplyAdds multiply_adds = chosen().multiply_adds;
+  const MultiplyAdds multiply_adds = selected().multiply_adds;
   const auto start = std::chrono::steady_clock::now();
   const int32_t table[kTable] = {};
   float sink = 0.0f;
@@ -268,6 +268,6 @@ std::string available_instruction_sets() {
   return names;
 }
 
-std::string instruction_set() { return chosen().name; }
+std::string instruction_set() { return selected().name; }
 
 }  // namespace wavenet::cpu

@@ -1,7 +1,7 @@
-// What one call asks of the sample loop, and the one function that every instruction set provides.
+// The parameters of the sample loop, and the functions that every instruction set implements.
 //
-// Included where special instruction sets are switched on, so there is nothing here but plain data: an inline
-// function or template instantiated there could be the copy the linker keeps for every machine.
+// Files compiled for special instruction sets include this header, so it contains plain data only: the linker
+// could keep their copy of an inline function or template for every machine.
 #pragma once
 
 #include <cstdint>
@@ -13,94 +13,95 @@
 
 namespace wavenet::cpu {
 
-// Takes every stream through `steps` samples. Either `given` or `uniforms` is set: samples fed as they are,
-// with `logits` out, or samples drawn into `drawn`.
-struct Task {
+// One call advances every stream by `steps` samples. Either `forced` is set: the samples to feed, with
+// results in `logits`; or `uniforms` is set: random numbers to draw samples with, with results in `output`.
+struct Params {
   Network network;
   GateBias gate;
   Sampling sampling;
   int64_t batch, steps;
   float* queues;          // (batch, queue_steps, residual): one ring per layer
-  int64_t* position;      // (batch): samples of the stream so far
-  int64_t* last_sample;   // (batch): the latest of them, not fed yet
-  const int64_t* given;   // (batch, steps)
+  int64_t* position;      // (batch): number of samples of the stream so far
+  int64_t* last_sample;   // (batch): the latest sample, not fed yet
+  const int64_t* forced;  // (batch, steps)
   float* logits;          // (batch, steps, classes)
   const float* uniforms;  // (batch, steps), in [0, 1)
-  int64_t* drawn;         // (batch, steps)
+  int64_t* output;        // (batch, steps)
 };
 
-// Most rows that share a reading of the weights, a step of a stream each: enough for the weights to be read
-// rarely, few enough for what is worked on to stay in the second-level cache.
+// Maximum number of rows (a step of a stream each) that are multiplied with the weights per pass over them.
+// More rows read the weights less often; this number still keeps the working memory in the L2 cache.
 constexpr int64_t kGroup = 36;
 
-// Rows of inputs to a product in int8, four a word, and what one step of each row's inputs is worth.
-struct Bytes {
+// Rows of int8 inputs to a matrix product, four to a word, with a scale for each row.
+struct QuantizedRows {
   int32_t* words;
   float* scale;
   int64_t stride;
 };
 
-// The sums of all layers' biases and the frame of conditioning `of`; `values` is null unless all rows hold it
-// at this step, and it is that of no interpolation.
-struct Begun {
+// Cached sums of all layers' biases and the gate bias of one frame. `values` is null unless all rows use
+// frame `of` at this step, without interpolation.
+struct CachedFrameBias {
   const float* of;
   const float* values;
 };
 
-// One thread's working memory: a row of every array for each that shares a reading of the weights. Rows and
-// arrays are padded and aligned to 64 bytes.
+// Working memory of one thread. Arrays have one row for each row of the group unless noted; rows and arrays
+// are padded and aligned to 64 bytes.
 struct Scratch {
   float* hidden;      // (residual_padded + skip_padded): residual path, then the skip sum
-  float* taps;        // (taps * residual), oldest first; zeros behind
+  float* taps;        // (taps * residual), oldest first, padded with zeros
   float* activation;  // (2 * dilation_padded): filter, then gate
   float* gated;       // (dilation_padded)
   float* head;        // (head_padded)
   float* logits;      // (classes_padded)
-  int64_t* slot;      // (layers): where in its ring each layer's next input goes
+  int64_t* slot;      // (layers): ring position of each layer's next input
   int64_t taps_stride;
-  Bytes taps_bytes, gated_bytes, head_bytes;  // int8
-  // Not by stream.
-  float* weights;    // (classes_padded)
-  int32_t* order;    // (classes)
-  GateFrame* frame;  // (kGroup)
-  float* sums;       // (layers * 2 * dilation_padded)
-  Begun* begun;      // (1)
+  QuantizedRows taps_int8, gated_int8, head_int8;  // int8
+  // One for the whole group.
+  float* weights;                // (classes_padded)
+  int32_t* order;                // (classes)
+  GateFrame* frame;              // (kGroup)
+  float* sums;                   // (layers * 2 * dilation_padded)
+  CachedFrameBias* cached_bias;  // (1)
 };
 
 constexpr int64_t kFinite = -1;
 
-// Takes `count` streams, at most kGroup, from row `first` on through all steps, together. `failed` has an
-// entry for each, kFinite before: it becomes the position at which logits were not finite, where that stream
-// stops.
-using RunGroup = void (*)(const Task& task, int64_t first, int64_t count, const Scratch& scratch,
+// Runs all steps of `count` streams, at most kGroup, from row `first` on. `failed` has an entry for each
+// stream, initially kFinite. If logits are not finite, the stream stops and its entry is set to the position.
+using RunGroup = void (*)(const Params& params, int64_t first, int64_t count, const Scratch& scratch,
                           int64_t* failed);
 
-// What one call asks of the conditioner: the gate bias of all frames but those that it loses at either end.
-struct FrameTask {
+// The parameters of the conditioner: computes the gate bias of all frames except the context frames at both
+// ends.
+struct FrameParams {
   Conditioner conditioner;
-  float limit;          // no bias leaves [-limit, limit]
+  float limit;          // biases are clamped to [-limit, limit]
   const float* frames;  // (classes + features, count)
   int64_t count;
-  float* bias;  // (count - lost, outputs)
-  // Working memory, rows of frames.
-  float* features;        // (count, the larger of features and classes)
+  float* bias;  // (count - context_frames, outputs)
+  // Working memory, one row per frame.
+  float* features;        // (count, max(features, classes))
   float *hidden, *other;  // (count, width_padded)
   float* block;           // (count, kBlock)
 };
-using FrameBias = void (*)(const FrameTask& task);
+using FrameBias = void (*)(const FrameParams& params);
 
-// For benchmarks. Reads all words but a rest smaller than 1 KiB.
+// For benchmarks. Reads all words except for a remainder of less than 1 KiB.
 using ReadWords = int32_t (*)(const int32_t* words, int64_t count);
-// For benchmarks. Does as many multiply-adds as it returns, in registers.
+// For benchmarks. Computes multiply-adds in registers and returns their number.
 constexpr int64_t kTable = 26 * kPad;
 using MultiplyAdds = int64_t (*)(bool int8, const int32_t* table, int64_t steps, float* sink);
 
-#define WAVENET_INSTRUCTION_SET(name)                                                                      \
-  namespace name {                                                                                         \
-  void run_group(const Task& task, int64_t first, int64_t count, const Scratch& scratch, int64_t* failed); \
-  void frame_bias(const FrameTask& task);                                                                  \
-  int32_t read_words(const int32_t* words, int64_t count);                                                 \
-  int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);                      \
+#define WAVENET_INSTRUCTION_SET(name)                                                        \
+  namespace name {                                                                           \
+  void run_group(const Params& params, int64_t first, int64_t count, const Scratch& scratch, \
+                 int64_t* failed);                                                           \
+  void frame_bias(const FrameParams& params);                                                \
+  int32_t read_words(const int32_t* words, int64_t count);                                   \
+  int64_t multiply_adds(bool int8, const int32_t* table, int64_t steps, float* sink);        \
   }
 WAVENET_INSTRUCTION_SET(base)
 WAVENET_INSTRUCTION_SET(avx2)

@@ -1,4 +1,4 @@
-// Launches the kernels.
+// Prepares device memory and launches the kernels.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -16,13 +16,13 @@
 namespace wavenet::cuda {
 namespace {
 
-constexpr int64_t kMostBlocks = int64_t{1} << 30;
-// Blocks of a cluster that every device with clusters promises.
+constexpr int64_t kMaxBlocks = int64_t{1} << 30;
+// The cluster size that every device with clusters supports.
 constexpr int kPortableCluster = 8;
 
-using StreamKernel = void (*)(Task, Plan);
-using ClusterKernel = void (*)(Task, Pipeline);
-using GridKernel = void (*)(Task, Pipeline, unsigned char*, unsigned char*);
+using StreamKernel = void (*)(Params, Plan);
+using ClusterKernel = void (*)(Params, Pipeline);
+using GridKernel = void (*)(Params, Pipeline, unsigned char*, unsigned char*);
 
 template <class Format>
 StreamKernel tiled_kernel(int streams) {
@@ -55,7 +55,7 @@ T read(const T* from, cudaStream_t stream) {
   return value;
 }
 
-// How a kernel of one block per processor is launched.
+// The launch configuration of a kernel.
 class Launch {
  public:
   template <class Kernel>
@@ -65,7 +65,7 @@ class Launch {
     config_.dynamicSmemBytes = static_cast<size_t>(bytes);
     config_.stream = stream;
     config_.attrs = &attribute_;
-    // A kernel's limit holds for all its launches, in other threads too: always the most that there is.
+    // The limit applies to all launches of the kernel, also from other threads, so it is always the maximum.
     int device = 0;
     require(cudaGetDevice(&device), "asking for the device");
     const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -95,7 +95,7 @@ class Launch {
   cudaLaunchAttribute attribute_{};
 };
 
-// The most blocks that a cluster can have, each with all the shared memory there is.
+// Returns the maximum number of blocks of a cluster in which each uses all shared memory.
 int64_t largest_cluster(int64_t shared_bytes) {
   const auto kernel = stage_cluster<Fp16>;
   Launch launch(kernel, kPortableCluster, kStageThreads, shared_bytes, nullptr);
@@ -106,7 +106,7 @@ int64_t largest_cluster(int64_t shared_bytes) {
   return found;
 }
 
-// How many clusters the device has at once; 0 where it has none of that size.
+// Returns how many clusters run on the device at once; 0 if it does not support that size.
 int64_t clusters_at_once(const Network& network, int64_t blocks, int64_t bytes) {
   const auto kernel = cluster_kernel(network.tiles);
   Launch launch(kernel, blocks, kStageThreads, bytes, nullptr);
@@ -139,7 +139,7 @@ Device properties(int device) {
   return known[device] = of;
 }
 
-// Hands out parts of the workspace, all aligned for any type.
+// Divides the workspace into parts, each aligned for any type.
 class Workspace {
  public:
   explicit Workspace(void* memory) : memory_(static_cast<unsigned char*>(memory)) {}
@@ -167,13 +167,13 @@ struct Parts {
   int64_t end;
 };
 
-Parts divide(void* memory, const Task& task, const Choice& choice) {
+Parts divide(void* memory, const Params& params, const KernelSelection& choice) {
   Workspace workspace(memory);
   const StagePlan& plan = choice.stages;
   const auto blocks = static_cast<int64_t>(plan.blocks.size());
   Parts parts{};
-  parts.report = workspace.take<int64_t>(report_words(task.batch));
-  parts.layers = workspace.take<Layer>(task.network.layers);
+  parts.report = workspace.take<int64_t>(report_words(params.batch));
+  parts.layers = workspace.take<Layer>(params.network.layers);
   parts.blocks = workspace.take<StageBlock>(blocks);
   parts.parts = workspace.take<Part>(static_cast<int64_t>(plan.parts.size()));
   parts.flags = workspace.take<unsigned char>(choice.pipelines * plan.flag_bytes);
@@ -188,60 +188,62 @@ void upload(T* to, const T* from, int64_t count, cudaStream_t stream) {
   require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "copying a table");
 }
 
-void launch_stages(const Task& task, const Choice& choice, const Parts& to, cudaStream_t stream) {
+void launch_stages(const Params& params, const KernelSelection& choice, const Parts& to,
+                   cudaStream_t stream) {
   const StagePlan& plan = choice.stages;
   const auto blocks = static_cast<int64_t>(plan.blocks.size());
   upload(to.blocks, plan.blocks.data(), blocks, stream);
   upload(to.parts, plan.parts.data(), static_cast<int64_t>(plan.parts.size()), stream);
-  const Pipeline pipeline = view(plan, task.network, to.blocks, to.parts);
+  const Pipeline pipeline = view(plan, params.network, to.blocks, to.parts);
   const std::string starting = std::string("starting ") + name_of(choice.kernel);
   if (choice.kernel == Kernel::kStageCluster) {
-    const auto kernel = cluster_kernel(task.network.tiles);
+    const auto kernel = cluster_kernel(params.network.tiles);
     Launch launch(kernel, choice.pipelines * blocks, kStageThreads, plan.bytes, stream);
     launch.in_clusters(kernel, blocks);
-    require(cudaLaunchKernelEx(&launch.config(), kernel, task, pipeline), starting);
+    require(cudaLaunchKernelEx(&launch.config(), kernel, params, pipeline), starting);
     return;
   }
   const auto flag_bytes = static_cast<size_t>(choice.pipelines * plan.flag_bytes);
   require(cudaMemsetAsync(to.flags, 0, flag_bytes, stream), "clearing memory");
-  const auto kernel = grid_kernel(task.network.tiles);
+  const auto kernel = grid_kernel(params.network.tiles);
   Launch launch(kernel, choice.pipelines * blocks, kStageThreads, plan.bytes, stream);
   launch.at_once();
-  require(cudaLaunchKernelEx(&launch.config(), kernel, task, pipeline, to.flags, to.messages), starting);
+  require(cudaLaunchKernelEx(&launch.config(), kernel, params, pipeline, to.flags, to.messages), starting);
 }
 
-void launch_streams(const Task& task, const Choice& choice, cudaStream_t stream) {
-  const auto kernel = stream_kernel(task.network.tiles, choice.plan.streams);
-  const int64_t blocks = (task.batch + choice.plan.streams - 1) / choice.plan.streams;
+void launch_streams(const Params& params, const KernelSelection& choice, cudaStream_t stream) {
+  const auto kernel = stream_kernel(params.network.tiles, choice.plan.streams);
+  const int64_t blocks = (params.batch + choice.plan.streams - 1) / choice.plan.streams;
   const Launch launch(kernel, blocks, kThreads, choice.plan.bytes, stream);
-  require(cudaLaunchKernelEx(&launch.config(), kernel, task, choice.plan), "starting stream_cta");
+  require(cudaLaunchKernelEx(&launch.config(), kernel, params, choice.plan), "starting stream_cta");
 }
 
-void refuse(const Task& task, const int64_t* refused, cudaStream_t stream) {
-  if (refused[0] != kNone) {
-    throw std::runtime_error("position holds " + std::to_string(read(task.position + refused[0], stream)) +
-                             ": must be 0 to " + std::to_string(kMostPosition - 1));
+void throw_if_invalid(const Params& params, const int64_t* invalid, cudaStream_t stream) {
+  if (invalid[0] != kNone) {
+    throw std::runtime_error("position contains " +
+                             std::to_string(read(params.position + invalid[0], stream)) + ": must be 0 to " +
+                             std::to_string(kMaxPosition - 1));
   }
-  const std::string classes = ": must be 0 to " + std::to_string(task.network.classes - 1);
-  if (refused[1] != kNone) {
-    throw std::runtime_error("last_sample holds " +
-                             std::to_string(read(task.last_sample + refused[1], stream)) + classes);
+  const std::string classes = ": must be 0 to " + std::to_string(params.network.classes - 1);
+  if (invalid[1] != kNone) {
+    throw std::runtime_error("last_sample contains " +
+                             std::to_string(read(params.last_sample + invalid[1], stream)) + classes);
   }
-  if (refused[2] == kNone) return;
-  if (task.given != nullptr) {
-    throw std::runtime_error("samples holds " + std::to_string(read(task.given + refused[2], stream)) +
+  if (invalid[2] == kNone) return;
+  if (params.forced != nullptr) {
+    throw std::runtime_error("samples contains " + std::to_string(read(params.forced + invalid[2], stream)) +
                              classes);
   }
-  throw std::runtime_error("uniforms holds " + std::to_string(read(task.uniforms + refused[2], stream)) +
+  throw std::runtime_error("uniforms contains " + std::to_string(read(params.uniforms + invalid[2], stream)) +
                            ": must be in [0, 1)");
 }
 
 }  // namespace
 
-Choice choose_on(int device, const Network& network, int64_t batch, const std::string& name) {
-  // The runtime is linked in, and does not know what the caller's copy of it has chosen.
+KernelSelection select_kernel_on(int device, const Network& network, int64_t batch, const std::string& name) {
+  // The runtime is linked statically, so it does not share the current device with torch's copy.
   require(cudaSetDevice(device), "choosing the device");
-  return choose(network, batch, properties(device), name);
+  return select_kernel(network, batch, properties(device), name);
 }
 
 std::string describe_on(int device, const Network& network, int64_t batch) {
@@ -249,49 +251,54 @@ std::string describe_on(int device, const Network& network, int64_t batch) {
   return describe(network, batch, properties(device));
 }
 
-int64_t workspace_bytes(const Task& task, const Choice& choice) { return divide(nullptr, task, choice).end; }
+int64_t workspace_bytes(const Params& params, const KernelSelection& choice) {
+  return divide(nullptr, params, choice).end;
+}
 
-std::vector<int64_t> run(Task task, const Choice& choice, int device, void* workspace, void* on_stream) {
-  std::vector<int64_t> report(static_cast<size_t>(report_words(task.batch)), kNone);
-  const auto unfinished = report.end() - task.batch;
-  if (task.batch == 0 || task.steps == 0) return {unfinished, report.end()};
+std::vector<int64_t> run(Params params, const KernelSelection& choice, int device, void* workspace,
+                         void* on_stream) {
+  std::vector<int64_t> report(static_cast<size_t>(report_words(params.batch)), kNone);
+  const auto unfinished = report.end() - params.batch;
+  if (params.batch == 0 || params.steps == 0) return {unfinished, report.end()};
   auto* stream = static_cast<cudaStream_t>(on_stream);
   require(cudaSetDevice(device), "choosing the device");
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   require(cudaStreamIsCapturing(stream, &capture), "asking for the stream's state");
   if (capture != cudaStreamCaptureStatusNone) {
     throw std::runtime_error(
-        "the stream is being captured into a CUDA graph: generation waits for its results and cannot be part "
-        "of one; call it outside of the capture");
+        "the stream is being captured into a CUDA graph: generation synchronizes with the host, which a "
+        "graph "
+        "does not support; call it outside of the capture");
   }
-  const int64_t inputs = (task.batch * task.steps + kThreads - 1) / kThreads;
-  if (inputs > kMostBlocks) {
-    throw std::runtime_error("batch " + std::to_string(task.batch) + " times " + std::to_string(task.steps) +
-                             " samples are too many for one call: ask for fewer samples at a time");
+  const int64_t inputs = (params.batch * params.steps + kThreads - 1) / kThreads;
+  if (inputs > kMaxBlocks) {
+    throw std::runtime_error("batch " + std::to_string(params.batch) + " times " +
+                             std::to_string(params.steps) +
+                             " samples are too many for one call: generate fewer samples at a time");
   }
-  const Parts parts = divide(workspace, task, choice);
-  bind_report(task, parts.report);
+  const Parts parts = divide(workspace, params, choice);
+  bind_report(params, parts.report);
   const size_t report_bytes = report.size() * sizeof(int64_t);
   require(cudaMemsetAsync(parts.report, static_cast<int>(kNone & 0xff), report_bytes, stream),
           "clearing memory");
-  upload(parts.layers, task.network.layer, task.network.layers, stream);
-  task.network.layer = parts.layers;
-  check_inputs<<<static_cast<unsigned>(inputs), kThreads, 0, stream>>>(task);
+  upload(parts.layers, params.network.layer, params.network.layers, stream);
+  params.network.layer = parts.layers;
+  check_inputs<<<static_cast<unsigned>(inputs), kThreads, 0, stream>>>(params);
   require(cudaGetLastError(), "starting a kernel");
   if (choice.kernel == Kernel::kStreamCta) {
-    launch_streams(task, choice, stream);
+    launch_streams(params, choice, stream);
   } else {
-    launch_stages(task, choice, parts, stream);
+    launch_stages(params, choice, parts, stream);
   }
   const std::string name = name_of(choice.kernel);
   require(cudaMemcpyAsync(report.data(), parts.report, report_bytes, cudaMemcpyDeviceToHost, stream),
           "copying the report");
   require(cudaStreamSynchronize(stream), "running " + name);
-  refuse(task, report.data(), stream);
-  if (report[kRefusals] != kNone) {
-    throw std::runtime_error(name + " is stuck: block " + std::to_string(report[kRefusals]) +
-                             " of a pipeline waited in vain for a message, and the state is of no more use; "
-                             "use --backend cuda:stream_cta, and please report this");
+  throw_if_invalid(params, report.data(), stream);
+  if (report[kInputKinds] != kNone) {
+    throw std::runtime_error(name + " timed out: block " + std::to_string(report[kInputKinds]) +
+                             " of a pipeline received no message, and the state is no longer valid; "
+                             "use the backend cuda:stream_cta and report this as a bug");
   }
   return {unfinished, report.end()};
 }

@@ -1,4 +1,4 @@
-// What one launch of the sample loop is given: plain data, pointers into the device's memory.
+// The parameters of one launch of the sample loop: plain data, with pointers to device memory.
 #pragma once
 
 #include <cstdint>
@@ -9,45 +9,45 @@
 
 namespace wavenet::cuda {
 
-// Takes every stream through `steps` samples. Either `given` or `uniforms` is set: samples fed as they are,
-// with `logits` out, or samples drawn into `drawn`.
-struct Task {
+// One launch advances every stream by `steps` samples. Either `forced` is set: the samples to feed, with
+// results in `logits`; or `uniforms` is set: random numbers to draw samples with, with results in `output`.
+struct Params {
   Network network;
   GateBias gate;
   Sampling sampling;
   int64_t batch, steps;
   float* queues;          // (batch, queue_steps, residual): one ring per layer
-  int64_t* position;      // (batch): samples of the stream so far
-  int64_t* last_sample;   // (batch): the latest of them, not fed yet
-  const int64_t* given;   // (batch, steps)
+  int64_t* position;      // (batch): number of samples of the stream so far
+  int64_t* last_sample;   // (batch): the latest sample, not fed yet
+  const int64_t* forced;  // (batch, steps)
   float* logits;          // (batch, steps, classes)
   const float* uniforms;  // (batch, steps), in [0, 1)
-  int64_t* drawn;         // (batch, steps)
-  // Filled with kNone before: the lowest index at which a position, a last sample and a sample given or a
-  // uniform number are out of range; where one is, no stream moves.
-  int64_t* refused;  // (kRefusals)
-  // Filled with kNone before: the position at which a stream's logits were not finite, where it stops.
+  int64_t* output;        // (batch, steps)
+  // Initially kNone. The lowest index of an out-of-range position, of a last sample, and of a forced sample
+  // or uniform number. If there is one, no stream advances.
+  int64_t* invalid;  // (kInputKinds)
+  // Initially kNone. The position at which a stream's logits were not finite; the stream stops there.
   int64_t* failed;  // (batch)
-  // Is kNone before: a block that waited in vain for another. The streams are then of no more use.
+  // Initially kNone. The lowest block whose wait for a message timed out; the state is then no longer valid.
   int64_t* stuck;
-  // For tests: the step whose samples never come back in a pipeline, to show that this is told.
-  int64_t lost = -1;
+  // For tests: the step whose samples a pipeline drops, to show that it reports the timeout.
+  int64_t dropped_step = -1;
 };
 
-constexpr int kRefusals = 3;
-// Every byte of it is the same, so that a device can fill memory with it.
+constexpr int kInputKinds = 3;
+// All bytes are equal, so that cudaMemset can fill memory with it.
 constexpr int64_t kNone = 0x7f7f7f7f7f7f7f7f;
-// Words of a report: what was refused, who was stuck, and where each stream failed.
-constexpr int64_t report_words(int64_t batch) { return kRefusals + 1 + batch; }
+// Words of a report: indices of invalid inputs, the block that timed out, and where each stream failed.
+constexpr int64_t report_words(int64_t batch) { return kInputKinds + 1 + batch; }
 
-// Points a task to its report.
-inline void bind_report(Task& task, int64_t* report) {
-  task.refused = report;
-  task.stuck = report + kRefusals;
-  task.failed = task.stuck + 1;
+// Sets the pointers to a report.
+inline void bind_report(Params& params, int64_t* report) {
+  params.invalid = report;
+  params.stuck = report + kInputKinds;
+  params.failed = params.stuck + 1;
 }
 
-// Position and step counts stay below this, so that no sum of them overflows.
-constexpr int64_t kMostPosition = int64_t{1} << 60;
+// Limit of positions and step counts, so that no sum of them overflows.
+constexpr int64_t kMaxPosition = int64_t{1} << 60;
 
 }  // namespace wavenet::cuda

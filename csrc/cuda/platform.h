@@ -130,7 +130,7 @@ WAVENET_DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c
 WAVENET_DEVICE float divided(float a, float b) { return __fdiv_rn(a, b); }
 WAVENET_DEVICE int32_t bits_of(float x) { return __float_as_int(x); }
 WAVENET_DEVICE float float_of(int32_t bits) { return __int_as_float(bits); }
-WAVENET_DEVICE void lower(int64_t* to, int64_t value) {
+WAVENET_DEVICE void atomic_min(int64_t* to, int64_t value) {
   atomicMin(reinterpret_cast<long long*>(to), static_cast<long long>(value));
 }
 
@@ -254,7 +254,7 @@ inline float float_of(int32_t bits) {
   std::memcpy(&x, &bits, sizeof(x));
   return x;
 }
-inline void lower(int64_t* to, int64_t value) {
+inline void atomic_min(int64_t* to, int64_t value) {
   int64_t found = __atomic_load_n(to, __ATOMIC_RELAXED);
   while (value < found) {
     if (__atomic_compare_exchange_n(to, &found, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;

@@ -1,4 +1,4 @@
-// Drawing a class by one warp, from a tempered, truncated softmax by inverting its cumulative distribution.
+// Sampling of a class by one warp: inverse CDF of a softmax with temperature, top-k and top-p.
 #pragma once
 
 #include "core/sampling.h"
@@ -6,13 +6,13 @@
 
 namespace wavenet::cuda {
 
-// One stream's logits and a warp's room to work on them. A lane looks after `per_lane` consecutive classes;
-// its j-th stands at j * kWarpSize + lane, so that the lanes read side by side.
+// One stream's logits and the warp's scratch memory. A lane processes `per_lane` consecutive classes; its
+// j-th class is stored at j * kWarpSize + lane, so that the lanes read adjacent words.
 template <class Warp>
-class Draw {
+class WarpSampler {
  public:
-  WAVENET_DEVICE Draw(const Warp& warp, const float* logits, float* weights, double* sums, int classes,
-                      int per_lane)
+  WAVENET_DEVICE WarpSampler(const Warp& warp, const float* logits, float* weights, double* sums, int classes,
+                             int per_lane)
       : warp_(warp),
         logits_(logits),
         weights_(weights),
@@ -29,7 +29,7 @@ class Draw {
     }) == kWarpSize;
   }
 
-  WAVENET_DEVICE int choose(const Sampling& sampling, float uniform) const {
+  WAVENET_DEVICE int sample(const Sampling& sampling, float uniform) const {
     const float top = warp_.template most<float>([&](int lane) {
       float found = logits_[0];
       for_classes(lane, [&](int, int at) { found = logits_[at] > found ? logits_[at] : found; });
@@ -47,8 +47,8 @@ class Draw {
   }
 
  private:
-  // In the order of probability (by logit, among equals the lower class first) the classes up to a place:
-  // those whose key is more than `key`, and of those with that key the ones below `end`.
+  // A prefix of the classes in order of falling probability (by logit, among equals the lower class first):
+  // the classes whose key exceeds `key`, and those with that key whose index is below `end`.
   struct Cut {
     uint32_t key;
     int end;
@@ -62,42 +62,42 @@ class Draw {
     }
   }
 
-  // Integers in the order of the logits. Adding zero makes one of the two zeros.
+  // Maps logits to integers in the same order. Adding zero turns -0 into +0.
   WAVENET_DEVICE static uint32_t key_of(float logit) {
     const auto bits = static_cast<uint32_t>(bits_of(logit + 0.0f));
     return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
   }
 
-  WAVENET_DEVICE bool holds(const Cut& cut, int index, int at) const {
+  WAVENET_DEVICE bool contains(const Cut& cut, int index, int at) const {
     const uint32_t key = key_of(logits_[at]);
     return key > cut.key || (key == cut.key && index < cut.end);
   }
 
-  // The weight of the classes that a cut keeps. All sums of it take the same order, so that a longer cut
-  // never has less.
+  // Returns the total weight of the classes in a cut. All sums are in the same order, so that a longer cut
+  // never has a smaller sum.
   WAVENET_DEVICE double mass(const Cut& cut) const {
     return warp_.sum([&](int lane) {
       double total = 0.0;
       for_classes(lane, [&](int index, int at) {
-        if (holds(cut, index, at)) total += static_cast<double>(weights_[at]);
+        if (contains(cut, index, at)) total += static_cast<double>(weights_[at]);
       });
       return total;
     });
   }
 
-  // How many classes it keeps.
+  // Returns the number of classes in a cut.
   WAVENET_DEVICE double size(const Cut& cut) const {
     int total = 0;
     for (int j = 0; j < per_lane_; ++j) {
       total += warp_.count([&](int lane) {
         const int index = lane * per_lane_ + j;
-        return index < classes_ && holds(cut, index, j * kWarpSize + lane);
+        return index < classes_ && contains(cut, index, j * kWarpSize + lane);
       });
     }
     return total;
   }
 
-  // The shortest cut of which `measure` tells so much; all classes together have it.
+  // Returns the shortest cut whose `measure` is at least `goal`; the cut of all classes must reach it.
   template <class Measure>
   WAVENET_DEVICE Cut shortest(double goal, Measure measure) const {
     Cut cut{0, classes_};
@@ -130,8 +130,8 @@ class Draw {
   }
 
   WAVENET_DEVICE void weigh(double temperature, float top) const {
-    // The smallest and the largest divisor that a float can hold well give the limits: the best class alone,
-    // and all classes alike.
+    // The limits are divisors that float represents as normal numbers; at them, sampling is already argmax or
+    // uniform.
     const double limited = temperature < 1e-30 ? 1e-30 : (temperature > 1e30 ? 1e30 : temperature);
     const auto divisor = static_cast<float>(limited);
     warp_.each([&](int lane) {
@@ -142,13 +142,13 @@ class Draw {
   WAVENET_DEVICE void keep(const Cut& cut) const {
     warp_.each([&](int lane) {
       for_classes(lane, [&](int index, int at) {
-        if (!holds(cut, index, at)) weights_[at] = 0.0f;
+        if (!contains(cut, index, at)) weights_[at] = 0.0f;
       });
     });
   }
 
-  // Finds the lane in whose classes the threshold is passed, then the class. A class without weight is never
-  // found: in a lane that passes the threshold, or in the last one with weight, there is another.
+  // Finds the lane whose classes contain the threshold, then the class. A class without weight is never
+  // returned: that lane, or the last lane with weight, has another one.
   WAVENET_DEVICE int invert(float uniform) const {
     warp_.each([&](int lane) {
       double total = 0.0;

@@ -10,7 +10,7 @@ namespace {
 
 constexpr char kAdvice[] = "; use --device cpu";
 // Kernels count a ring's rows in 32 bits.
-constexpr int64_t kMostDepth = (int64_t{1} << 31) - 1;
+constexpr int64_t kMaxDepth = (int64_t{1} << 31) - 1;
 
 std::string capability_text(int64_t capability) {
   return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
@@ -24,13 +24,13 @@ int64_t registers_of(Kernel kernel) {
 
 // What holds for all kernels.
 std::string refusal_of_any(Kernel kernel, const Network& net, const Device& device) {
-  if (net.classes > kMostClasses) {
-    return "it draws from at most " + std::to_string(kMostClasses) + " classes, the network has " +
+  if (net.classes > kMaxClasses) {
+    return "it draws from at most " + std::to_string(kMaxClasses) + " classes, the network has " +
            std::to_string(net.classes);
   }
   for (int64_t index = 0; index < net.layers; ++index) {
-    if (net.layer[index].depth > kMostDepth) {
-      return "a layer's queue can have " + std::to_string(kMostDepth) + " steps, that of layer " +
+    if (net.layer[index].depth > kMaxDepth) {
+      return "a layer's queue can have " + std::to_string(kMaxDepth) + " steps, that of layer " +
              std::to_string(index) + " has " + std::to_string(net.layer[index].depth);
     }
   }
@@ -45,8 +45,8 @@ std::string refusal_of_any(Kernel kernel, const Network& net, const Device& devi
   return "";
 }
 
-void plan_tile(Choice& choice, const Network& net, int64_t batch, const Device& device) {
-  const int streams = choose_tile(net, batch, device.processors, device.shared_bytes);
+void plan_tile(KernelSelection& choice, const Network& net, int64_t batch, const Device& device) {
+  const int streams = select_tile(net, batch, device.processors, device.shared_bytes);
   if (streams == 0) {
     choice.refusal = "the network is too wide for this device: it needs " +
                      std::to_string(make_plan(net, kTiles[0]).bytes) +
@@ -57,7 +57,7 @@ void plan_tile(Choice& choice, const Network& net, int64_t batch, const Device& 
 }
 
 // Plans a pipeline and returns how many of its kind are on the device at once; 0 if the plan is refused.
-int64_t plan_pipeline(Choice& choice, const Network& net, int64_t tiles, const Device& device) {
+int64_t plan_pipeline(KernelSelection& choice, const Network& net, int64_t tiles, const Device& device) {
   const bool cluster = choice.kernel == Kernel::kStageCluster;
   Room room{cluster ? device.cluster : device.processors, device.shared_bytes, cluster};
   for (;;) {
@@ -73,9 +73,9 @@ int64_t plan_pipeline(Choice& choice, const Network& net, int64_t tiles, const D
 }
 
 // As few tiles under way as put all streams on the device at once.
-void plan_pipelines(Choice& choice, const Network& net, int64_t batch, const Device& device) {
+void plan_pipelines(KernelSelection& choice, const Network& net, int64_t batch, const Device& device) {
   int64_t most = 0;
-  for (int64_t tiles = 1; tiles <= kMostTilesUnderWay; ++tiles) {
+  for (int64_t tiles = 1; tiles <= kMaxTilesUnderWay; ++tiles) {
     const int64_t at_once = plan_pipeline(choice, net, tiles, device);
     if (at_once == 0) break;
     const int64_t together = tiles * kTileStreams;
@@ -88,7 +88,7 @@ void plan_pipelines(Choice& choice, const Network& net, int64_t batch, const Dev
                                    std::to_string(batch);
 }
 
-void plan_stage_kernel(Choice& choice, const Network& net, int64_t batch, const Device& device) {
+void plan_stage_kernel(KernelSelection& choice, const Network& net, int64_t batch, const Device& device) {
   const int64_t needed = choice.kernel == Kernel::kStageCluster ? 90 : 80;
   if (device.capability < needed) {
     choice.refusal = "it needs compute capability " + capability_text(needed) + ", this device has " +
@@ -109,8 +109,8 @@ const char* name_of(Kernel kernel) {
   return kernel == Kernel::kStageGrid ? "stage_grid" : "stream_cta";
 }
 
-Choice plan_for(Kernel kernel, const Network& network, int64_t batch, const Device& device) {
-  Choice choice{};
+KernelSelection plan_for(Kernel kernel, const Network& network, int64_t batch, const Device& device) {
+  KernelSelection choice{};
   choice.kernel = kernel;
   choice.refusal = refusal_of_any(kernel, network, device);
   if (!choice.refusal.empty()) return choice;
@@ -122,11 +122,12 @@ Choice plan_for(Kernel kernel, const Network& network, int64_t batch, const Devi
   return choice;
 }
 
-Choice choose(const Network& network, int64_t batch, const Device& device, const std::string& name) {
+KernelSelection select_kernel(const Network& network, int64_t batch, const Device& device,
+                              const std::string& name) {
   std::string reasons;
   for (const Kernel kernel : kKernels) {
     if (!name.empty() && name != name_of(kernel)) continue;
-    Choice choice = plan_for(kernel, network, batch, device);
+    KernelSelection choice = plan_for(kernel, network, batch, device);
     if (choice.refusal.empty()) return choice;
     reasons += (reasons.empty() ? "" : "; ") + std::string(name_of(kernel)) + ": " + choice.refusal;
   }
@@ -142,7 +143,7 @@ Choice choose(const Network& network, int64_t batch, const Device& device, const
 std::string describe(const Network& network, int64_t batch, const Device& device) {
   std::string text;
   for (const Kernel kernel : kKernels) {
-    const Choice choice = plan_for(kernel, network, batch, device);
+    const KernelSelection choice = plan_for(kernel, network, batch, device);
     text += std::string(name_of(kernel)) + ": ";
     if (!choice.refusal.empty()) {
       text += "no: " + choice.refusal;

@@ -34,7 +34,7 @@ enum class Kernel { kStageCluster, kStageGrid, kStreamCta };
 constexpr Kernel kKernels[] = {Kernel::kStageCluster, Kernel::kStageGrid, Kernel::kStreamCta};
 const char* name_of(Kernel kernel);
 
-struct Choice {
+struct KernelSelection {
   Kernel kernel;
   Plan plan;         // of `stream_cta`
   StagePlan stages;  // of the others
@@ -43,11 +43,12 @@ struct Choice {
 };
 
 // Plans a launch of one kernel, or says what forbids it.
-Choice plan_for(Kernel kernel, const Network& network, int64_t batch, const Device& device);
+KernelSelection plan_for(Kernel kernel, const Network& network, int64_t batch, const Device& device);
 
 // The best kernel that serves, or the one of that name, if it is not empty. Throws std::runtime_error with
 // the reasons if there is none.
-Choice choose(const Network& network, int64_t batch, const Device& device, const std::string& name);
+KernelSelection select_kernel(const Network& network, int64_t batch, const Device& device,
+                              const std::string& name);
 
 // For each kernel a line: its name and, behind ": ", how it would go about it, or "no: " and why it does not.
 std::string describe(const Network& network, int64_t batch, const Device& device);

@@ -7,9 +7,9 @@
 namespace wavenet::cuda {
 
 // Whether an input was out of range, so that no stream is to move.
-WAVENET_DEVICE bool refused(const Task& task) {
+WAVENET_DEVICE bool has_invalid_input(const Params& params) {
   bool any = false;
-  for (int kind = 0; kind < kRefusals; ++kind) any = any || task.refused[kind] != kNone;
+  for (int kind = 0; kind < kInputKinds; ++kind) any = any || params.invalid[kind] != kNone;
   return any;
 }
 
@@ -62,30 +62,30 @@ struct StreamEnd {
 // Ends a stream's step: hands out its logits, or draws from them by the uniform number that stands there; or
 // stops it where they are not finite.
 template <class Warp>
-WAVENET_DEVICE void finish_step(const Warp& warp, const Task& task, const Draw<Warp>& draw, const float* row,
-                                int per_lane, int64_t stream, int64_t step, const float* uniform,
-                                StreamEnd end) {
+WAVENET_DEVICE void finish_step(const Warp& warp, const Params& params, const WarpSampler<Warp>& draw,
+                                const float* row, int per_lane, int64_t stream, int64_t step,
+                                const float* uniform, StreamEnd end) {
   if (!end.active) return;
-  const int classes = static_cast<int>(task.network.classes);
-  const int64_t at = stream * task.steps + step;
+  const int classes = static_cast<int>(params.network.classes);
+  const int64_t at = stream * params.steps + step;
   int sample = 0;
   const bool finite = draw.finite();
-  if (finite && task.given == nullptr) sample = draw.choose(task.sampling, *uniform);
+  if (finite && params.forced == nullptr) sample = draw.sample(params.sampling, *uniform);
   warp.each([&](int lane) {
     if (lane != 0) return;
     if (!finite) {
-      task.failed[stream] = end.position;
+      params.failed[stream] = end.position;
       end.active = 0;
       return;
     }
-    if (task.given == nullptr) task.drawn[at] = sample;
-    end.last = task.given == nullptr ? sample : static_cast<int32_t>(task.given[at]);
+    if (params.forced == nullptr) params.output[at] = sample;
+    end.last = params.forced == nullptr ? sample : static_cast<int32_t>(params.forced[at]);
     ++end.position;
   });
-  if (!finite || task.given == nullptr) return;
+  if (!finite || params.forced == nullptr) return;
   warp.each([&](int lane) {
     for (int c = lane; c < classes; c += kWarpSize) {
-      task.logits[at * classes + c] = row[logit_place(c, per_lane)];
+      params.logits[at * classes + c] = row[logit_place(c, per_lane)];
     }
   });
 }

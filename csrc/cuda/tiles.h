@@ -42,7 +42,7 @@ WAVENET_DEVICE void for_lanes(int thread, Work work) {
   work(thread % kWarpSize, 0);
 }
 
-WAVENET_DEVICE void meet_lanes() { __syncwarp(); }
+WAVENET_DEVICE void sync_lanes() { __syncwarp(); }
 
 WAVENET_DEVICE TileWeights read_tile(const int32_t* from) {
   const uint4 four = __ldg(reinterpret_cast<const uint4*>(from));
@@ -114,7 +114,7 @@ inline void for_lanes(int thread, Work work) {
   for (int lane = 0; lane < kWarpSize; ++lane) work(lane, lane);
 }
 
-inline void meet_lanes() {}
+inline void sync_lanes() {}
 
 inline TileWeights read_tile(const int32_t* from) {
   TileWeights weights;
@@ -224,7 +224,7 @@ class TileSums {
   template <class Read>
   WAVENET_DEVICE void accumulate(const int32_t* weights, const float* x, int stride, int tiles, Read read) {
     // What came before may have parted the lanes, and the instruction is one of the whole warp.
-    meet_lanes();
+    sync_lanes();
     for (int inputs = 0; inputs < tiles; ++inputs) {
       TileWeights w[kLanesHeld];
       for_lanes(thread_,

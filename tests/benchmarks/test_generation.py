@@ -75,7 +75,7 @@ def test_rates_of_the_machine_make_sense():
     assert generation.ceiling(model, "fp32", 40, 2, 3)[0] > generation.ceiling(model, "fp32", 1, 1, 3)[0]
     with pytest.raises(RuntimeError, match=r"^wavenet:error: data has 8 bytes"):
         torch.ops.wavenet.cpu_read_rate(torch.zeros(8, dtype=torch.uint8), 0.01)
-    with pytest.raises(RuntimeError, match=r"^wavenet:error: data does not begin at a multiple of 4 bytes"):
+    with pytest.raises(RuntimeError, match=r"^wavenet:error: data is not aligned to 4 bytes"):
         torch.ops.wavenet.cpu_read_rate(torch.zeros(4097, dtype=torch.uint8)[1:], 0.01)
 
 

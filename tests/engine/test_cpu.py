@@ -304,7 +304,7 @@ def test_what_the_engine_refuses_is_one_line_for_a_person():
     shape, _, model = random_model(37, classes=16)
     backend = NativeBackend(model)
     state, given = random_state(shape, 2, 0), torch.zeros(2, 3, dtype=torch.int64)
-    assert refused(backend, state, given + 16) == "samples holds 16: must be 0 to 15"
+    assert refused(backend, state, given + 16) == "samples contains 16: must be 0 to 15"
     assert refused(backend, state, given[:1]) == "samples is (1, 3): must be (2, any)"
     assert refused(backend, state, given.float()) == "samples is Float: must be Long"
     backend.threads = 0

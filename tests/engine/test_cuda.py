@@ -155,9 +155,9 @@ def test_what_is_refused_moves_nothing():
     before = state.clone()
     uniforms = torch.rand(3, 4, device=DEVICE)
     uniforms[1, 2] = 1.0
-    with pytest.raises(BackendError, match=r"uniforms holds 1\.0*: must be in"):
+    with pytest.raises(BackendError, match=r"uniforms contains 1\.0*: must be in"):
         backend.generate(state, uniforms, Sampling())
-    with pytest.raises(BackendError, match="samples holds 16: must be 0 to 15"):
+    with pytest.raises(BackendError, match="samples contains 16: must be 0 to 15"):
         backend.advance(state, torch.full((3, 4), 16, device=DEVICE))
     with pytest.raises(BackendError, match="uniforms is not on the device of the queues"):
         backend.generate(state, uniforms.cpu(), Sampling())

@@ -177,7 +177,7 @@ def test_what_is_refused_moves_nothing(kernel, seed):
     state, uniforms = random_state(shape, 3, 0).to(DEVICE), torch.rand(3, 4, device=DEVICE)
     before = state.clone()
     uniforms[1, 2] = 1.0
-    with pytest.raises(BackendError, match=r"uniforms holds 1\.0*: must be in"):
+    with pytest.raises(BackendError, match=r"uniforms contains 1\.0*: must be in"):
         backend.generate(state, uniforms, Sampling())
     assert same(state, before)
     weights["embedding.weight"][3] = np.nan
@@ -199,7 +199,7 @@ def test_a_lost_message_becomes_an_error_and_the_device_goes_on(kernel, step, se
 
     def lose() -> None:
         try:
-            torch.ops.wavenet.cuda_lose_samples(
+            torch.ops.wavenet.cuda_drop_step(
                 backend.packed.data,
                 backend.packed.geometry,
                 spoiled.queues,
@@ -217,7 +217,7 @@ def test_a_lost_message_becomes_an_error_and_the_device_goes_on(kernel, step, se
     losing.start()
     losing.join(timeout=120)
     assert not losing.is_alive(), "the kernel hangs"
-    assert len(told) == 1 and f"{kernel} is stuck: block " in told[0]
+    assert len(told) == 1 and f"{kernel} timed out: block " in told[0]
     expected = CudaBackend(model, precision="fp16", kernel="stream_cta").generate(
         state.clone(), uniforms, Sampling()
     )

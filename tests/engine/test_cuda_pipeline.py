@@ -194,16 +194,16 @@ def test_a_stream_that_fails_stops_and_the_others_go_on():
     assert results[1][1].tolist().count(NONE) == 14
 
 
-@pytest.mark.parametrize("lost", [0, 1, 5, 30])
-def test_a_message_that_never_comes_is_told(lost):
+@pytest.mark.parametrize("dropped", [0, 1, 5, 30])
+def test_a_dropped_message_is_reported(dropped):
     shape, _, model = shaped(0)
-    kernel = HostKernel(model, packed=pack_tiles(model), stages=several(1, lost=lost))
+    kernel = HostKernel(model, packed=pack_tiles(model), stages=several(1, dropped=dropped))
     _, report = kernel.generate(random_state(shape, 9, 0), torch.rand(9, 6), Sampling())
     assert report[3] != NONE and (np.delete(report, 3) == NONE).all()
 
 
-LOOKS = 2**24
-"""So many that a thread which gets no turn for a while is not given up."""
+MAX_POLLS = 2**24
+"""Enough polls that a thread which is not scheduled for a while does not time out."""
 
 
 @pytest.mark.parametrize("mail_is_shared", [True, False])
@@ -215,7 +215,7 @@ def test_the_mailboxes_of_the_kernels_carry_the_same(index, mail_is_shared):
     state, sampling = random_state(shape, 19, index), Sampling(temperature=0.9)
     gate, whole = random_gate(shape, 19, linear=True), state.clone()
     expected, _ = HostKernel(model, packed=packed).generate(whole, uniforms, sampling, gate)
-    stages = several(index, mail_is_shared=mail_is_shared, looks=LOOKS)
+    stages = several(index, mail_is_shared=mail_is_shared, max_polls=MAX_POLLS)
     kernel = HostKernel(model, packed=packed, backward=bool(index % 4), stages=stages)
     found, report = kernel.generate(state, uniforms, sampling, gate)
     assert (report == NONE).all() and torch.equal(found, expected) and same(state, whole)
@@ -223,17 +223,20 @@ def test_the_mailboxes_of_the_kernels_carry_the_same(index, mail_is_shared):
 
 @pytest.mark.parametrize("mail_is_shared", [True, False])
 @pytest.mark.parametrize("tiles", [1, 2, 4])
-@pytest.mark.parametrize("lost", [0, 3])
-def test_blocks_give_up_after_so_many_looks(lost, tiles, mail_is_shared):
+@pytest.mark.parametrize("dropped", [0, 3])
+def test_blocks_time_out_after_max_polls(dropped, tiles, mail_is_shared):
     shape, _, model = shaped(0)
-    stages = several(1, tiles=tiles, mail_is_shared=mail_is_shared, looks=2**16, lost=lost)
+    stages = several(1, tiles=tiles, mail_is_shared=mail_is_shared, max_polls=2**16, dropped=dropped)
     kernel = HostKernel(model, packed=pack_tiles(model), stages=stages)
     state, uniforms = random_state(shape, 9, 0), torch.rand(9, 6)
     drawn, report = kernel.generate(state.clone(), uniforms, Sampling())
     assert 0 <= report[3] < 8 and (np.delete(report, 3) == NONE).all()
-    # What came before was drawn.
+    # Earlier samples are in the output.
     expected, _ = HostKernel(model, packed=pack_tiles(model)).generate(state, uniforms, Sampling())
-    assert torch.equal(drawn[0, : lost + 1], expected[0, : lost + 1]) and (drawn[:, lost + 1 :] == -1).all()
+    assert (
+        torch.equal(drawn[0, : dropped + 1], expected[0, : dropped + 1])
+        and (drawn[:, dropped + 1 :] == -1).all()
+    )
 
 
 @pytest.mark.slow

@@ -194,21 +194,21 @@ def test_every_weight_has_one_place_and_nothing_overlaps(seed):
 def test_the_kernel_for_one_stream(name, precision, device, expected):
     model = network(*NETWORKS[name])
     packed = pack_tiles(model) if precision == "fp16" else pack(model)
-    assert HostKernel(model, packed=packed).choose(1, device, "") == expected
+    assert HostKernel(model, packed=packed).select_kernel(1, device, "") == expected
 
 
 def test_the_kernel_changes_with_the_batch():
     kernel = kernel_of(network(*NETWORKS["A"]))
-    chosen = [kernel.choose(batch, H100, "") for batch in (1, 8, 64, 10_000)]
+    chosen = [kernel.select_kernel(batch, H100, "") for batch in (1, 8, 64, 10_000)]
     assert chosen[:2] == ["stage_cluster"] * 2 and chosen[3] == "stream_cta"
-    assert "tiles of 64 streams" in kernel.choose(10_000, H100, None)
+    assert "tiles of 64 streams" in kernel.select_kernel(10_000, H100, None)
 
 
 def test_clusters_are_counted_as_the_device_has_room_for_them():
     kernel = kernel_of(network(*NETWORKS["A"]))
 
     def told(batch, group):
-        return kernel.choose(batch, [*H100[:6], group], None).splitlines()[0]
+        return kernel.select_kernel(batch, [*H100[:6], group], None).splitlines()[0]
 
     # 12 blocks: eleven pipelines by their number alone, but seven where 18 processors are a group.
     assert "11 pipeline(s) of 12 blocks with 1 tile(s)" in told(88, 0)
@@ -274,28 +274,28 @@ def test_clusters_are_counted_as_the_device_has_room_for_them():
 def test_why_a_kernel_does_not_serve(name, precision, device, batch, kernel, message):
     model = network(*NETWORKS[name])
     packed = pack_tiles(model) if precision == "fp16" else pack(model)
-    found = HostKernel(model, packed=packed).choose(batch, device, kernel)
+    found = HostKernel(model, packed=packed).select_kernel(batch, device, kernel)
     assert found.startswith(f"no CUDA kernel serves this network: {kernel}: ") and message in found
 
 
 def test_a_queue_longer_than_kernels_count_is_refused():
     packed = pack_tiles(network(2, 1, 3, 16, 16, 16))
     packed = dataclasses.replace(packed, geometry=[*packed.geometry[:8], 1, 2**30])
-    told = HostKernel(WaveNet(WaveNetConfig(layers=2, stacks=1)), packed=packed).choose(1, H100, None)
+    told = HostKernel(WaveNet(WaveNetConfig(layers=2, stacks=1)), packed=packed).select_kernel(1, H100, None)
     ends = [line.partition(": ")[2] for line in told.splitlines()]
     assert ends == ["no: a layer's queue can have 2147483647 steps, that of layer 1 has 2147483648"] * 3
 
 
 def test_where_none_serves_all_reasons_are_told():
     model = network(*NETWORKS["small"])
-    found = kernel_of(model).choose(1, [75, 40, 1024, REGISTERS, 0, 1, 0], "")
+    found = kernel_of(model).select_kernel(1, [75, 40, 1024, REGISTERS, 0, 1, 0], "")
     assert found.count("stage_cluster: it needs") == found.count("stage_grid: it needs") == 1
     assert "stream_cta: the network is too wide" in found and found.endswith("use --device cpu")
-    assert kernel_of(model).choose(1, H100, "fast") == "kernel = fast: is unknown"
+    assert kernel_of(model).select_kernel(1, H100, "fast") == "kernel = fast: is unknown"
 
 
 def test_more_classes_than_can_be_drawn_from():
     model = WaveNet(WaveNetConfig(layers=2, stacks=1, quantization_channels=1025))
-    told = kernel_of(model).choose(1, H100, None).splitlines()
+    told = kernel_of(model).select_kernel(1, H100, None).splitlines()
     assert all(line.endswith("at most 1024 classes, the network has 1025") for line in told)
     assert [line.split(": ")[0] for line in told] == ["stage_cluster", "stage_grid", "stream_cta"]

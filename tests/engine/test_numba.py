@@ -313,8 +313,8 @@ def test_what_the_engine_refuses_is_one_line():
     state, given = random_state(shape, 2, 0), torch.zeros(2, 3, dtype=torch.int64)
     gate = random_gate(shape, 3, 1, hop=1)
     for call, message in (
-        (lambda: backend.advance(state, given + 16), "samples holds 16: must be 0 to 15"),
-        (lambda: backend.advance(state, given - 1), "samples holds -1: must be 0 to 15"),
+        (lambda: backend.advance(state, given + 16), "samples contains 16: must be 0 to 15"),
+        (lambda: backend.advance(state, given - 1), "samples contains -1: must be 0 to 15"),
         (lambda: backend.advance(state, given[:1]), r"samples is \(1, 3\): must be \(2, any\)"),
         (lambda: backend.advance(state, given.float()), "samples is torch.float32: must be torch.int64"),
         (lambda: backend.advance(state, given, gate), r"gate_bias is \(3, 1, .*\): must be \(2, any, "),

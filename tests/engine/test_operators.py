@@ -48,7 +48,7 @@ def test_opcheck(operator, with_gate, precision):
 
 
 def test_the_cpu_has_no_kernels_to_choose_from():
-    with pytest.raises(RuntimeError, match=r"^wavenet:error: kernel = fast: only CUDA has kernels"):
+    with pytest.raises(RuntimeError, match=r"^wavenet:error: kernel = fast: only the CUDA engine"):
         call("advance", kernel="fast")
 
 
@@ -97,7 +97,7 @@ REFUSED = [
     ({"weights": BYTES}, "weights is Byte: must be Float"),
     ({"weights": BYTES[:-1], "geometry": geometry(version=3)}, "weights have .* the geometry asks for"),
     ({"weights": BYTES, "geometry": geometry(version=2)}, "weights have .* the geometry asks for"),
-    ({"weights": BYTES[1:], "geometry": geometry(version=3)}, "do not begin at a multiple of 4 bytes"),
+    ({"weights": BYTES[1:], "geometry": geometry(version=3)}, "is not aligned to 4 bytes"),
     (
         {"weights": BYTES, "geometry": geometry(version=3, taps=64, residual=1025)},
         r"kernel_size \* residual_channels = 65600: int8 takes at most 65536; use bf16 or fp32",
@@ -120,9 +120,9 @@ REFUSED = [
     ({"queues": torch.zeros(2, SHAPE.context, SHAPE.residual).half()}, "queues is Half"),
     ({"position": torch.zeros(3, dtype=torch.int64)}, r"position is \(3\): must be \(2\)"),
     ({"position": torch.zeros(2, dtype=torch.int32)}, "position is Int: must be Long"),
-    ({"position": torch.tensor([0, -1])}, "position holds -1"),
-    ({"position": torch.tensor([0, INT64_MAX])}, "position holds 9223372036854775807"),
-    ({"last_sample": torch.tensor([0, 16])}, "last_sample holds 16: must be 0 to 15"),
+    ({"position": torch.tensor([0, -1])}, "position contains -1"),
+    ({"position": torch.tensor([0, INT64_MAX])}, "position contains 9223372036854775807"),
+    ({"last_sample": torch.tensor([0, 16])}, "last_sample contains 16: must be 0 to 15"),
     ({"gate_bias": torch.zeros(2, 0, 2, 2 * SHAPE.dilation)}, "gate_bias has no frames"),
     ({"gate_bias": torch.zeros(2, 3, 2, 2 * SHAPE.dilation + 1)}, "gate_bias is .* must be"),
     ({"gate_bias": torch.zeros(3, 3, 2, 2 * SHAPE.dilation)}, "gate_bias is .* must be"),
@@ -133,15 +133,15 @@ REFUSED = [
     ({"threads": -2}, "threads = -2"),
 ]
 REFUSED_BY_ADVANCE = [
-    ({"samples": torch.full((2, 5), 16)}, "samples holds 16: must be 0 to 15"),
-    ({"samples": torch.full((2, 5), -1)}, "samples holds -1"),
+    ({"samples": torch.full((2, 5), 16)}, "samples contains 16: must be 0 to 15"),
+    ({"samples": torch.full((2, 5), -1)}, "samples contains -1"),
     ({"samples": torch.zeros(1, 5, dtype=torch.int64)}, "samples is .* must be"),
     ({"samples": torch.zeros(2, 5)}, "samples is Float: must be Long"),
 ]
 REFUSED_BY_GENERATE = [
-    ({"uniforms": torch.full((2, 5), 1.0)}, "uniforms holds 1: must be in"),
-    ({"uniforms": torch.full((2, 5), np.nan)}, "uniforms holds nan"),
-    ({"uniforms": torch.full((2, 5), -0.1)}, "uniforms holds -0.1"),
+    ({"uniforms": torch.full((2, 5), 1.0)}, "uniforms contains 1: must be in"),
+    ({"uniforms": torch.full((2, 5), np.nan)}, "uniforms contains nan"),
+    ({"uniforms": torch.full((2, 5), -0.1)}, "uniforms contains -0.1"),
     ({"uniforms": torch.zeros(2, 5).double()}, "uniforms is Double"),
     ({"temperature": -1.0}, "temperature = -1"),
     ({"temperature": float("nan")}, "temperature = nan"),

@@ -228,7 +228,7 @@ def test_the_operators_keep_their_promises(bf16):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (dict(x=torch.zeros(1, 5, 8)), "shorter than the layer's taps"),
+        (dict(x=torch.zeros(1, 5, 8)), "shorter than the receptive field"),
         (dict(x=torch.zeros(1, 40, 8, dtype=torch.float64)), "x is Double"),
         (dict(dilation=0), "dilation = 0"),
         (dict(bias=torch.zeros(11)), "dilated_bias has 11"),

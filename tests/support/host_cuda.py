@@ -1,4 +1,4 @@
-"""The CUDA kernels' source, compiled for the host and run there a thread at a time."""
+"""Runs the source of the CUDA kernels on the CPU, one thread at a time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     loaded.wavenet_cuda_shared_bytes.restype = ctypes.c_int64
     loaded.wavenet_cuda_stage_plan.restype = ctypes.c_int64
-    loaded.wavenet_cuda_choose.restype = None
+    loaded.wavenet_cuda_select_kernel.restype = None
     return loaded
 
 
@@ -61,10 +61,10 @@ def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
 
 @dataclass(frozen=True)
 class Stages:
-    """Room for a pipeline, and a seed of the order in which its blocks take turns.
+    """The resources of a pipeline and the seed of the order in which its blocks run.
 
-    With `looks` its blocks are threads, with the mailboxes of the kernels, and `lost` is not the number of a
-    message but of a step.
+    If `max_polls` is 0, messages travel through queues, and message number `dropped` is lost. Otherwise each
+    block is a thread, messages travel through the mailboxes of the kernels, and those of step `dropped` are lost.
     """
 
     tiles: int = 1
@@ -72,20 +72,20 @@ class Stages:
     shared_bytes: int = 227 * 1024
     mail_is_shared: bool = True
     seed: int = 0
-    lost: int = -1
-    looks: int = 0
+    dropped: int = -1
+    max_polls: int = 0
 
     def room(self) -> list[ctypes.c_int64 | ctypes.c_int]:
-        """Return the arguments that tell of the room."""
+        """Return the resources as arguments of the library."""
         sizes = (self.tiles, self.blocks, self.shared_bytes)
         return [*map(ctypes.c_int64, sizes), ctypes.c_int(self.mail_is_shared)]
 
 
 class HostKernel:
-    """A kernel on the host; `backward` takes the threads of every phase last to first.
+    """A kernel on the CPU; `backward` runs the threads of every phase in reverse order.
 
-    `stream_cta` with a tile of `streams`; or, with `stages`, pipelines as `stage_cluster` and `stage_grid`
-    have them, with queues for mailboxes.
+    Without `stages`, runs `stream_cta` with tiles of `streams` streams; with them, the pipelines of
+    `stage_cluster` and `stage_grid`.
     """
 
     def __init__(
@@ -111,35 +111,35 @@ class HostKernel:
         return library().wavenet_cuda_shared_bytes(*self._network(), ctypes.c_int(self.streams))
 
     def stage_plan(self) -> list[int]:
-        """Return the plan for `stages` as the numbers that it is written in."""
+        """Return the plan for `stages` as serialized numbers; see `support.stage_plans`."""
         numbers = (ctypes.c_int64 * 100_000)()
         count = library().wavenet_cuda_stage_plan(
             *self._network(), *self.stages.room(), numbers, ctypes.c_int64(len(numbers))
         )
         return numbers[:count]
 
-    def choose(self, batch: int, device: list[int], name: str | None) -> str:
-        """Return which kernel a device would take, or why none; without a name, what all would do."""
+    def select_kernel(self, batch: int, device: list[int], name: str | None) -> str:
+        """Return the selected kernel, or why there is none; without a name, a description of all kernels."""
         text = ctypes.create_string_buffer(4096)
         properties = (ctypes.c_int64 * len(device))(*device)
-        told = None if name is None else name.encode()
-        library().wavenet_cuda_choose(
-            *self._network(), ctypes.c_int64(batch), properties, told, text, ctypes.c_int64(len(text))
+        encoded = None if name is None else name.encode()
+        library().wavenet_cuda_select_kernel(
+            *self._network(), ctypes.c_int64(batch), properties, encoded, text, ctypes.c_int64(len(text))
         )
         return text.value.decode()
 
     def _call(
         self,
         state: GeneratorState,
-        given: torch.Tensor | None,
+        forced: torch.Tensor | None,
         logits: torch.Tensor | None,
         uniforms: torch.Tensor | None,
-        drawn: torch.Tensor | None,
+        output: torch.Tensor | None,
         sampling: Sampling,
         gate: GateBias | None,
     ) -> np.ndarray:
-        """Return the report: what was refused, who was stuck, the position at which each stream failed."""
-        whole = given if given is not None else uniforms
+        """Return the report: invalid inputs, the block that timed out, where each stream failed."""
+        whole = forced if forced is not None else uniforms
         assert whole is not None
         batch, steps = whole.shape
         report = torch.full((4 + batch,), NONE)
@@ -150,14 +150,14 @@ class HostKernel:
             *self._network(),
             *(count(batch), count(steps)),
             *map(_pointer, (state.queues, state.position, state.last_sample)),
-            *map(_pointer, (given, logits, uniforms, drawn)),
+            *map(_pointer, (forced, logits, uniforms, output)),
             *(ctypes.c_double(sampling.temperature), count(sampling.top_k), ctypes.c_double(sampling.top_p)),
             *(_pointer(values), count(frames), count(stride)),
             *(count(gate.hop if gate else 1), count(gate.start if gate else 0)),
             ctypes.c_int(bool(gate and gate.linear)),
             *(_pointer(report), ctypes.c_int(self.streams), ctypes.c_int(self.backward)),
-            *(*self.stages.room(), count(self.stages.seed), count(self.stages.lost)),
-            ctypes.c_int(self.stages.looks),
+            *(*self.stages.room(), count(self.stages.seed), count(self.stages.dropped)),
+            ctypes.c_int(self.stages.max_polls),
         )
         assert status == 0
         return report.numpy()
@@ -172,6 +172,6 @@ class HostKernel:
     def generate(
         self, state: GeneratorState, uniforms: torch.Tensor, sampling: Sampling, gate: GateBias | None = None
     ) -> tuple[torch.Tensor, np.ndarray]:
-        drawn = torch.full(uniforms.shape, -1)
-        report = self._call(state, None, None, uniforms.contiguous(), drawn, sampling, gate)
-        return drawn, report
+        output = torch.full(uniforms.shape, -1)
+        report = self._call(state, None, None, uniforms.contiguous(), output, sampling, gate)
+        return output, report

@@ -166,7 +166,7 @@ def _check_range(name: str, tensor: torch.Tensor, end: int) -> None:
         raise BackendError(f"{name} is {tensor.dtype}: must be torch.int64")
     for value in (tensor.min(), tensor.max()) if tensor.numel() else ():
         if not 0 <= int(value) < end:
-            raise BackendError(f"{name} holds {int(value)}: must be 0 to {end - 1}")
+            raise BackendError(f"{name} contains {int(value)}: must be 0 to {end - 1}")
 
 
 def _gate(gate_bias: GateBias | None) -> tuple[Any, ...]:

@@ -15,64 +15,65 @@ namespace {
 
 using wavenet::cuda::HostBlock;
 using wavenet::cuda::HostStages;
+using wavenet::cuda::Params;
 using wavenet::cuda::Plan;
-using wavenet::cuda::Task;
 
 template <class Product>
-void run_blocks(const Task& task, const HostBlock& block) {
+void run_blocks(const Params& params, const HostBlock& block) {
   constexpr int kStreams = Product::kStreams;
-  const Plan plan = wavenet::cuda::make_plan(task.network, kStreams);
+  const Plan plan = wavenet::cuda::make_plan(params.network, kStreams);
   const auto release = [](void* memory) { std::free(memory); };
   const size_t bytes = static_cast<size_t>(plan.bytes);
   const std::unique_ptr<void, decltype(release)> shared(std::aligned_alloc(16, bytes), release);
-  for (int64_t first = 0; first < task.batch; first += kStreams) {
+  for (int64_t first = 0; first < params.batch; first += kStreams) {
     // What an earlier block left there is noise to the next: as floats these are NaN.
     std::memset(shared.get(), 0xff, bytes);
     auto* memory = static_cast<unsigned char*>(shared.get());
-    wavenet::cuda::StreamCta<HostBlock, Product>(block, task, plan, first, memory).run();
+    wavenet::cuda::StreamCta<HostBlock, Product>(block, params, plan, first, memory).run();
   }
 }
 
 template <int kStreams, class Exact>
-void run_tile(const Task& task, const HostBlock& block) {
+void run_tile(const Params& params, const HostBlock& block) {
   using namespace wavenet::cuda;
-  if (task.network.tiles == wavenet::Tiles::kFp16) {
-    run_blocks<TileShare<Fp16, kStreams>>(task, block);
-  } else if (task.network.tiles == wavenet::Tiles::kBf16) {
-    run_blocks<TileShare<Bf16, kStreams>>(task, block);
+  if (params.network.tiles == wavenet::Tiles::kFp16) {
+    run_blocks<TileShare<Fp16, kStreams>>(params, block);
+  } else if (params.network.tiles == wavenet::Tiles::kBf16) {
+    run_blocks<TileShare<Bf16, kStreams>>(params, block);
   } else {
-    run_blocks<Exact>(task, block);
+    run_blocks<Exact>(params, block);
   }
 }
 
-int run(const int64_t* entries, int64_t entry_count, Task task, const void* weights, int64_t bytes,
-        int streams, bool backward, const HostStages& stages, int most_looks) {
+int run(const int64_t* entries, int64_t entry_count, Params params, const void* weights, int64_t bytes,
+        int streams, bool backward, const HostStages& stages, int max_polls) {
   std::vector<wavenet::Layer> layers;
   const wavenet::Geometry geometry = wavenet::parse_geometry(entries, static_cast<size_t>(entry_count));
-  task.network = wavenet::bind_weights(geometry, weights, bytes, layers);
-  for (int64_t index = 0; index < task.batch * task.steps; ++index) wavenet::cuda::check_input(task, index);
-  if (most_looks > 0) {
-    task.lost = stages.lost;
-    wavenet::cuda::run_threads(task, {stages.room, stages.tiles, most_looks}, backward);
+  params.network = wavenet::bind_weights(geometry, weights, bytes, layers);
+  for (int64_t index = 0; index < params.batch * params.steps; ++index)
+    wavenet::cuda::check_input(params, index);
+  if (max_polls > 0) {
+    params.dropped_step = stages.dropped;
+    wavenet::cuda::run_threads(params, {stages.room, stages.tiles, max_polls}, backward);
     return 0;
   }
   if (stages.tiles > 0) {
-    wavenet::cuda::run_stages(task, stages, backward);
+    wavenet::cuda::run_stages(params, stages, backward);
     return 0;
   }
   const HostBlock block{backward};
   switch (streams) {
     case 8:
-      run_tile<8, wavenet::cuda::Share<2, 4>>(task, block);
+      run_tile<8, wavenet::cuda::Share<2, 4>>(params, block);
       return 0;
     case 16:
-      run_tile<16, wavenet::cuda::Share<2, 8>>(task, block);
+      run_tile<16, wavenet::cuda::Share<2, 8>>(params, block);
       return 0;
     case 32:
-      run_tile<32, wavenet::cuda::Share<4, 8>>(task, block);
+      run_tile<32, wavenet::cuda::Share<4, 8>>(params, block);
       return 0;
     case 64:
-      run_tile<64, wavenet::cuda::Share<8, 8>>(task, block);
+      run_tile<64, wavenet::cuda::Share<8, 8>>(params, block);
       return 0;
     default:
       return 1;
@@ -89,28 +90,28 @@ int run(const int64_t* entries, int64_t entry_count, Task task, const void* weig
 // never come back. Returns 0 if it ran.
 extern "C" __attribute__((visibility("default"))) int wavenet_cuda_host_run(
     const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int64_t batch,
-    int64_t steps, float* queues, int64_t* position, int64_t* last_sample, const int64_t* given,
-    float* logits, const float* uniforms, int64_t* drawn, double temperature, int64_t top_k, double top_p,
+    int64_t steps, float* queues, int64_t* position, int64_t* last_sample, const int64_t* forced,
+    float* logits, const float* uniforms, int64_t* output, double temperature, int64_t top_k, double top_p,
     const float* gate, int64_t frames, int64_t frame_stride, int64_t hop, int64_t start, int linear,
     int64_t* report, int streams, int backward, int64_t tiles, int64_t blocks, int64_t shared_bytes,
-    int mail_is_shared, int64_t seed, int64_t lost, int most_looks) {
-  Task task{};
-  task.gate = {gate, frame_stride, frames, hop, start, linear != 0};
-  task.sampling = {temperature, top_k, top_p};
-  task.batch = batch;
-  task.steps = steps;
-  task.queues = queues;
-  task.position = position;
-  task.last_sample = last_sample;
-  task.given = given;
-  task.logits = logits;
-  task.uniforms = uniforms;
-  task.drawn = drawn;
-  wavenet::cuda::bind_report(task, report);
+    int mail_is_shared, int64_t seed, int64_t dropped, int max_polls) {
+  Params params{};
+  params.gate = {gate, frame_stride, frames, hop, start, linear != 0};
+  params.sampling = {temperature, top_k, top_p};
+  params.batch = batch;
+  params.steps = steps;
+  params.queues = queues;
+  params.position = position;
+  params.last_sample = last_sample;
+  params.forced = forced;
+  params.logits = logits;
+  params.uniforms = uniforms;
+  params.output = output;
+  wavenet::cuda::bind_report(params, report);
   const HostStages stages{
-      {blocks, shared_bytes, mail_is_shared != 0}, tiles, static_cast<uint64_t>(seed), lost};
+      {blocks, shared_bytes, mail_is_shared != 0}, tiles, static_cast<uint64_t>(seed), dropped};
   try {
-    return run(geometry, entries, task, weights, bytes, streams, backward != 0, stages, most_looks);
+    return run(geometry, entries, params, weights, bytes, streams, backward != 0, stages, max_polls);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;
@@ -176,7 +177,7 @@ extern "C" __attribute__((visibility("default"))) int64_t wavenet_cuda_stage_pla
 
 // What each kernel would do on a device of these properties, or, for a kernel's name, which kernel is taken
 // or why none is; in at most `room` bytes.
-extern "C" __attribute__((visibility("default"))) void wavenet_cuda_choose(
+extern "C" __attribute__((visibility("default"))) void wavenet_cuda_select_kernel(
     const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int64_t batch,
     const int64_t* device, const char* name, char* text, int64_t room) {
   std::vector<wavenet::Layer> layers;
@@ -190,8 +191,9 @@ extern "C" __attribute__((visibility("default"))) void wavenet_cuda_choose(
   }
   std::string told;
   try {
-    told = name == nullptr ? wavenet::cuda::describe(network, batch, on)
-                           : wavenet::cuda::name_of(wavenet::cuda::choose(network, batch, on, name).kernel);
+    told = name == nullptr
+               ? wavenet::cuda::describe(network, batch, on)
+               : wavenet::cuda::name_of(wavenet::cuda::select_kernel(network, batch, on, name).kernel);
   } catch (const std::exception& error) {
     told = error.what();
   }

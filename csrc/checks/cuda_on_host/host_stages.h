@@ -17,7 +17,7 @@ struct HostStages {
   Room room;
   int64_t tiles;
   uint64_t seed;
-  int64_t lost;  // the message of this number, counted over all, never arrives; -1 for none
+  int64_t dropped;  // the message of this number, counted over all, never arrives; -1 for none
 };
 
 // The mailboxes of one pipeline. A message is there once all of it was written and its sender has gone on,
@@ -55,19 +55,19 @@ class HostPost {
     for (const bool written : slot.written) {
       if (!written) throw std::logic_error("a piece of a message is missing");
     }
-    slot.full = posted_++ != stages_.lost;
+    slot.full = posted_++ != stages_.dropped;
     slot.written.assign(slot.written.size(), false);
     ++slot.use;
   }
 
-  bool there(int block, const Awaited& message) const {
+  bool there(int block, const PendingMessage& message) const {
     const Slot& slot = at(block, message.box, message.tile);
     if (slot.full && slot.use != message.use + 1) throw std::logic_error("a message was miscounted");
     return slot.full;
   }
 
   // What is left there is noise.
-  void free(int block, const Awaited& message) {
+  void free(int block, const PendingMessage& message) {
     Slot& slot = at(block, message.box, message.tile);
     slot.full = false;
     slot.numbers.assign(slot.numbers.size(), float_of(-1));
@@ -109,12 +109,12 @@ struct HostMail {
 // A block with its shared memory.
 template <class Format>
 struct HostStage {
-  HostStage(HostPost& office, const HostBlock& block, const Task& task, const Pipeline& pipeline, int index,
-            int64_t first)
+  HostStage(HostPost& office, const HostBlock& block, const Params& params, const Pipeline& pipeline,
+            int index, int64_t first)
       : mail{office, index},
         shared(static_cast<unsigned char*>(
             std::aligned_alloc(16, static_cast<size_t>(pipeline.block[index].bytes)))),
-        stage(block, mail, task, pipeline, index, first, noise(pipeline.block[index].bytes)) {}
+        stage(block, mail, params, pipeline, index, first, noise(pipeline.block[index].bytes)) {}
 
   // As floats it is NaN.
   unsigned char* noise(int32_t bytes) {
@@ -132,13 +132,13 @@ struct HostStage {
 
 // Lets the blocks of one pipeline take turns in any order that their messages allow.
 template <class Format>
-void run_pipeline(const Task& task, const StagePlan& plan, const HostStages& stages, const HostBlock& block,
-                  int64_t first) {
-  const Pipeline pipeline = view(plan, task.network, plan.blocks.data(), plan.parts.data());
+void run_pipeline(const Params& params, const StagePlan& plan, const HostStages& stages,
+                  const HostBlock& block, int64_t first) {
+  const Pipeline pipeline = view(plan, params.network, plan.blocks.data(), plan.parts.data());
   HostPost office(plan, stages);
   std::vector<std::unique_ptr<HostStage<Format>>> blocks;
   for (int index = 0; index < pipeline.blocks; ++index) {
-    blocks.push_back(std::make_unique<HostStage<Format>>(office, block, task, pipeline, index, first));
+    blocks.push_back(std::make_unique<HostStage<Format>>(office, block, params, pipeline, index, first));
     blocks.back()->stage.prepare();
   }
   std::mt19937_64 random(stages.seed);
@@ -153,29 +153,29 @@ void run_pipeline(const Task& task, const StagePlan& plan, const HostStages& sta
     }
     if (done) break;
     if (ready.empty()) {
-      *task.stuck = 0;
+      *params.stuck = 0;
       return;
     }
     const int index = ready[random() % ready.size()];
     auto& stage = blocks[static_cast<size_t>(index)]->stage;
     const bool waits = stage.waits();
-    const Awaited message = stage.awaited();
+    const PendingMessage message = stage.awaited();
     stage.act();
     if (waits) office.free(index, message);
   }
   for (const auto& each : blocks) each->stage.finish();
 }
 
-inline void run_stages(const Task& task, const HostStages& stages, bool backward) {
-  if (refused(task)) return;
-  const StagePlan plan = plan_stages(task.network, stages.room, stages.tiles);
+inline void run_stages(const Params& params, const HostStages& stages, bool backward) {
+  if (has_invalid_input(params)) return;
+  const StagePlan plan = plan_stages(params.network, stages.room, stages.tiles);
   if (!plan.refusal.empty()) throw std::runtime_error(plan.refusal);
   const HostBlock block{backward, kStageWarps};
-  for (int64_t first = 0; first < task.batch; first += plan.tiles * kTileStreams) {
-    if (task.network.tiles == Tiles::kFp16) {
-      run_pipeline<Fp16>(task, plan, stages, block, first);
+  for (int64_t first = 0; first < params.batch; first += plan.tiles * kTileStreams) {
+    if (params.network.tiles == Tiles::kFp16) {
+      run_pipeline<Fp16>(params, plan, stages, block, first);
     } else {
-      run_pipeline<Bf16>(task, plan, stages, block, first);
+      run_pipeline<Bf16>(params, plan, stages, block, first);
     }
   }
 }

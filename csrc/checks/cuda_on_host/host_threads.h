@@ -72,7 +72,7 @@ class HostCluster {
     return number;
   }
 
-  void meet() const {
+  void sync() const {
     std::unique_lock<std::mutex> lock(memory_.mutex);
     const int64_t meeting = memory_.meetings;
     if (++memory_.waiting == memory_.shared.size()) {
@@ -89,7 +89,7 @@ class HostCluster {
     int32_t bytes;  // still to come in this phase
     int16_t expects, phase;
   };
-  static_assert(sizeof(Barrier) == sizeof(SlotBook::barrier), "it stands in the barrier's place");
+  static_assert(sizeof(Barrier) == sizeof(SlotCounters::barrier), "it stands in the barrier's place");
 
   unsigned char* own() const { return memory_.shared[static_cast<size_t>(index_)]; }
   void fail(const char* what) const {
@@ -113,22 +113,22 @@ class HostCluster {
 struct HostThreads {
   Room room;
   int64_t tiles;
-  int most_looks;  // after which a block gives up
+  int max_polls;  // after which a block gives up
 };
 
 // Takes a block through all its acts, or as far as it gets, as the kernels do.
 template <class Format, class Mail>
-void run_block(const Mail& mail, const Task& task, const Pipeline& pipeline, int index, int64_t first,
+void run_block(const Mail& mail, const Params& params, const Pipeline& pipeline, int index, int64_t first,
                unsigned char* shared, bool backward) {
   const HostBlock block{backward, kStageWarps};
-  Stage<HostBlock, Mail, Format> stage(block, mail, task, pipeline, index, first, shared);
+  Stage<HostBlock, Mail, Format> stage(block, mail, params, pipeline, index, first, shared);
   run_stage<HostBlock>(stage, mail);
 }
 
 template <class Format>
-void run_pipeline_of_threads(const Task& task, const StagePlan& plan, const HostThreads& how, int64_t first,
-                             bool backward) {
-  const Pipeline pipeline = view(plan, task.network, plan.blocks.data(), plan.parts.data());
+void run_pipeline_of_threads(const Params& params, const StagePlan& plan, const HostThreads& how,
+                             int64_t first, bool backward) {
+  const Pipeline pipeline = view(plan, params.network, plan.blocks.data(), plan.parts.data());
   const auto release = [](unsigned char* memory) { std::free(memory); };
   const auto noise = [](int64_t bytes) {
     auto* memory = static_cast<unsigned char*>(std::aligned_alloc(16, static_cast<size_t>(bytes)));
@@ -150,13 +150,13 @@ void run_pipeline_of_threads(const Task& task, const StagePlan& plan, const Host
       unsigned char* own = memory.shared[static_cast<size_t>(index)];
       if (how.room.mail_is_shared) {
         const HostCluster cluster(memory, index);
-        const ClusterMail mail(cluster, task, pipeline, own, how.most_looks);
-        run_block<Format>(mail, task, pipeline, index, first, own, backward);
+        const ClusterMail mail(cluster, params, pipeline, own, how.max_polls);
+        run_block<Format>(mail, params, pipeline, index, first, own, backward);
         mail.leave();
       } else {
-        const GridMail mail(task, pipeline, index, own, reinterpret_cast<unsigned char*>(messages.data()),
-                            reinterpret_cast<unsigned char*>(flags.data()), how.most_looks);
-        run_block<Format>(mail, task, pipeline, index, first, own, backward);
+        const GridMail mail(params, pipeline, index, own, reinterpret_cast<unsigned char*>(messages.data()),
+                            reinterpret_cast<unsigned char*>(flags.data()), how.max_polls);
+        run_block<Format>(mail, params, pipeline, index, first, own, backward);
       }
     });
   }
@@ -164,15 +164,15 @@ void run_pipeline_of_threads(const Task& task, const StagePlan& plan, const Host
   if (!memory.wrong.empty()) throw std::logic_error(memory.wrong);
 }
 
-inline void run_threads(const Task& task, const HostThreads& how, bool backward) {
-  if (refused(task)) return;
-  const StagePlan plan = plan_stages(task.network, how.room, how.tiles);
+inline void run_threads(const Params& params, const HostThreads& how, bool backward) {
+  if (has_invalid_input(params)) return;
+  const StagePlan plan = plan_stages(params.network, how.room, how.tiles);
   if (!plan.refusal.empty()) throw std::runtime_error(plan.refusal);
-  for (int64_t first = 0; first < task.batch; first += plan.tiles * kTileStreams) {
-    if (task.network.tiles == Tiles::kFp16) {
-      run_pipeline_of_threads<Fp16>(task, plan, how, first, backward);
+  for (int64_t first = 0; first < params.batch; first += plan.tiles * kTileStreams) {
+    if (params.network.tiles == Tiles::kFp16) {
+      run_pipeline_of_threads<Fp16>(params, plan, how, first, backward);
     } else {
-      run_pipeline_of_threads<Bf16>(task, plan, how, first, backward);
+      run_pipeline_of_threads<Bf16>(params, plan, how, first, backward);
     }
   }
 }

@@ -19,25 +19,25 @@ struct Streams {
   std::vector<float> queues;
   std::vector<float> uniforms = std::vector<float>(kBatch * kSteps, 0.37f);
   std::vector<int64_t> position = std::vector<int64_t>(kBatch, 5), last = std::vector<int64_t>(kBatch, 3);
-  std::vector<int64_t> drawn = std::vector<int64_t>(kBatch * kSteps, -1);
+  std::vector<int64_t> output = std::vector<int64_t>(kBatch * kSteps, -1);
   std::vector<int64_t> report = std::vector<int64_t>(cuda::report_words(kBatch), cuda::kNone);
 
   explicit Streams(const Network& network)
       : queues(static_cast<size_t>(kBatch * network.queue_steps * network.residual), 0.1f) {}
 
-  cuda::Task task(const Network& network) {
-    cuda::Task task{};
-    task.network = network;
-    task.sampling = {0.9, 5, 0.9};
-    task.batch = kBatch;
-    task.steps = kSteps;
-    task.queues = queues.data();
-    task.position = position.data();
-    task.last_sample = last.data();
-    task.uniforms = uniforms.data();
-    task.drawn = drawn.data();
-    cuda::bind_report(task, report.data());
-    return task;
+  cuda::Params params(const Network& network) {
+    cuda::Params params{};
+    params.network = network;
+    params.sampling = {0.9, 5, 0.9};
+    params.batch = kBatch;
+    params.steps = kSteps;
+    params.queues = queues.data();
+    params.position = position.data();
+    params.last_sample = last.data();
+    params.uniforms = uniforms.data();
+    params.output = output.data();
+    cuda::bind_report(params, report.data());
+    return params;
   }
 };
 
@@ -55,15 +55,16 @@ std::vector<uint32_t> random_weights(int64_t bytes) {
 bool check(const Network& network, bool in_cluster, int64_t tiles, const std::vector<int64_t>& expected) {
   Streams whole(network), losing(network);
   const cuda::Room room{7, 100 * 1024, in_cluster};
-  cuda::run_threads(whole.task(network), {room, tiles, 1 << 28}, false);
-  cuda::Task lost = losing.task(network);
-  lost.lost = 3;
-  cuda::run_threads(lost, {room, tiles, 1 << 14}, false);
-  const bool right = whole.drawn == expected && *whole.task(network).stuck == cuda::kNone;
-  const bool told = *lost.stuck != cuda::kNone && losing.drawn[3] == expected[3] && losing.drawn[4] == -1;
+  cuda::run_threads(whole.params(network), {room, tiles, 1 << 28}, false);
+  cuda::Params dropping = losing.params(network);
+  dropping.dropped_step = 3;
+  cuda::run_threads(dropping, {room, tiles, 1 << 14}, false);
+  const bool right = whole.output == expected && *whole.params(network).stuck == cuda::kNone;
+  const bool reported =
+      *dropping.stuck != cuda::kNone && losing.output[3] == expected[3] && losing.output[4] == -1;
   std::printf("%s, %d tile(s): %s, %s\n", in_cluster ? "cluster" : "grid", static_cast<int>(tiles),
-              right ? "right" : "WRONG", told ? "a loss is told" : "a loss is NOT told");
-  return right && told;
+              right ? "right" : "WRONG", reported ? "a loss is told" : "a loss is NOT told");
+  return right && reported;
 }
 
 }  // namespace
@@ -76,21 +77,21 @@ int main() {
     bind_weights(geometry, nullptr, bytes, layers);
   } catch (const std::exception& error) {
     // It ends with how many there must be.
-    const std::string told = error.what();
-    bytes = std::stoll(told.substr(told.rfind(' ') + 1));
+    const std::string reported = error.what();
+    bytes = std::stoll(reported.substr(reported.rfind(' ') + 1));
   }
   const std::vector<uint32_t> weights = random_weights(bytes);
   const Network network = bind_weights(geometry, weights.data(), bytes, layers);
   Streams streams(network);
-  const cuda::Task task = streams.task(network);
+  const cuda::Params params = streams.params(network);
   const cuda::Plan plan = cuda::make_plan(network, 32);
   std::vector<uint64_t> shared(static_cast<size_t>(plan.bytes / 8 + 2));
   auto* memory = reinterpret_cast<unsigned char*>(shared.data());
   const cuda::HostBlock block{false};
-  cuda::StreamCta<cuda::HostBlock, cuda::TileShare<cuda::Fp16, 32>>(block, task, plan, 0, memory).run();
+  cuda::StreamCta<cuda::HostBlock, cuda::TileShare<cuda::Fp16, 32>>(block, params, plan, 0, memory).run();
   bool good = true;
   for (const bool in_cluster : {true, false}) {
-    for (const int64_t tiles : {1, 3}) good = check(network, in_cluster, tiles, streams.drawn) && good;
+    for (const int64_t tiles : {1, 3}) good = check(network, in_cluster, tiles, streams.output) && good;
   }
   return good ? 0 : 1;
 }

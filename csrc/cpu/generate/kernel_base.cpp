@@ -17,8 +17,8 @@ inline Vec splat(float x) { return Vec{x, x, x, x}; }
 inline IntVec splat_word(int32_t x) { return IntVec{x, x, x, x}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline void held(IntVec&) {}
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
 inline IntVec dot(IntVec sums, IntVec weights, IntVec inputs) {
 #if defined(__SSE2__)

@@ -11,7 +11,7 @@ namespace wavenet::cpu {
 namespace {
 
 // The passes of the instruction set in use, null where it has none.
-const Passes* chosen(bool bf16) {
+const Passes* selected(bool bf16) {
 #if defined(__x86_64__)
   const std::string set = instruction_set();
   const bool wide = set == "avx512" || set == "avx512vnni";
@@ -24,7 +24,7 @@ const Passes* chosen(bool bf16) {
 }
 
 const Passes& passes_for(bool bf16) {
-  const Passes* passes = chosen(bf16);
+  const Passes* passes = selected(bf16);
   if (passes == nullptr) throw std::runtime_error("this processor has no native training in that precision");
   return *passes;
 }
@@ -155,7 +155,7 @@ int64_t row_of_branches(const GatedLayer& layer, int64_t padded_row) {
 
 }  // namespace
 
-bool can_train(bool bf16) { return chosen(bf16) != nullptr; }
+bool can_train(bool bf16) { return selected(bf16) != nullptr; }
 
 void forward(GatedLayer layer, const LayerWeights& weights, bool bf16, const Spread& spread) {
   const Passes& passes = passes_for(bf16);

@@ -31,7 +31,9 @@ WAVENET_DEVICE uint32_t load_relaxed(const uint32_t* from) {
 }
 WAVENET_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-WAVENET_DEVICE int64_t look_at(const int64_t* from) { return *static_cast<const volatile int64_t*>(from); }
+WAVENET_DEVICE int64_t load_volatile(const int64_t* from) {
+  return *static_cast<const volatile int64_t*>(from);
+}
 WAVENET_DEVICE void pause() {}
 
 #if __CUDA_ARCH__ >= 900
@@ -92,7 +94,7 @@ class DeviceCluster {
   }
 
   // All blocks have come so far, and see what the others wrote before.
-  WAVENET_DEVICE void meet() const {
+  WAVENET_DEVICE void sync() const {
     __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -114,7 +116,7 @@ inline void store_released(uint32_t* to, uint32_t value) { __atomic_store_n(to, 
 inline uint32_t load_relaxed(const uint32_t* from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
 inline void fence() {}
 
-inline int64_t look_at(const int64_t* from) { return __atomic_load_n(from, __ATOMIC_RELAXED); }
+inline int64_t load_volatile(const int64_t* from) { return __atomic_load_n(from, __ATOMIC_RELAXED); }
 inline void pause() { std::this_thread::yield(); }
 
 #endif

@@ -18,25 +18,25 @@
 namespace wavenet::cuda {
 
 // Which message a block waits for.
-struct Awaited {
+struct PendingMessage {
   int box, tile;
   int64_t use;  // counted from 0, the messages to that slot
   bool more;    // whether another one follows
 };
 
 // Two looks at a mailbox in a cluster are tens of cycles apart, in the device's memory hundreds: seconds.
-constexpr int kMostLooksShared = 1 << 27;
-constexpr int kMostLooksDevice = 1 << 23;
-constexpr int kLooksBetween = 1 << 12;
+constexpr int kMaxPollsShared = 1 << 27;
+constexpr int kMaxPollsDevice = 1 << 23;
+constexpr int kPollsPerCheck = 1 << 12;
 
 // Looks until there is what is looked for; false if that takes too long, or another block has given up.
-template <class Look>
-WAVENET_DEVICE bool look(const Task& task, int most, int block, Look found) {
-  for (int looks = 1; !found(); ++looks) {
+template <class Condition>
+WAVENET_DEVICE bool poll_until(const Params& params, int most, int block, Condition found) {
+  for (int polls = 1; !found(); ++polls) {
     pause();
-    if (looks % kLooksBetween != 0) continue;
-    if (looks >= most) lower(task.stuck, block);
-    if (look_at(task.stuck) != kNone) return false;
+    if (polls % kPollsPerCheck != 0) continue;
+    if (polls >= most) atomic_min(params.stuck, block);
+    if (load_volatile(params.stuck) != kNone) return false;
   }
   return true;
 }
@@ -49,14 +49,14 @@ template <class Cluster>
 class ClusterMail {
  public:
   // The pipeline is the cluster. Ends with all its blocks ready to receive.
-  WAVENET_DEVICE ClusterMail(const Cluster& cluster, const Task& task, const Pipeline& pipeline,
-                             unsigned char* shared, int most_looks = kMostLooksShared)
+  WAVENET_DEVICE ClusterMail(const Cluster& cluster, const Params& params, const Pipeline& pipeline,
+                             unsigned char* shared, int max_polls = kMaxPollsShared)
       : cluster_(cluster),
-        task_(task),
+        params_(params),
         pipeline_(pipeline),
         plan_(own_plan(pipeline, shared)),
         shared_(shared),
-        most_looks_(most_looks) {
+        max_polls_(max_polls) {
     for (int i = first_thread(); i < kBoxes * pipeline.tiles; i += thread_count()) {
       const int box = i / pipeline.tiles, tile = i % pipeline.tiles;
       cluster_.start(barrier(box, tile));
@@ -65,7 +65,7 @@ class ClusterMail {
       if (rows > 0) expect(box, tile, rows);
     }
     cluster_.show_started();
-    cluster_.meet();
+    cluster_.sync();
   }
 
   WAVENET_DEVICE int index() const { return cluster_.index(); }
@@ -75,16 +75,16 @@ class ClusterMail {
   // only. What the block before has sent and this one has not received is then waited for; normally there is
   // nothing.
   WAVENET_DEVICE void leave() const {
-    cluster_.meet();
+    cluster_.sync();
     const int before = (index() + pipeline_.blocks - 1) % pipeline_.blocks;
     for (int i = first_thread(); i < kBoxes * pipeline_.tiles; i += thread_count()) {
       const int box = i / pipeline_.tiles, tile = i % pipeline_.tiles;
-      const auto here = barrier(box, tile) + static_cast<unsigned>(offsetof(SlotBook, sent));
+      const auto here = barrier(box, tile) + static_cast<unsigned>(offsetof(SlotCounters, sent));
       const int sent = cluster_.read(cluster_.there(here, before));
       const int received = book(box, tile).received;
       if (sent != received) arrives(box, tile, received);
     }
-    cluster_.meet();
+    cluster_.sync();
   }
 
   WAVENET_DEVICE const float* slot(int box, int tile) const {
@@ -99,7 +99,7 @@ class ClusterMail {
     if (first_thread() == 0) book(box, tile).sent = static_cast<int32_t>(use + 1);
   }
 
-  WAVENET_DEVICE bool wait(const Awaited& message) const {
+  WAVENET_DEVICE bool wait(const PendingMessage& message) const {
     const bool found = arrives(message.box, message.tile, message.use);
     if (found && first_thread() == 0) {
       book(message.box, message.tile).received = static_cast<int32_t>(message.use + 1);
@@ -113,28 +113,28 @@ class ClusterMail {
   WAVENET_DEVICE bool arrives(int box, int tile, int64_t use) const {
     const auto at = barrier(box, tile);
     const auto parity = static_cast<unsigned>(use & 1);
-    return look(task_, most_looks_, index(), [&] { return cluster_.ended(at, parity); });
+    return poll_until(params_, max_polls_, index(), [&] { return cluster_.ended(at, parity); });
   }
 
   WAVENET_DEVICE static int place(const Mailbox& mailbox, int tile) {
     return mailbox.offset + tile * mailbox.rows * kTileStreams * 4;
   }
-  WAVENET_DEVICE SlotBook& book(int box, int tile) const {
-    return reinterpret_cast<SlotBook*>(shared_)[box * pipeline_.tiles + tile];
+  WAVENET_DEVICE SlotCounters& book(int box, int tile) const {
+    return reinterpret_cast<SlotCounters*>(shared_)[box * pipeline_.tiles + tile];
   }
   WAVENET_DEVICE typename Cluster::Address barrier(int box, int tile) const {
-    return cluster_.at((box * pipeline_.tiles + tile) * static_cast<int>(sizeof(SlotBook)));
+    return cluster_.at((box * pipeline_.tiles + tile) * static_cast<int>(sizeof(SlotCounters)));
   }
   WAVENET_DEVICE void expect(int box, int tile, int rows) const {
     cluster_.expect(barrier(box, tile), rows * kTileStreams * 4);
   }
 
   const Cluster& cluster_;
-  const Task& task_;
+  const Params& params_;
   const Pipeline& pipeline_;
   const StageBlock& plan_;
   unsigned char* shared_;
-  int most_looks_;
+  int max_polls_;
 };
 
 // Pieces are written to the device's memory. Once all threads have passed the barrier behind the phase, one
@@ -149,15 +149,16 @@ class ClusterMail {
 class GridMail {
  public:
   // `mail` and `flags` are the pipeline's; these are zero when the kernel starts.
-  WAVENET_DEVICE GridMail(const Task& task, const Pipeline& pipeline, int index, const unsigned char* shared,
-                          unsigned char* mail, unsigned char* flags, int most_looks = kMostLooksDevice)
-      : task_(task),
+  WAVENET_DEVICE GridMail(const Params& params, const Pipeline& pipeline, int index,
+                          const unsigned char* shared, unsigned char* mail, unsigned char* flags,
+                          int max_polls = kMaxPollsDevice)
+      : params_(params),
         pipeline_(pipeline),
         plan_(own_plan(pipeline, shared)),
         index_(index),
         mail_(mail),
         flags_(flags),
-        most_looks_(most_looks) {}
+        max_polls_(max_polls) {}
 
   WAVENET_DEVICE const float* slot(int box, int tile) const { return place(plan_.box[box], tile); }
 
@@ -169,12 +170,12 @@ class GridMail {
     if (first_thread() == 0) store_released(flag(to, box, tile), after(use));
   }
 
-  WAVENET_DEVICE bool wait(const Awaited& message) const {
+  WAVENET_DEVICE bool wait(const PendingMessage& message) const {
     bool found = true;
     if (first_thread() == 0) {
       const uint32_t* count = flag(index_, message.box, message.tile);
-      found = look(task_, most_looks_, index_,
-                   [&] { return static_cast<int32_t>(load_relaxed(count) - after(message.use)) >= 0; });
+      found = poll_until(params_, max_polls_, index_,
+                         [&] { return static_cast<int32_t>(load_relaxed(count) - after(message.use)) >= 0; });
       fence();
     }
     return for_all_threads(found);
@@ -190,13 +191,13 @@ class GridMail {
     return reinterpret_cast<uint32_t*>(flags_ + ((of * kBoxes + box) * pipeline_.tiles + tile) * kFlagBytes);
   }
 
-  const Task& task_;
+  const Params& params_;
   const Pipeline& pipeline_;
   const StageBlock& plan_;
   int index_;
   unsigned char* mail_;
   unsigned char* flags_;
-  int most_looks_;
+  int max_polls_;
 };
 
 }  // namespace wavenet::cuda

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kRowBytes = kTileStreams * 4;
 constexpr int64_t kChannelBytes = kStageStride * 4;
 // No layout comes near what 32 bits hold of bytes; a network so wide is refused before.
-constexpr int64_t kMostBytes = int64_t{1} << 30;
+constexpr int64_t kMaxBytes = int64_t{1} << 30;
 
 int64_t whole(int64_t count) { return (count + kTile - 1) / kTile * kTile; }
 
@@ -20,7 +20,7 @@ class Places {
  public:
   int32_t take(int64_t bytes) {
     const int64_t begin = end_;
-    end_ = std::min(end_ + (bytes + 15) / 16 * 16, kMostBytes);
+    end_ = std::min(end_ + (bytes + 15) / 16 * 16, kMaxBytes);
     return static_cast<int32_t>(begin);
   }
   int64_t end() const { return end_; }
@@ -139,7 +139,7 @@ class Planner {
 
   Places begin() const {
     Places places;
-    places.take(kBoxes * tiles_ * static_cast<int64_t>(sizeof(SlotBook)));
+    places.take(kBoxes * tiles_ * static_cast<int64_t>(sizeof(SlotCounters)));
     places.take(sizeof(StageBlock));
     return places;
   }
@@ -214,7 +214,7 @@ Pipeline view(const StagePlan& plan, const Network& network, const StageBlock* b
           static_cast<int32_t>(plan.tiles),
           per_lane,
           per_lane * kWarpSize,
-          static_cast<int32_t>(kBoxes * plan.tiles * static_cast<int64_t>(sizeof(SlotBook))),
+          static_cast<int32_t>(kBoxes * plan.tiles * static_cast<int64_t>(sizeof(SlotCounters))),
           plan.mail_bytes,
           plan.flag_bytes};
 }

@@ -11,9 +11,9 @@
 // slot is free when it is written: a tile's next message sets out only after its last one has come back, and
 // that has been through every block.
 //
-// A block's shared memory begins with a `SlotBook` for each slot of its mailboxes; then comes a copy of its
-// own `StageBlock`, at `Pipeline::own`. That and the tables it tells of are copied once a launch, so that no
-// sample waits for a table in the device's memory.
+// A block's shared memory begins with a `SlotCounters` for each slot of its mailboxes; then comes a copy of
+// its own `StageBlock`, at `Pipeline::own`. That and the tables it tells of are copied once a launch, so that
+// no sample waits for a table in the device's memory.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ namespace wavenet::cuda {
 
 constexpr int kStageWarps = 16;
 // Tiles under way in one pipeline; more than this many serve no one sooner.
-constexpr int kMostTilesUnderWay = 4;
+constexpr int kMaxTilesUnderWay = 4;
 
 enum class StageKind : int32_t { kLayers, kHead, kDraw };
 
@@ -52,7 +52,7 @@ struct Mailbox {
 enum Box { kInput, kSkipSums, kBoxes };
 
 // What a block knows of one slot.
-struct SlotBook {
+struct SlotCounters {
   uint64_t barrier;  // an mbarrier, if mailboxes lie in shared memory
   int32_t sent;      // messages so far: to that slot of the next block
   int32_t received;  // and from its own

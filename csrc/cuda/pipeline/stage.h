@@ -24,14 +24,14 @@ class Stage : private StageMemory {
   using Sums = TileSums<Format, 1>;
 
   // The block `index` of a pipeline whose first stream is `first`.
-  WAVENET_DEVICE Stage(const Block& block, const Mail& mail, const Task& task, const Pipeline& pipeline,
+  WAVENET_DEVICE Stage(const Block& block, const Mail& mail, const Params& params, const Pipeline& pipeline,
                        int index, int64_t first, unsigned char* shared)
-      : StageMemory(task.network, pipeline, index, shared),
+      : StageMemory(params.network, pipeline, index, shared),
         block_(block),
         mail_(mail),
-        task_(task),
+        params_(params),
         first_(first) {
-    const int64_t left = (task.batch - first + kTileStreams - 1) / kTileStreams;
+    const int64_t left = (params.batch - first + kTileStreams - 1) / kTileStreams;
     tiles_ = static_cast<int>(left < pipeline.tiles ? left : pipeline.tiles);
   }
 
@@ -43,10 +43,10 @@ class Stage : private StageMemory {
       load_weights(thread);
       if (plan_.kind == StageKind::kHead) return;
       const bool draws = plan_.kind == StageKind::kDraw;
-      for (int i = thread; i < tiles_ * kTileStreams && first_ + i < task_.batch; i += kThreadsHere) {
-        position()[i] = task_.position[first_ + i];
+      for (int i = thread; i < tiles_ * kTileStreams && first_ + i < params_.batch; i += kThreadsHere) {
+        position()[i] = params_.position[first_ + i];
         if (!draws) continue;
-        last()[i] = static_cast<int32_t>(task_.last_sample[first_ + i]);
+        last()[i] = static_cast<int32_t>(params_.last_sample[first_ + i]);
         active()[i] = 1;
       }
     });
@@ -56,14 +56,14 @@ class Stage : private StageMemory {
     sum_early();
   }
 
-  WAVENET_DEVICE bool done() const { return step_ == task_.steps; }
+  WAVENET_DEVICE bool done() const { return step_ == params_.steps; }
 
   // Whether the next act needs a message.
   WAVENET_DEVICE bool waits() const {
     if (box() == kSkipSums) return plan_.box[kSkipSums].rows > 0;
     return index_ > 0 || step_ > 0;
   }
-  WAVENET_DEVICE Awaited awaited() const {
+  WAVENET_DEVICE PendingMessage awaited() const {
     // Samples come back for the step after.
     const bool samples = index_ == 0 && box() == kInput;
     return {box(), tile_, samples ? step_ - 1 : step_, more()};
@@ -93,9 +93,9 @@ class Stage : private StageMemory {
   WAVENET_DEVICE void finish() {
     if (plan_.kind != StageKind::kDraw) return;
     block_.phase([&](int thread) {
-      for (int i = thread; i < tiles_ * kTileStreams && first_ + i < task_.batch; i += kThreadsHere) {
-        task_.position[first_ + i] = position()[i];
-        task_.last_sample[first_ + i] = last()[i];
+      for (int i = thread; i < tiles_ * kTileStreams && first_ + i < params_.batch; i += kThreadsHere) {
+        params_.position[first_ + i] = position()[i];
+        params_.last_sample[first_ + i] = last()[i];
       }
     });
   }
@@ -113,13 +113,13 @@ class Stage : private StageMemory {
   WAVENET_DEVICE Box box() const {
     return plan_.kind == StageKind::kHead || skips_next_ ? kSkipSums : kInput;
   }
-  WAVENET_DEVICE bool more() const { return step_ + 1 < task_.steps; }
+  WAVENET_DEVICE bool more() const { return step_ + 1 < params_.steps; }
 
   WAVENET_DEVICE int64_t stream(int tile, int s) const { return first_ + tile * kTileStreams + s; }
   WAVENET_DEVICE int64_t stream(int s) const { return stream(tile_, s); }
-  WAVENET_DEVICE bool exists(int s) const { return stream(s) < task_.batch; }
+  WAVENET_DEVICE bool exists(int s) const { return stream(s) < params_.batch; }
   WAVENET_DEVICE float* queues(int64_t stream) const {
-    return task_.queues + stream * net_.queue_steps * net_.residual;
+    return params_.queues + stream * net_.queue_steps * net_.residual;
   }
 
   // Adds to one warp's sums the products of a part's outputs from 16 * `row` on.
@@ -146,17 +146,18 @@ class Stage : private StageMemory {
   // tile stands, and its old taps, of which the oldest is about to be written over. They come while the stage
   // waits for the skip sums of the turn at hand, whose inputs are in the rings by now, and adds to them.
   WAVENET_DEVICE void fetch_early(Turn turn) {
-    if (turn.step == task_.steps) return;
+    if (turn.step == params_.steps) return;
     block_.phase([&](int thread) {
       for (int i = thread; i < plan_.layers * kTileStreams; i += kThreadsHere) {
         const int64_t now = position()[turn.tile * kTileStreams + i % kTileStreams] + turn.step;
         slots(0)[i] = static_cast<int32_t>(now % layer(i / kTileStreams).depth);
       }
-      if (task_.gate.values == nullptr || thread >= kTileStreams) return;
+      if (params_.gate.values == nullptr || thread >= kTileStreams) return;
       const int64_t of = stream(turn.tile, thread);
-      if (of >= task_.batch) return;
-      frames()[thread] = gate_frame(task_.gate, of, position()[turn.tile * kTileStreams + thread] + turn.step,
-                                    net_.layers * 2 * net_.dilated);
+      if (of >= params_.batch) return;
+      frames()[thread] =
+          gate_frame(params_.gate, of, position()[turn.tile * kTileStreams + thread] + turn.step,
+                     net_.layers * 2 * net_.dilated);
     });
     block_.phase([&](int thread) {
       const int old_taps = static_cast<int>(net_.taps) - 1;
@@ -164,7 +165,7 @@ class Stage : private StageMemory {
       for (int i = thread / kWarpSize; i < plan_.layers * rows; i += kStageWarps) {
         const int number = i / rows, s = i % rows / old_taps;
         const int64_t of = stream(turn.tile, s);
-        if (of >= task_.batch) continue;
+        if (of >= params_.batch) continue;
         fetch_tap<Block>(net_, layer(number), queues(of), slots(number)[s], i % old_taps, taps(number) + s,
                          kStageStride, thread % kWarpSize);
       }
@@ -179,9 +180,9 @@ class Stage : private StageMemory {
         const int number = i / rows, row = i % rows;
         Sums sums(thread);
         sums.for_each([&](float& sum, int output, int s) {
-          const bool told = task_.gate.values != nullptr && exists(s);
+          const bool told = params_.gate.values != nullptr && exists(s);
           const int of = row * kTileOutputs + output;
-          sum = gate_start(net_, task_.gate, biases(number)[of], plan_.first_layer + number, of,
+          sum = gate_start(net_, params_.gate, biases(number)[of], plan_.first_layer + number, of,
                            told ? frames() + s : nullptr);
         });
         multiply(sums, part(number, kOldTaps), row, taps(number));
@@ -216,7 +217,7 @@ class Stage : private StageMemory {
     const auto sample_of = [&](int s) {
       if (index_ > 0) return bits_of(mail_.slot(kInput, tile_)[net_.residual_padded * kTileStreams + s]);
       if (step_ > 0) return bits_of(mail_.slot(kInput, tile_)[s]);
-      return exists(s) ? static_cast<int32_t>(task_.last_sample[stream(s)]) : -1;
+      return exists(s) ? static_cast<int32_t>(params_.last_sample[stream(s)]) : -1;
     };
     if (thread < kTileStreams) {
       last()[thread] = sample_of(thread);
@@ -324,8 +325,8 @@ class Stage : private StageMemory {
     float* uniforms = at<float>(plan_.uniforms);
     block_.phase([&](int thread) {
       // They come while the products are made.
-      if (task_.given == nullptr && thread < kTileStreams && exists(thread)) {
-        Block::start_copy(uniforms + thread, task_.uniforms + stream(thread) * task_.steps + step_);
+      if (params_.forced == nullptr && thread < kTileStreams && exists(thread)) {
+        Block::start_copy(uniforms + thread, params_.uniforms + stream(thread) * params_.steps + step_);
       }
       take(thread, kInput, net_.head_padded);
     });
@@ -348,13 +349,13 @@ class Stage : private StageMemory {
       if (s >= kTileStreams) return;
       const float* row = logits + s * pipeline_.row;
       using Warp = std::decay_t<decltype(warp)>;
-      const Draw<Warp> draw(warp, row, at<float>(plan_.weights) + s * pipeline_.row,
-                            at<double>(plan_.sums) + s * (kWarpSize + 1), static_cast<int>(net_.classes),
-                            pipeline_.per_lane);
-      finish_step(warp, task_, draw, row, pipeline_.per_lane, stream(s), step_, uniforms + s,
+      const WarpSampler<Warp> draw(warp, row, at<float>(plan_.weights) + s * pipeline_.row,
+                                   at<double>(plan_.sums) + s * (kWarpSize + 1),
+                                   static_cast<int>(net_.classes), pipeline_.per_lane);
+      finish_step(warp, params_, draw, row, pipeline_.per_lane, stream(s), step_, uniforms + s,
                   {active()[of], position()[of], last()[of]});
     });
-    if (!more() || step_ == task_.lost) return;
+    if (!more() || step_ == params_.dropped_step) return;
     const int first = tile_ * kTileStreams;
     block_.phase([&](int thread) { send_samples(thread, 0, 0, last() + first, active() + first); });
     mail_.post(0, kInput, tile_, step_);
@@ -362,7 +363,7 @@ class Stage : private StageMemory {
 
   const Block& block_;
   const Mail& mail_;
-  const Task& task_;
+  const Params& params_;
   int64_t first_;
   int tiles_ = 0, tile_ = 0;
   int64_t step_ = 0;

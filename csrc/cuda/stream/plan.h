@@ -13,7 +13,7 @@
 
 namespace wavenet::cuda {
 
-constexpr int64_t kMostClasses = 1024;
+constexpr int64_t kMaxClasses = 1024;
 // So many floats between the channels are left empty, to spread over the banks what a warp writes.
 constexpr int kSpread = 4;
 
@@ -65,7 +65,7 @@ constexpr int kTiles[] = {8, 16, 32, 64};
 
 // The smallest tile that puts the batch on all processors at once, or else the largest that fits; 0 if none
 // does.
-inline int choose_tile(const Network& net, int64_t batch, int64_t processors, int64_t shared_bytes) {
+inline int select_tile(const Network& net, int64_t batch, int64_t processors, int64_t shared_bytes) {
   int chosen = 0;
   for (const int streams : kTiles) {
     if (make_plan(net, streams).bytes > shared_bytes) break;

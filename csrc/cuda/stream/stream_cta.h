@@ -13,17 +13,19 @@
 namespace wavenet::cuda {
 
 // Fails the whole task before any stream moves if an input is out of range; `index` counts the inputs.
-WAVENET_DEVICE void check_input(const Task& task, int64_t index) {
-  if (index < task.batch) {
-    if (task.position[index] < 0 || task.position[index] >= kMostPosition) lower(task.refused, index);
-    const int64_t sample = task.last_sample[index];
-    if (sample < 0 || sample >= task.network.classes) lower(task.refused + 1, index);
+WAVENET_DEVICE void check_input(const Params& params, int64_t index) {
+  if (index < params.batch) {
+    if (params.position[index] < 0 || params.position[index] >= kMaxPosition)
+      atomic_min(params.invalid, index);
+    const int64_t sample = params.last_sample[index];
+    if (sample < 0 || sample >= params.network.classes) atomic_min(params.invalid + 1, index);
   }
-  if (index >= task.batch * task.steps) return;
-  if (task.given != nullptr) {
-    if (task.given[index] < 0 || task.given[index] >= task.network.classes) lower(task.refused + 2, index);
-  } else if (!(task.uniforms[index] >= 0.0f && task.uniforms[index] < 1.0f)) {
-    lower(task.refused + 2, index);
+  if (index >= params.batch * params.steps) return;
+  if (params.forced != nullptr) {
+    if (params.forced[index] < 0 || params.forced[index] >= params.network.classes)
+      atomic_min(params.invalid + 2, index);
+  } else if (!(params.uniforms[index] >= 0.0f && params.uniforms[index] < 1.0f)) {
+    atomic_min(params.invalid + 2, index);
   }
 }
 
@@ -32,25 +34,25 @@ class StreamCta {
  public:
   static constexpr int kStreams = Product::kStreams;
 
-  WAVENET_DEVICE StreamCta(const Block& block, const Task& task, const Plan& plan, int64_t first,
+  WAVENET_DEVICE StreamCta(const Block& block, const Params& params, const Plan& plan, int64_t first,
                            unsigned char* shared)
-      : block_(block), task_(task), net_(task.network), plan_(plan), first_(first), shared_(shared) {}
+      : block_(block), params_(params), net_(params.network), plan_(plan), first_(first), shared_(shared) {}
 
   WAVENET_DEVICE void run() {
-    if (refused(task_)) return;
+    if (has_invalid_input(params_)) return;
     prepare();
-    for (int64_t step = 0; step < task_.steps; ++step) {
+    for (int64_t step = 0; step < params_.steps; ++step) {
       begin();
       for (int index = 0; index < net_.layers; ++index) step_layer(index);
-      step_head(step + 1 < task_.steps);
+      step_head(step + 1 < params_.steps);
       block_.warps([&](const auto& warp) {
         for (int s = warp.index(); s < kStreams; s += kWarps) finish(warp, s, step);
       });
     }
     block_.phase([&](int thread) {
-      if (thread >= kStreams || first_ + thread >= task_.batch) return;
-      task_.position[first_ + thread] = position()[thread];
-      task_.last_sample[first_ + thread] = last()[thread];
+      if (thread >= kStreams || first_ + thread >= params_.batch) return;
+      params_.position[first_ + thread] = position()[thread];
+      params_.last_sample[first_ + thread] = last()[thread];
     });
   }
 
@@ -73,7 +75,7 @@ class StreamCta {
   // Where in a layer's ring each stream's next input goes.
   WAVENET_DEVICE int32_t* slot(int index) const { return at<int32_t>(plan_.slot) + index * kStreams; }
   WAVENET_DEVICE float* queues(int s) const {
-    return task_.queues + (first_ + s) * net_.queue_steps * net_.residual;
+    return params_.queues + (first_ + s) * net_.queue_steps * net_.residual;
   }
 
   WAVENET_DEVICE void prepare() {
@@ -82,9 +84,9 @@ class StreamCta {
       for (int64_t word = thread; word < plan_.bytes / 4; word += kThreads) at<int32_t>(0)[word] = 0;
     });
     block_.phase([&](int thread) {
-      for (int s = thread; s < kStreams && first_ + s < task_.batch; s += kThreads) {
-        position()[s] = task_.position[first_ + s];
-        last()[s] = static_cast<int32_t>(task_.last_sample[first_ + s]);
+      for (int s = thread; s < kStreams && first_ + s < params_.batch; s += kThreads) {
+        position()[s] = params_.position[first_ + s];
+        last()[s] = static_cast<int32_t>(params_.last_sample[first_ + s]);
         active()[s] = 1;
       }
     });
@@ -133,9 +135,9 @@ class StreamCta {
       for (int i = thread; i < net_.skip_padded * kStreams; i += kThreads) {
         skip()[i / kStreams * plan_.stride + i % kStreams] = net_.skip_bias[i / kStreams];
       }
-      if (task_.gate.values == nullptr || thread >= kStreams || !active()[thread]) return;
+      if (params_.gate.values == nullptr || thread >= kStreams || !active()[thread]) return;
       frame()[thread] =
-          gate_frame(task_.gate, first_ + thread, position()[thread], net_.layers * 2 * net_.dilated);
+          gate_frame(params_.gate, first_ + thread, position()[thread], net_.layers * 2 * net_.dilated);
     });
   }
 
@@ -153,8 +155,8 @@ class StreamCta {
       Product(thread).multiply(
           layer.dilated, x, stride,
           [&](int output, int s) {
-            const bool told = task_.gate.values != nullptr && active()[s];
-            return gate_start(net_, task_.gate, layer.dilated_bias[output], index, output,
+            const bool told = params_.gate.values != nullptr && active()[s];
+            return gate_start(net_, params_.gate, layer.dilated_bias[output], index, output,
                               told ? frame() + s : nullptr);
           },
           [&](int output, int s, float sum) { activation()[output * stride + s] = sum; });
@@ -214,17 +216,17 @@ class StreamCta {
   template <class Warp>
   WAVENET_DEVICE void finish(const Warp& warp, int s, int64_t step) {
     const float* row = logits() + s * plan_.row;
-    const Draw<Warp> draw(warp, row, at<float>(plan_.weights) + warp.index() * plan_.row,
-                          at<double>(plan_.sums) + warp.index() * (kWarpSize + 1),
-                          static_cast<int>(net_.classes), plan_.per_lane);
-    const int64_t number = (first_ + s) * task_.steps + step;
-    finish_step(warp, task_, draw, row, plan_.per_lane, first_ + s, step,
-                task_.given == nullptr ? task_.uniforms + number : nullptr,
+    const WarpSampler<Warp> draw(warp, row, at<float>(plan_.weights) + warp.index() * plan_.row,
+                                 at<double>(plan_.sums) + warp.index() * (kWarpSize + 1),
+                                 static_cast<int>(net_.classes), plan_.per_lane);
+    const int64_t number = (first_ + s) * params_.steps + step;
+    finish_step(warp, params_, draw, row, plan_.per_lane, first_ + s, step,
+                params_.forced == nullptr ? params_.uniforms + number : nullptr,
                 {active()[s], position()[s], last()[s]});
   }
 
   const Block& block_;
-  const Task& task_;
+  const Params& params_;
   const Network& net_;
   const Plan& plan_;
   int64_t first_;
