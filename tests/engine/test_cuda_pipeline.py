@@ -233,10 +233,8 @@ def test_blocks_time_out_after_max_polls(dropped, tiles, mail_is_shared):
     assert 0 <= report[3] < 8 and (np.delete(report, 3) == NONE).all()
     # Earlier samples are in the output.
     expected, _ = HostKernel(model, packed=pack_tiles(model)).generate(state, uniforms, Sampling())
-    assert (
-        torch.equal(drawn[0, : dropped + 1], expected[0, : dropped + 1])
-        and (drawn[:, dropped + 1 :] == -1).all()
-    )
+    end = dropped + 1
+    assert torch.equal(drawn[0, :end], expected[0, :end]) and (drawn[:, end:] == -1).all()
 
 
 @pytest.mark.slow

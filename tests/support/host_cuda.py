@@ -64,7 +64,7 @@ class Stages:
     """The resources of a pipeline and the seed of the order in which its blocks run.
 
     If `max_polls` is 0, messages travel through queues, and message number `dropped` is lost. Otherwise each
-    block is a thread, messages travel through the mailboxes of the kernels, and those of step `dropped` are lost.
+    block is a thread, messages travel through the kernels' mailboxes, and those of step `dropped` are lost.
     """
 
     tiles: int = 1
