@@ -54,12 +54,16 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one network and return its row."""
     from wavenet import Generator
     from wavenet.conditioning.classes import Classes
-    from wavenet.conditioning.score import Notes
+    from wavenet.conditioning.score import ScoreSource
 
     models = dict(zip(("plain", "told"), networks(name, options.hop, options.one_class), strict=True))
 
     def source(config: Any) -> Any:
-        return Classes(config, [(0.0, {"one": 1.0})]) if options.one_class else Notes(config, score(3600.0))
+        return (
+            Classes(config, [(0.0, {"one": 1.0})])
+            if options.one_class
+            else ScoreSource(config, score(3600.0))
+        )
 
     def begin(kind: str) -> tuple[Any, Any, Any]:
         generator = Generator(models[kind], options.backend, threads=1, precision=options.precision)

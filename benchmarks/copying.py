@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     from wavenet.audio.mulaw import decode
-    from wavenet.conditioning.mel import MelOf
+    from wavenet.conditioning.mel import MelSource
     from wavenet.generation.generator import Generator
     from wavenet.models import locate
 
@@ -116,10 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
         heard = decode(classes[name], generator.config.quantization_channels).numpy()
         other = decode(classes[names[index - 1]], generator.config.quantization_channels).numpy()
         untold = argparse.Namespace(**{**vars(options), "guidance": 0.0})
-        source = MelOf(generator.config, heard)
+        source = MelSource(generator.config, heard)
         takes = {
             "told": play(generator, source, len(heard), options),
-            "told another": play(generator, MelOf(generator.config, other), len(heard), options),
+            "told another": play(generator, MelSource(generator.config, other), len(heard), options),
             "told nothing": play(generator, source, len(heard), untold),
         }
         results[name] = {kind: distance(heard, take, rate) for kind, take in takes.items()}

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_sampling(parser)
     options = parser.parse_args(arguments)
 
-    from wavenet.conditioning.score import Notes
+    from wavenet.conditioning.score import ScoreSource
     from wavenet.generation.generator import Generator
     from wavenet.models import locate
     from wavenet.music.midi_file import read_midi
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = {"true score": score, "shuffled score": score.shuffled(0)}
         takes = {"recording": audio}
         for kind, each in told.items():
-            takes[kind] = play(generator, Notes(generator.config, each), len(audio), options)
+            takes[kind] = play(generator, ScoreSource(generator.config, each), len(audio), options)
         judged = {kind: transcription.check(take, rate, score) for kind, take in takes.items()}
         results[name] = judged
         for kind, figures in judged.items():

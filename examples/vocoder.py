@@ -19,7 +19,7 @@ import wavenet
 from wavenet.audio.decoding import load_audio
 from wavenet.audio.mel import log_mel
 from wavenet.audio.wav import write_wav
-from wavenet.conditioning.supplied import Given
+from wavenet.conditioning.supplied import SuppliedFrames
 
 
 def arriving(recording: str, config: wavenet.WaveNetConfig, frames: int) -> Iterator[np.ndarray]:
@@ -35,7 +35,7 @@ def arriving(recording: str, config: wavenet.WaveNetConfig, frames: int) -> Iter
 def speak(generator: wavenet.Generator, pieces: Iterator[np.ndarray], seed: int) -> Iterator[np.ndarray]:
     """Yield audio, float32 (samples,), as soon as the frames that it needs have come."""
     first = torch.from_numpy(next(pieces))
-    given = Given(generator.config, first, closed=False)
+    given = SuppliedFrames(generator.config, first, closed=False)
     steering = generator.steering(given)
     state, made = None, 0
     # That no frame follows the last one is only known when none has come; nothing is then waited for.

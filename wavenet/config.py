@@ -135,10 +135,15 @@ class WaveNetConfig(JsonConfig):
                 f"2^{self.layers // self.stacks - 1}; use more stacks"
             )
         self._require(self.normalization in NORMALIZATIONS, "normalization", f"one of {NORMALIZATIONS}")
-        told = self.conditioning
-        if told is not None and told.features == "mel" and told.fmax > self.sample_rate / 2:
+        conditioning = self.conditioning
+        if (
+            conditioning is not None
+            and conditioning.features == "mel"
+            and conditioning.fmax > self.sample_rate / 2
+        ):
             raise ConfigError(
-                f"fmax = {told.fmax:g} Hz: must be at most half the sample rate, {self.sample_rate / 2:g} Hz"
+                f"fmax = {conditioning.fmax:g} Hz: must be at most half the sample rate, "
+                f"{self.sample_rate / 2:g} Hz"
             )
 
     @property
@@ -311,9 +316,9 @@ class TrainingConfig(JsonConfig):
 def flat(config: WaveNetConfig) -> dict[str, Any]:
     """Return a network's settings by the names of their flags; which classes there are the data say."""
     values = config.to_json()
-    told = values.pop("conditioning") or {}
-    told.pop("class_names", None)
-    return {**values, "features": "none", **told}
+    conditioning = values.pop("conditioning") or {}
+    conditioning.pop("class_names", None)
+    return {**values, "features": "none", **conditioning}
 
 
 PRESETS: dict[str, dict[str, int]] = {

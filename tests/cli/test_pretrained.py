@@ -15,7 +15,7 @@ from support.commands import assert_one_line_error, run
 
 import wavenet
 from wavenet.audio.faults import troubles
-from wavenet.conditioning.score import Notes, Tunes
+from wavenet.conditioning.score import ScoreSource, Tunes
 from wavenet.models import locate
 from wavenet.models.serialization import WEIGHTS_FILE, read_config
 from wavenet.music.rule_composer import compose, score_of
@@ -74,12 +74,12 @@ def test_training_goes_on_from_it_and_names_it(tmp_path):
 
 def test_a_run_comes_first_and_a_damaged_one_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert locate.at_hand() == locate.SHIPPED
+    assert locate.default_checkpoint() == locate.SHIPPED
     Path("checkpoints/samples").mkdir(parents=True)
-    assert locate.at_hand() == locate.SHIPPED
+    assert locate.default_checkpoint() == locate.SHIPPED
     step = Path("checkpoints/step-00000001")
     wavenet.WaveNet(wavenet.WaveNetConfig(layers=2, stacks=1)).save_pretrained(step)
-    assert locate.at_hand() == step
+    assert locate.default_checkpoint() == step
     (step / WEIGHTS_FILE).unlink()
     assert_one_line_error(run("generate", "x.wav", cwd=tmp_path), "holds no checkpoint")
 
@@ -117,7 +117,7 @@ def test_it_plays_the_notes_it_is_told(generator):
     own, other = [], []
     for seed in (1, 2, 3):
         score = score_of(compose(seed, 8))
-        steering = generator.steering(Notes(generator.config, score))
+        steering = generator.steering(ScoreSource(generator.config, score))
         state = generator.start(seed=seed, gate_bias=steering)
         samples = generator.generate(10 * rate, state, gate_bias=steering)
         audio = generator.decode(samples[0]).numpy()

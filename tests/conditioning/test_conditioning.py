@@ -8,9 +8,9 @@ from support.conditioned import ENGINES, KINDS, RATE, config, engine, network, t
 
 from wavenet.conditioning.base import BLOCK, Frames
 from wavenet.conditioning.classes import Classes, class_points, mixture
-from wavenet.conditioning.mel import MelOf
-from wavenet.conditioning.score import Notes
-from wavenet.conditioning.supplied import Given, Together
+from wavenet.conditioning.mel import MelSource
+from wavenet.conditioning.score import ScoreSource
+from wavenet.conditioning.supplied import CombinedSource, SuppliedFrames
 from wavenet.config import SCORE_CHANNELS, ConditioningConfig, WaveNetConfig
 from wavenet.engine import registry
 from wavenet.errors import CheckpointError, ConfigError
@@ -26,15 +26,15 @@ def source_for(config: WaveNetConfig, seed: int = 0):
     assert told is not None
     features = None
     if told.features == "score":
-        features = Notes(config, tune(seed, 0.3))
+        features = ScoreSource(config, tune(seed, 0.3))
     elif told.features == "mel":
         noise = np.random.default_rng(seed).uniform(-0.5, 0.5, round(0.3 * RATE)).astype(np.float32)
-        features = MelOf(config, noise)
+        features = MelSource(config, noise)
     if not told.class_names:
         return features
     kind = next(name for name, values in KINDS.items() if values.get("class_names") == told.class_names)
     classes = Classes(config, class_points(POINTS[kind]))
-    return classes if features is None else Together(classes, features)
+    return classes if features is None else CombinedSource(classes, features)
 
 
 def naive_logits(model: WaveNet, source, start: int, position: int, fed: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_the_parallel_form_equals_the_formula(kind):
     # Position 0 is that of the first prediction, which the last of the first `context` samples makes.
     first = -(-context // told.hop) + 8
     frames = Frames(source.read(-first, first + 60 // told.hop + 10), -first)
-    found = model(torch.from_numpy(fed)[None], model.told(frames))[0].T
+    found = model(torch.from_numpy(fed)[None], model.gate_bias_for(frames))[0].T
     expected = naive_logits(model, source, 0, 1 - context, fed)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
 
@@ -119,10 +119,12 @@ def test_each_stream_of_a_batch_is_told_its_own():
     model = network(config("score"))
     generator = engine(model, "reference")
     values = torch.rand(3, SCORE_CHANNELS, 20)
-    state = generator.start(3, seed=1, gate_bias=generator.steering(Given(model.config, values)))
-    together = generator.generate(60, state, gate_bias=generator.steering(Given(model.config, values)))
+    state = generator.start(3, seed=1, gate_bias=generator.steering(SuppliedFrames(model.config, values)))
+    together = generator.generate(
+        60, state, gate_bias=generator.steering(SuppliedFrames(model.config, values))
+    )
     for row in range(3):
-        alone = generator.steering(Given(model.config, values[row]))
+        alone = generator.steering(SuppliedFrames(model.config, values[row]))
         state = generator.start(1, seed=1, first_stream=row, gate_bias=alone)
         assert torch.equal(generator.generate(60, state, gate_bias=alone)[0], together[row])
 
@@ -131,7 +133,7 @@ def test_features_alone_say_what_to_generate():
     model = network(config("mel", hop=10))
     generator = engine(model, "reference")
     values = torch.rand(2, 6, 12)
-    steering = generator.steering(Given(model.config, values))
+    steering = generator.steering(SuppliedFrames(model.config, values))
     expected = generator.generate(120, generator.start(2, gate_bias=steering), gate_bias=steering)
     assert torch.equal(generator.generate(features=values), expected)
     assert torch.equal(generator.generate(50, features=values), expected[:, :50])
@@ -146,10 +148,10 @@ def test_frames_may_come_while_generation_goes_on():
     model = network(config("mel", hop=10))
     generator = Generator(model)
     values = torch.rand(6, 200)
-    whole = generator.steering(Given(model.config, values))
+    whole = generator.steering(SuppliedFrames(model.config, values))
     expected = generator.generate(2000, generator.start(gate_bias=whole), gate_bias=whole)
 
-    given = Given(model.config, values[:, :30], closed=False)
+    given = SuppliedFrames(model.config, values[:, :30], closed=False)
     steering = generator.steering(given)
     state = generator.start(gate_bias=steering)
     found = []
@@ -172,7 +174,7 @@ def test_frames_may_come_while_generation_goes_on():
 @pytest.mark.parametrize("backend", ENGINES)
 def test_hours_of_frames_leave_nothing_behind(backend):
     model = network(config("score", hop=40))
-    steering = engine(model, backend).steering(Notes(model.config, tune(0, 3600.0, notes=2000)))
+    steering = engine(model, backend).steering(ScoreSource(model.config, tune(0, 3600.0, notes=2000)))
     for second in range(0, 3600, 2):
         steering.between(second * RATE, second * RATE + RATE // 100)
     held = sum(block.numel() for block in steering._blocks.values())
@@ -181,12 +183,12 @@ def test_hours_of_frames_leave_nothing_behind(backend):
 
 
 def test_beyond_its_ends_a_score_is_silent_and_a_class_holds():
-    rolled = Notes(config("score"), tune(0, 1.0))
+    rolled = ScoreSource(config("score"), tune(0, 1.0))
     assert not rolled.read(-50, 40).any() and not rolled.read(10**6, 40).any()
     classes = Classes(config("class"), class_points("1:cello 2:piano"))
     assert classes.read(-5, 1)[0, :, 0].tolist() == [1, 0, 0]
     assert classes.read(10**6, 1)[0, :, 0].tolist() == [0, 0, 1]
-    given = Given(config("mel"), torch.zeros(6, 4))
+    given = SuppliedFrames(config("mel"), torch.zeros(6, 4))
     assert given.read(-2, 8)[0, 0].tolist() == [-1, -1, 0, 0, 0, 0, -1, -1]
 
 
@@ -231,17 +233,17 @@ def test_features_of_another_shape_say_what_is_expected():
     told = config("mel")
     for values in (torch.zeros(5, 9), torch.zeros(6), torch.zeros(2, 3, 6, 9), torch.zeros(6, 9).long()):
         with pytest.raises(ConfigError, match=r"expected floating point \(6, frames\)"):
-            Given(told, values)
+            SuppliedFrames(told, values)
     values = torch.zeros(6, 9)
     values[2, 4] = torch.nan
     with pytest.raises(ConfigError, match="frame 4 holds NaN"):
-        Given(told, values)
+        SuppliedFrames(told, values)
     with pytest.raises(ConfigError, match="trained with mel features, not with score"):
-        Notes(told, tune(0, 1.0))
+        ScoreSource(told, tune(0, 1.0))
     with pytest.raises(ConfigError, match="trained without conditions"):
-        Notes(conditioned.BASE, tune(0, 1.0))
+        ScoreSource(conditioned.BASE, tune(0, 1.0))
     with pytest.raises(ConfigError, match="trained with no features"):
-        MelOf(config("class"), np.zeros(5, np.float32))
+        MelSource(config("class"), np.zeros(5, np.float32))
 
 
 def test_a_network_for_features_wants_some():
@@ -257,7 +259,7 @@ def test_a_network_for_features_wants_some():
 
 def test_no_weight_at_all_adds_nothing():
     model = network(config("class"))
-    told = model.told(Frames(torch.zeros(1, 3, 4)))
+    told = model.gate_bias_for(Frames(torch.zeros(1, 3, 4)))
     assert told is not None and not told.values.any()
 
 
@@ -306,7 +308,7 @@ def test_an_empty_score_plays():
     model = network(config("score"))
     generator = engine(model, registry.NAMES[-1])
     empty = Score(np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    steering = generator.steering(Notes(model.config, empty))
+    steering = generator.steering(ScoreSource(model.config, empty))
     assert generator.generate(20, generator.start(gate_bias=steering), gate_bias=steering).shape == (1, 20)
 
 
@@ -319,7 +321,7 @@ def test_features_that_never_change_do_not_shut_the_gates():
     optimizer = torch.optim.Adam(model.conditioner.parameters(), lr=0.01)
     for _ in range(100):
         optimizer.zero_grad()
-        model.told(Frames(frames)).values.sum().neg().backward()
+        model.gate_bias_for(Frames(frames)).values.sum().neg().backward()
         optimizer.step()
     # A sum that is pushed up at every step; unbounded it would be in the hundreds.
-    assert 1 < float(model.told(Frames(frames)).values.detach().abs().max()) <= 5
+    assert 1 < float(model.gate_bias_for(Frames(frames)).values.detach().abs().max()) <= 5

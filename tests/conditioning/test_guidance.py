@@ -8,7 +8,7 @@ import torch
 from support.conditioned import ENGINES, config, engine, network, tune
 
 from wavenet.conditioning.classes import Classes, class_points
-from wavenet.conditioning.score import Notes
+from wavenet.conditioning.score import ScoreSource
 from wavenet.errors import ConfigError
 from wavenet.generation.generator import Generator
 from wavenet.models.gate_bias import GateBias
@@ -16,7 +16,7 @@ from wavenet.models.wavenet import WaveNet
 
 
 def drawn(generator: Generator, guidance: float, steps: int = 120) -> torch.Tensor:
-    notes = Notes(generator.config, tune(0, 0.3))
+    notes = ScoreSource(generator.config, tune(0, 0.3))
     steering = generator.steering(notes, guidance=guidance)
     return generator.generate(steps, generator.start(seed=2, gate_bias=steering), gate_bias=steering)
 
@@ -34,7 +34,7 @@ def test_none_is_told_nothing_and_one_is_as_trained(backend):
     generator = engine(model, backend)
     plain = engine(untold(model), backend)
     assert torch.equal(drawn(generator, 0.0), plain.generate(120, plain.start(seed=2)))
-    notes = Notes(model.config, tune(0, 0.3))
+    notes = ScoreSource(model.config, tune(0, 0.3))
     steering = generator.steering(notes)
     usual = generator.generate(120, generator.start(seed=2, gate_bias=steering), gate_bias=steering)
     assert torch.equal(drawn(generator, 1.0), usual)
@@ -47,7 +47,7 @@ def test_it_is_a_mixture_of_logits_to_first_order():
     shrinks with the bias."""
     model = network(config("score")).double()
     samples = torch.randint(32, (1, model.config.receptive_field + 40), generator=torch.manual_seed(0))
-    whole = model.told(generator_frames(model))
+    whole = model.gate_bias_for(generator_frames(model))
     guidance, found = 2.5, []
 
     def logits(factor: float) -> torch.Tensor:
@@ -75,7 +75,7 @@ def generator_frames(model: WaveNet):
     from wavenet.conditioning.base import Frames
 
     model.conditioner.float()
-    return Frames(Notes(model.config, tune(0, 0.3)).read(-10, 40))
+    return Frames(ScoreSource(model.config, tune(0, 0.3)).read(-10, 40))
 
 
 def test_a_mixture_of_classes_with_emphasis():

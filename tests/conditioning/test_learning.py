@@ -6,9 +6,9 @@ import torch
 from support.following import heard, tones, trained
 
 from wavenet.audio.mulaw import decode, encode
-from wavenet.conditioning.base import Source
-from wavenet.conditioning.mel import MelOf
-from wavenet.conditioning.score import Notes
+from wavenet.conditioning.base import FrameSource
+from wavenet.conditioning.mel import MelSource
+from wavenet.conditioning.score import ScoreSource
 from wavenet.config import ConditioningConfig
 from wavenet.generation.generator import Generator
 from wavenet.music.score import Score
@@ -35,12 +35,12 @@ def test_a_network_follows(kind, untold_bits, tmp_path):
     generator = Generator(model, threads=1)
     audio, score = tones(99, 3.0)
 
-    def of(audio: np.ndarray, score: Score) -> Source:
+    def of(audio: np.ndarray, score: Score) -> FrameSource:
         if kind == "score":
-            return Notes(model.config, score)
-        return MelOf(model.config, decode(encode(torch.from_numpy(audio.copy()), 64), 64).numpy())
+            return ScoreSource(model.config, score)
+        return MelSource(model.config, decode(encode(torch.from_numpy(audio.copy()), 64), 64).numpy())
 
-    def right(source: Source) -> float:
+    def right(source: FrameSource) -> float:
         steering = generator.steering(source)
         state = generator.start(seed=1, gate_bias=steering)
         take = generator.generate(len(audio), state, gate_bias=steering)

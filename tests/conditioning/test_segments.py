@@ -13,8 +13,8 @@ from support.datasets import clips_of
 from support.scores import PIECE_RATE, moved, piece, rows, write_midi
 
 from wavenet.audio import mulaw
-from wavenet.conditioning.mel import MelOf
-from wavenet.conditioning.score import Notes
+from wavenet.conditioning.mel import MelSource
+from wavenet.conditioning.score import ScoreSource
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import ConditioningConfig
 from wavenet.data.augmentation import Augmentation
@@ -67,7 +67,7 @@ def test_the_beginning_of_a_recording_is_told_as_in_generation(folder):
     for index, clip in enumerate(clips.clips):
         segments = clips.read(np.array([clips._starts[index]]), min(clip.length, 1000))
         frames = segments.frames
-        played = Notes(config, read_midi((folder / "midi" / clip.name).with_suffix(".mid")))
+        played = ScoreSource(config, read_midi((folder / "midi" / clip.name).with_suffix(".mid")))
         expected = played.read(frames.first, frames.values.shape[2])
         # Before the silence that the receptive field sees lies another recording, and one after its end.
         within = slice(
@@ -116,7 +116,7 @@ def test_spectra_in_training_are_those_of_the_recording(folder):
     targets = clips.read(np.array([start]), clip.length).targets[0].numpy()
     from wavenet.audio import mulaw
 
-    played = MelOf(config, mulaw.decode(targets, config.quantization_channels).astype(np.float32))
+    played = MelSource(config, mulaw.decode(targets, config.quantization_channels).astype(np.float32))
     for place in (0, HOP, 7 * HOP):
         frames = clips.read(np.array([start + place]), 500).frames
         expected = played.read(frames.first + place // HOP, frames.values.shape[2])
@@ -131,7 +131,7 @@ def test_a_segment_that_begins_between_frames_has_its_own(folder):
 
     targets = clips.read(np.array([start + 3]), clips.clips[0].length - 3).targets[0].numpy()
     audio = mulaw.decode(targets, config.quantization_channels).astype(np.float32)
-    expected = MelOf(config, audio).read(5, 10)
+    expected = MelSource(config, audio).read(5, 10)
     found = clips.read(np.array([start + 3]), 1000).frames
     assert torch.equal(found.values[:, :, 5 - found.first : 15 - found.first], expected)
 
@@ -173,16 +173,16 @@ def test_dropout_tells_some_segments_nothing(folder):
     dropped = 0
     for step in range(100):
         frames = data.train.batch(step, 4, 90, 0).frames
-        dropped += int((~frames.heard).sum())
-        biased = model.told(frames).values.flatten(1).any(dim=1)
-        assert torch.equal(biased, frames.heard)
-        assert torch.equal(frames.rows(slice(1, 3)).heard, frames.heard[1:3])
+        dropped += int((~frames.conditioned_mask).sum())
+        biased = model.gate_bias_for(frames).values.flatten(1).any(dim=1)
+        assert torch.equal(biased, frames.conditioned_mask)
+        assert torch.equal(frames.rows(slice(1, 3)).conditioned_mask, frames.conditioned_mask[1:3])
         # Whoever takes a part of a step's segments drops the same ones of them.
         part = data.train.batch(step, 2, 90, 0, first=2).frames
-        assert torch.equal(part.heard, frames.heard[2:])
+        assert torch.equal(part.conditioned_mask, frames.conditioned_mask[2:])
     # Of 400 draws at 1 in 4: five standard deviations.
     assert abs(dropped - 100) < 44
-    assert data.validation.read(data.validation.places(50)[:2], 50).frames.heard is None
+    assert data.validation.read(data.validation.places(50)[:2], 50).frames.conditioned_mask is None
 
 
 def test_what_does_not_go_together_is_named(folder, tmp_path):

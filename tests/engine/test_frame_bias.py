@@ -10,7 +10,7 @@ from support.conditioned import KINDS, config, network
 from support.cpu_engine import INSTRUCTION_SETS, needs_extension, use_instruction_set
 
 from wavenet.conditioning.base import BLOCK, Frames
-from wavenet.conditioning.supplied import Given
+from wavenet.conditioning.supplied import SuppliedFrames
 from wavenet.engine.cpu import CompiledConditioner
 from wavenet.engine.packing_conditioner import pack_conditioner
 from wavenet.errors import BackendError
@@ -44,7 +44,7 @@ def test_the_engine_equals_the_formula(kind, width, instruction_set, monkeypatch
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_frames_change_no_bit(kind):
     _, compiled, frames = both(kind, 20)
-    whole, lost = compiled.gate_bias(Frames(frames)).values, 2 * compiled.reach
+    whole, lost = compiled.gate_bias(Frames(frames)).values, 2 * compiled.context_frames
     for count in (1, 2, 5, 17):
         for row in (0, 1):
             part = frames[row : row + 1, :, 9 : 9 + lost + count]
@@ -54,7 +54,7 @@ def test_other_frames_change_no_bit(kind):
 
 def test_rows_that_are_not_told_have_no_bias():
     _, compiled, frames = both("class+mel", 7)
-    found = compiled.gate_bias(Frames(frames, heard=torch.tensor([False, True]))).values
+    found = compiled.gate_bias(Frames(frames, conditioned_mask=torch.tensor([False, True]))).values
     assert not found[0].any() and found[1].any()
 
 
@@ -62,7 +62,7 @@ def test_what_is_not_finite_passes_through():
     _, compiled, frames = both("mel", 7)
     frames[0, 2, 20] = np.nan
     found = compiled.gate_bias(Frames(frames)).values
-    assert found[0, 20 - compiled.reach].isnan().all() and found[1].isfinite().all()
+    assert found[0, 20 - compiled.context_frames].isnan().all() and found[1].isfinite().all()
 
 
 def test_long_blocks_where_nobody_waits():
@@ -70,8 +70,8 @@ def test_long_blocks_where_nobody_waits():
     generator = Generator(model, "cpu", threads=1)
     values = torch.rand(6, 90)
     for closed, block in ((True, LONG_BLOCK), (False, BLOCK)):
-        assert generator.steering(Given(model.config, values, closed)).block == block
-    assert Generator(model, "reference").steering(Given(model.config, values)).block == BLOCK
+        assert generator.steering(SuppliedFrames(model.config, values, closed)).block == block
+    assert Generator(model, "reference").steering(SuppliedFrames(model.config, values)).block == BLOCK
 
 
 # -- the operator ---------------------------------------------------------------------------------------

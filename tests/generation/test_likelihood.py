@@ -10,7 +10,7 @@ import torch
 from support.conditioned import config, network, tune
 from support.cpu_engine import random_model
 
-from wavenet.conditioning.score import Notes
+from wavenet.conditioning.score import ScoreSource
 from wavenet.generation import likelihood
 from wavenet.generation.generator import Generator
 from wavenet.generation.likelihood import Account, Follower, predictions
@@ -43,7 +43,7 @@ def test_what_the_network_is_told_counts():
     settings = config("score")
     model = network(settings)
     generator = Generator(model, threads=1)
-    source = Notes(settings, tune(0, 1.0))
+    source = ScoreSource(settings, tune(0, 1.0))
     state = generator.start(1, gate_bias=generator.steering(source))
     samples = generator.generate(400, state.clone(), gate_bias=generator.steering(source))
     follower = Follower(generator, state, generator.steering(source))

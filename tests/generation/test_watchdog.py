@@ -12,8 +12,8 @@ from support.faulty_networks import BLOCK, CYCLE, NOISE, RATE, SILENT, begun, tr
 from wavenet.audio import faults
 from wavenet.audio.faults import KINDS
 from wavenet.conditioning.classes import Classes
-from wavenet.conditioning.score import Notes
-from wavenet.conditioning.supplied import Given, Together
+from wavenet.conditioning.score import ScoreSource
+from wavenet.conditioning.supplied import CombinedSource, SuppliedFrames
 from wavenet.engine.sampling import Sampling
 from wavenet.generation import watchdog
 from wavenet.generation.generator import Generator
@@ -187,19 +187,19 @@ def test_who_is_told_to_be_silent_is_not_blamed():
     score, mel, both = config("score"), config("mel"), config("class+score")
     played = tune(0, 10.0)
     played = dataclasses.replace(played, onset=played.onset + 5, release=played.release + 5)
-    notes = judged_by(Notes(score, played), RATE, start=100)
+    notes = judged_by(ScoreSource(score, played), RATE, start=100)
     assert set(notes(0, 5 * RATE)) == {"noise"}
     assert set(notes(4 * RATE, 8 * RATE)) == {"noise", "silence"}
     assert set(notes(60 * RATE, 64 * RATE)) == {"noise"}
     # A note that begins as the stretch ends may not be heard in it yet.
     first = 100 + round(float(played.onset[0]) * RATE)
     assert set(notes(first - 2 * RATE, first + 10)) == {"noise"}
-    assert not judged_by(Given(mel, torch.zeros(6, 10)), RATE)(0, RATE)
+    assert not judged_by(SuppliedFrames(mel, torch.zeros(6, 10)), RATE)(0, RATE)
     constant = Classes(both, [(0.0, {"piano": 1.0})])
     glide = Classes(both, [(0.0, {"piano": 1.0}), (2.0, {"cello": 1.0})])
     assert set(judged_by(None, RATE)(0, 1)) == set(judged_by(constant, RATE)(0, 1)) == set(faults.KINDS)
     assert set(judged_by(glide, RATE)(0, 1)) == {"noise", "tone"}
-    together = judged_by(Together(glide, Notes(both, played)), RATE)
+    together = judged_by(CombinedSource(glide, ScoreSource(both, played)), RATE)
     assert set(together(5 * RATE, 9 * RATE)) == {"noise"}
 
 
@@ -207,7 +207,7 @@ def test_a_network_that_is_told_something_goes_back_with_it():
     """A random network makes noise: it is taken back once, and what it is told counts on from there."""
     settings = config("score")
     generator = Generator(network(settings), threads=1)
-    source = Notes(settings, tune(0, 3.0))
+    source = ScoreSource(settings, tune(0, 3.0))
     steering, judged = generator.steering(source), judged_by(source, RATE)
     state = generator.start(1, gate_bias=steering)
 

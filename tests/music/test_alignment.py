@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from support.scores import PIECE_RATE, moved, piece
 
-from wavenet.music.alignment import Loudness, doubts
+from wavenet.music.alignment import Loudness, alignment_problem
 from wavenet.music.score import Score
 
 
 def said(audio: np.ndarray, score: Score) -> str | None:
     loudness = Loudness(len(audio) / PIECE_RATE, PIECE_RATE)
     loudness.add(0, audio)
-    return doubts(loudness.rises(), score)
+    return alignment_problem(loudness.rises(), score)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -46,5 +46,5 @@ def test_stretches_are_heard_where_they_lie():
     whole = Loudness(len(audio) / PIECE_RATE, PIECE_RATE)
     whole.add(0, audio)
     np.testing.assert_allclose(loudness.energy, whole.energy, rtol=1e-12)
-    assert doubts(loudness.rises(), score) is None
-    assert doubts(loudness.rises(), moved(score, 0.3)) is not None
+    assert alignment_problem(loudness.rises(), score) is None
+    assert alignment_problem(loudness.rises(), moved(score, 0.3)) is not None

@@ -26,7 +26,7 @@ from support.conditioned import tune
 from support.scores import write_midi
 
 from wavenet.audio.wav import write_wav
-from wavenet.conditioning.supplied import Given
+from wavenet.conditioning.supplied import SuppliedFrames
 from wavenet.engine import registry
 from wavenet.generation.generator import Generator
 
@@ -235,7 +235,7 @@ def test_the_vocoder_says_the_same_however_frames_arrive(frames, monkeypatch):
     vocoder = importlib.import_module("vocoder")
     generator = Generator(conditioned.network(conditioned.config("mel")), "reference")
     mel = np.random.default_rng(0).uniform(-1, 1, (6, 50)).astype(np.float32)
-    given = Given(generator.config, torch.from_numpy(mel))
+    given = SuppliedFrames(generator.config, torch.from_numpy(mel))
     steering = generator.steering(given)
     state = generator.start(seed=3, gate_bias=steering)
     whole = generator.decode(generator.generate(given.ready, state, gate_bias=steering))[0].numpy()

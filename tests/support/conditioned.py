@@ -53,7 +53,7 @@ def network(config: WaveNetConfig, seed: int = 0) -> WaveNet:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.4)
-        model.conditioner.adapt(torch.rand(1, model.config.conditioning.channels, 30) - 0.7)
+        model.conditioner.fit_normalization(torch.rand(1, model.config.conditioning.channels, 30) - 0.7)
     return model.eval().requires_grad_(False)
 
 

@@ -169,7 +169,7 @@ def work(options: Namespace) -> int:
     directory = locate.find(options.checkpoint or locate.RUN)
     past = history(directory)
     model = WaveNet.from_pretrained(directory)
-    console.line(f"checkpoint {locate.shown(directory)}  {model.parameter_count:,} parameters")
+    console.line(f"checkpoint {locate.display_name(directory)}  {model.parameter_count:,} parameters")
     scorers, facts = _scorers(model, options, console)
     interrupts.check()
     part, data = _data(model, options, past, console)

@@ -56,7 +56,7 @@ def work(options: Namespace) -> int:
     interrupts.check()
     Sampling(options.temperature, options.top_k, options.top_p)
     console = Console(silent=not world.leads)
-    directory = locate.find(options.checkpoint) if options.checkpoint else locate.at_hand()
+    directory = locate.find(options.checkpoint) if options.checkpoint else locate.default_checkpoint()
     if directory == locate.SHIPPED and not options.checkpoint:
         console.line("no checkpoint lies under ./checkpoints: the piano that comes with wavenet plays")
     device = options.device if world.size == 1 else str(world.device(device_named(options.device)))
@@ -71,7 +71,7 @@ def work(options: Namespace) -> int:
         seed = secrets.randbelow(2**31) if left_off is None else left_off[0].seed
     rate = generator.config.sample_rate
     console.line(
-        f"checkpoint {locate.shown(directory)}  {rate} Hz  "
+        f"checkpoint {locate.display_name(directory)}  {rate} Hz  "
         f"backend {generator.backend.name}  {generator.backend.precision}  seed {seed}"
     )
     told, length = source(options, generator.config, seed, console)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from wavenet.audio.decoding import load_audio
-from wavenet.conditioning.base import Source, expect
+from wavenet.conditioning.base import FrameSource, require_features
 from wavenet.conditioning.classes import Classes, class_points
-from wavenet.conditioning.mel import MelOf
-from wavenet.conditioning.score import Notes, Tunes
-from wavenet.conditioning.supplied import Given, Together
+from wavenet.conditioning.mel import MelSource
+from wavenet.conditioning.score import ScoreSource, Tunes
+from wavenet.conditioning.supplied import CombinedSource, SuppliedFrames
 from wavenet.config import WaveNetConfig
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import AudioError, ConfigError
@@ -38,7 +38,7 @@ FLAGS = {"midi": "score", "mel_from": "mel", "features": "mel or score"}
 
 def source(
     options: Namespace, config: WaveNetConfig, seed: int, console: Console
-) -> tuple[Source | None, float | None]:
+) -> tuple[FrameSource | None, float | None]:
     """Return what is to be played, and how long it lasts in seconds if it says so.
 
     A network that plays scores and is given none plays tunes that are composed by rule from the seed.
@@ -78,7 +78,7 @@ def source(
             f"--class {options.classes}: this network was trained without classes; leave it out"
         )
     if classes is not None and features is not None:
-        return Together(classes, features), seconds
+        return CombinedSource(classes, features), seconds
     return classes or features, seconds
 
 
@@ -87,7 +87,7 @@ def beginning_of(
     options: Namespace,
     seed: int,
     console: Console,
-    told: Source | None,
+    told: FrameSource | None,
     left_off: tuple[GeneratorState, Origin] | None = None,
 ) -> Beginning:
     """Return the streams to go on from: in silence, after the recording given, or where others were left."""
@@ -121,7 +121,7 @@ def _left_off(
     generator: Generator,
     options: Namespace,
     seed: int,
-    told: Source | None,
+    told: FrameSource | None,
     state: GeneratorState,
     origin: Origin,
 ) -> Beginning:
@@ -165,24 +165,24 @@ def _flag(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _features(options: Namespace, config: WaveNetConfig) -> tuple[Source, float]:
+def _features(options: Namespace, config: WaveNetConfig) -> tuple[FrameSource, float]:
     if options.midi is not None:
         # Asked first, lest a file is read in vain.
-        expect(config, "score")
+        require_features(config, "score")
         score = read_midi(options.midi)
         if not len(score):
             raise AudioError(f"{printable(options.midi)}: holds no notes; choose another score")
-        return Notes(config, score), score.seconds + TAIL
+        return ScoreSource(config, score), score.seconds + TAIL
     if options.mel_from is not None:
         from wavenet.audio import mulaw
 
-        expect(config, "mel")
+        require_features(config, "mel")
         audio = load_audio(options.mel_from, config.sample_rate, config.normalization)
         # In training, spectra are those of quantised audio.
         classes = mulaw.encode(audio, config.quantization_channels)
         audio = mulaw.decode(classes, config.quantization_channels)
-        return MelOf(config, audio), len(audio) / config.sample_rate
-    frames = Given(config, _array(options.features))
+        return MelSource(config, audio), len(audio) / config.sample_rate
+    frames = SuppliedFrames(config, _array(options.features))
     return frames, frames.ready / config.sample_rate
 
 
@@ -203,7 +203,7 @@ def _array(path: Path) -> Any:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def typical_bits(directory: Path, beginning: Beginning, told: Source | None) -> float | None:
+def typical_bits(directory: Path, beginning: Beginning, told: FrameSource | None) -> float | None:
     """Return what the network needed for held-out recordings; None where that is no measure for a take."""
     file = directory / PROGRESS_FILE
     if told is not None or not beginning.fresh or not file.is_file():

@@ -249,7 +249,7 @@ def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any)
             "leave the network's flags out, or train one from the beginning"
         )
     console.line(
-        f"start    from {locate.shown(path)}: {config.layers} layers, {model.parameter_count:,} "
+        f"start    from {locate.display_name(path)}: {config.layers} layers, {model.parameter_count:,} "
         f"parameters, {config.sample_rate} Hz, {config.quantization_channels} classes, normalization "
         f"{config.normalization}; the optimiser starts anew"
     )

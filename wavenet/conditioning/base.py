@@ -23,23 +23,29 @@ class Frames:
         A weight for each class, then the features.
     first : int
         Number of the first frame; frame f begins at position f * hop of the stream.
-    heard : bool tensor (batch,), optional
+    conditioned_mask : bool tensor (batch,), optional
         Which rows are told at all; the others have no bias, whatever their frames say.
     """
 
     values: torch.Tensor
     first: int = 0
-    heard: torch.Tensor | None = None
+    conditioned_mask: torch.Tensor | None = None
 
     def rows(self, some: slice, device: torch.device | None = None) -> Frames:
         """Return some of the batch, on a device."""
-        heard = None if self.heard is None else self.heard[some].to(device, non_blocking=True)
-        return replace(self, values=self.values[some].to(device, non_blocking=True), heard=heard)
+        conditioned_mask = (
+            None
+            if self.conditioned_mask is None
+            else self.conditioned_mask[some].to(device, non_blocking=True)
+        )
+        return replace(
+            self, values=self.values[some].to(device, non_blocking=True), conditioned_mask=conditioned_mask
+        )
 
     def pinned(self) -> Frames:
         """Return them in memory from which a GPU copies while it computes."""
-        heard = None if self.heard is None else self.heard.pin_memory()
-        return replace(self, values=self.values.pin_memory(), heard=heard)
+        conditioned_mask = None if self.conditioned_mask is None else self.conditioned_mask.pin_memory()
+        return replace(self, values=self.values.pin_memory(), conditioned_mask=conditioned_mask)
 
 
 TAPS = 3
@@ -48,7 +54,7 @@ TAPS = 3
 DILATIONS = (1, 2, 4)
 
 
-def reach(features: str) -> int:
+def context_frames(features: str) -> int:
     """Return how many frames before and after one its bias depends on."""
     return 0 if features == "none" else sum(DILATIONS) * (TAPS - 1) // 2
 
@@ -69,7 +75,7 @@ BLOCK = 16
 """Frames whose bias is computed at once: always the same ones, so that no sample depends on the chunks."""
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """Frames by number, endlessly in both directions."""
 
     constant: bool
@@ -85,20 +91,20 @@ class Source(Protocol):
         ...
 
 
-def look_ahead(told: ConditioningConfig) -> int:
+def look_ahead(conditioning: ConditioningConfig) -> int:
     """Return how many frames beyond those being played have to be known."""
-    return BLOCK + reach(told.features)
+    return BLOCK + context_frames(conditioning.features)
 
 
-def _told(config: WaveNetConfig) -> ConditioningConfig:
+def require_conditioning(config: WaveNetConfig) -> ConditioningConfig:
     if config.conditioning is None:
         raise ConfigError("this network was trained without conditions: it can be told nothing")
     return config.conditioning
 
 
-def expect(config: WaveNetConfig, features: str) -> None:
+def require_features(config: WaveNetConfig, features: str) -> None:
     """Raise `ConfigError` unless a network was trained with these features."""
-    found = _told(config).features
+    found = require_conditioning(config).features
     if found != features:
         wants = "no features" if found == "none" else f"{found} features"
         raise ConfigError(f"this network was trained with {wants}, not with {features} features")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from wavenet.conditioning.base import _told
+from wavenet.conditioning.base import require_conditioning
 from wavenet.config import WaveNetConfig
 from wavenet.errors import ConfigError
 
@@ -47,20 +47,20 @@ class Classes:
     complete = True
 
     def __init__(self, config: WaveNetConfig, points: Sequence[tuple[float, Weights]]):
-        told = _told(config)
+        conditioning = require_conditioning(config)
         if not points:
             raise ConfigError("no class is named: give one, or a mixture as piano:0.7,cello:0.3")
         self.seconds = np.array([seconds for seconds, _ in points], dtype=np.float64)
-        self.weights = np.stack([mixture(told.class_names, dict(each)).numpy() for _, each in points])
+        self.weights = np.stack([mixture(conditioning.class_names, dict(each)).numpy() for _, each in points])
         if not np.isfinite(self.weights).all():
             raise ConfigError("a class weight is not finite: give plain numbers, as piano:0.7,cello:0.3")
         if not np.isfinite(self.seconds).all() or (np.diff(self.seconds) <= 0).any():
             raise ConfigError(f"classes at {self.seconds.tolist()} seconds: times must rise")
-        self.frame = told.hop / config.sample_rate
+        self.frame = conditioning.hop / config.sample_rate
         self.constant = len(points) == 1
 
     def read(self, first: int, count: int) -> torch.Tensor:
-        """Return the weights at the beginning of each frame; see `Source`."""
+        """Return the weights at the beginning of each frame; see `FrameSource`."""
         times = (first + np.arange(count)) * self.frame
         rows = [np.interp(times, self.seconds, each) for each in self.weights.T]
         return torch.from_numpy(np.stack(rows).astype(np.float32))[None]

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from wavenet.conditioning.base import _told, expect
+from wavenet.conditioning.base import require_conditioning, require_features
 from wavenet.config import WaveNetConfig
 from wavenet.music.rule_composer import BARS, BEATS, TEMPO, compose, score_of
 from wavenet.music.score import Score
@@ -35,7 +35,7 @@ class Tunes:
     complete = True
 
     def __init__(self, config: WaveNetConfig, seed: int, bars: int = BARS[1]):
-        expect(config, "score")
+        require_features(config, "score")
         assert config.conditioning is not None
         self.frame = config.conditioning.hop / config.sample_rate
         # Between two tunes there is half a bar's rest.
@@ -45,7 +45,7 @@ class Tunes:
         )
 
     def read(self, first: int, count: int) -> torch.Tensor:
-        """Return frames; see `Source` in `wavenet.generation.conditioned`."""
+        """Return frames; see `FrameSource` in `wavenet.generation.conditioned`."""
         begin, end = first * self.frame, (first + count) * self.frame
         numbers = range(max(0, math.floor(begin / self.period)), math.floor(end / self.period) + 1)
         # A tune ends before the next one begins.
@@ -54,17 +54,17 @@ class Tunes:
         return torch.from_numpy(functools.reduce(np.maximum, rolls, silence))[None]
 
 
-class Notes:
+class ScoreSource:
     """A score that begins with frame 0."""
 
     constant = False
     complete = True
 
     def __init__(self, config: WaveNetConfig, score: Score):
-        expect(config, "score")
+        require_features(config, "score")
         self.score = score
-        self.frame = _told(config).hop / config.sample_rate
+        self.frame = require_conditioning(config).hop / config.sample_rate
 
     def read(self, first: int, count: int) -> torch.Tensor:
-        """Return the frames of the score; see `Source`."""
+        """Return the frames of the score; see `FrameSource`."""
         return torch.from_numpy(self.score.roll(first * self.frame, self.frame, count))[None]

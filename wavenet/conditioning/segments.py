@@ -10,7 +10,7 @@ import torch
 
 from wavenet.audio import mulaw
 from wavenet.audio.mel import log_mel_frames
-from wavenet.conditioning.base import Frames, Timeline, reach
+from wavenet.conditioning.base import Frames, Timeline, context_frames
 from wavenet.config import ConditioningConfig, WaveNetConfig
 from wavenet.errors import ConfigError
 from wavenet.music.score import Score
@@ -19,9 +19,9 @@ from wavenet.music.score import Score
 _COUNTER = (0, 0, 0, 2)
 
 
-def refuse_speed(told: ConditioningConfig | None) -> None:
+def refuse_speed(conditioning: ConditioningConfig | None) -> None:
     """Raise `ConfigError` if segments must not be played faster or slower: scores say which pitches sound."""
-    if told is not None and told.features == "score":
+    if conditioning is not None and conditioning.features == "score":
         raise ConfigError(
             "--augment-speed: moves pitches away from the scores of --midi-dir; leave one of them out"
         )
@@ -51,26 +51,26 @@ class Conditions:
     ):
         assert config.conditioning is not None
         self.config = config
-        self.told = config.conditioning
+        self.conditioning = config.conditioning
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.scores = scores
         self.condition_dropout = condition_dropout
-        self._margin = reach(self.told.features)
+        self._margin = context_frames(self.conditioning.features)
 
-    def range(self, segment: int) -> tuple[int, int]:
+    def frame_range(self, segment: int) -> tuple[int, int]:
         """Return the numbers of the first frame and of the one after the last that a segment needs."""
-        hop = self.told.hop
+        hop = self.conditioning.hop
         before = -(-self.config.receptive_field // hop) + self._margin
         # Interpolation needs the frame after the last sample's.
         return -before, (segment - 1) // hop + 2 + self._margin
 
-    def reach(self, segment: int) -> tuple[int, int]:
+    def audio_window(self, segment: int) -> tuple[int, int]:
         """Return how many samples before a segment's first target, and from it on, its frames look at."""
-        (first, stop), hop = self.range(segment), self.told.hop
-        if self.told.features != "mel":
+        (first, stop), hop = self.frame_range(segment), self.conditioning.hop
+        if self.conditioning.features != "mel":
             return self.config.receptive_field, segment
         # Whole hops, so that the window's frames are those of a signal that begins with it.
-        window = -(-self.told.n_fft // 2 // hop)
+        window = -(-self.conditioning.n_fft // 2 // hop)
         return (window - first) * hop, max(segment, (stop - 1 + window) * hop)
 
     def frames(
@@ -91,7 +91,7 @@ class Conditions:
         starts : sequence of int
             Place of each segment's first target on the timeline.
         values : int64 array (batch, before + after)
-            The classes that `reach` asks for.
+            The classes that `audio_window` asks for.
         real : bool array (batch, before + after)
             Which of them are of recordings; between these there is silence.
         segment : int
@@ -107,53 +107,53 @@ class Conditions:
             If segments are played faster or slower and come with scores, whose pitches do not change.
         """
         speeds = [1.0] * len(starts) if speeds is None else speeds
-        if self.told.features == "score" and any(speed != 1 for speed in speeds):
-            refuse_speed(self.told)
-        first, stop = self.range(segment)
+        if self.conditioning.features == "score" and any(speed != 1 for speed in speeds):
+            refuse_speed(self.conditioning)
+        first, stop = self.frame_range(segment)
         rows = []
         for start, row, sounds, speed in zip(starts, values, real, speeds, strict=True):
             parts = []
             if self.labels is not None:
                 parts.append(self._classes(clips, start, first, stop, key is not None, speed))
-            if self.told.features == "mel":
+            if self.conditioning.features == "mel":
                 parts.append(self._mel(row, sounds, segment))
-            if self.told.features == "score":
+            if self.conditioning.features == "score":
                 parts.append(self._score(clips, start, first, stop, key is not None))
             rows.append(np.concatenate(parts))
         found = Frames(torch.from_numpy(np.stack(rows)), first)
         if key is None or not self.condition_dropout:
             return found
-        return replace(found, heard=torch.from_numpy(~self._dropped(len(rows), key)))
+        return replace(found, conditioned_mask=torch.from_numpy(~self._dropped(len(rows), key)))
 
     def _classes(
         self, clips: Timeline, start: int, first: int, stop: int, ring: bool, speed: float
     ) -> np.ndarray:
         assert self.labels is not None
-        places = start + np.floor(speed * self.told.hop * np.arange(first, stop)).astype(np.int64)
+        places = start + np.floor(speed * self.conditioning.hop * np.arange(first, stop)).astype(np.int64)
         labels = self.labels[clips.owners(places, ring)]
-        return (labels == np.arange(len(self.told.class_names))[:, None]).astype(np.float32)
+        return (labels == np.arange(len(self.conditioning.class_names))[:, None]).astype(np.float32)
 
     def _mel(self, row: np.ndarray, real: np.ndarray, segment: int) -> np.ndarray:
-        told, (first, stop) = self.told, self.range(segment)
+        conditioning, (first, stop) = self.conditioning, self.frame_range(segment)
         # No class is an amplitude of exactly 0, as generation has it before a stream.
         audio = np.where(real, mulaw.decode(row, self.config.quantization_channels), 0).astype(np.float32)
-        begun = self.reach(segment)[0] // told.hop
+        begun = self.audio_window(segment)[0] // conditioning.hop
         return log_mel_frames(
             audio,
             first + begun,
             stop - first,
             self.config.sample_rate,
-            told.n_fft,
-            told.hop,
-            told.n_mels,
-            told.fmin,
-            told.fmax,
+            conditioning.n_fft,
+            conditioning.hop,
+            conditioning.n_mels,
+            conditioning.fmin,
+            conditioning.fmax,
         )
 
     def _score(self, clips: Timeline, start: int, first: int, stop: int, ring: bool) -> np.ndarray:
         assert self.scores is not None
-        hop, rate = self.told.hop, self.config.sample_rate
-        found = np.zeros((self.told.feature_channels, stop - first), dtype=np.float32)
+        hop, rate = self.conditioning.hop, self.config.sample_rate
+        found = np.zeros((self.conditioning.feature_channels, stop - first), dtype=np.float32)
         for index, begin, end, source in clips.spans(start + first * hop, start + stop * hop, ring):
             # Every frame that touches the clip, counted from the segment's first target.
             low = max((begin - start) // hop, first)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from wavenet.conditioning.base import Source, _told, look_ahead
+from wavenet.conditioning.base import FrameSource, look_ahead, require_conditioning
 from wavenet.conditioning.mel import SILENT_MEL
 from wavenet.config import WaveNetConfig
 from wavenet.errors import ConfigError
 
 
-class Given:
+class SuppliedFrames:
     """Frames of features given as they are, all at once or while generation goes on.
 
     Parameters
@@ -29,21 +29,21 @@ class Given:
     constant = False
 
     def __init__(self, config: WaveNetConfig, values: torch.Tensor, closed: bool = True):
-        self.told = _told(config)
-        if self.told.features == "none":
+        self.conditioning = require_conditioning(config)
+        if self.conditioning.features == "none":
             raise ConfigError("this network reads no features: leave them out, or use one trained with some")
         self.closed = closed
-        self.outside = SILENT_MEL if self.told.features == "mel" else 0.0
+        self.outside = SILENT_MEL if self.conditioning.features == "mel" else 0.0
         self.values = self._checked(values)
 
     def _checked(self, values: torch.Tensor) -> torch.Tensor:
-        channels = self.told.feature_channels
+        channels = self.conditioning.feature_channels
         values = values[None] if values.dim() == 2 else values
         if values.dim() != 3 or values.shape[1] != channels or not values.is_floating_point():
             raise ConfigError(
                 f"features are {str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}: expected "
                 f"floating point ({channels}, frames) or (batch, {channels}, frames), a frame for each "
-                f"{self.told.hop} samples"
+                f"{self.conditioning.hop} samples"
             )
         if not bool(torch.isfinite(values).all()):
             bad = int((~torch.isfinite(values)).flatten(0, 1).any(dim=0).nonzero()[0])
@@ -59,7 +59,7 @@ class Given:
 
     @property
     def complete(self) -> bool:
-        """Whether the last frames have come; see `Source`."""
+        """Whether the last frames have come; see `FrameSource`."""
         return self.closed
 
     @property
@@ -70,11 +70,11 @@ class Given:
         """
         frames = self.values.shape[2]
         if not self.closed:
-            frames = max(frames - look_ahead(self.told), 0)
-        return frames * self.told.hop
+            frames = max(frames - look_ahead(self.conditioning), 0)
+        return frames * self.conditioning.hop
 
     def read(self, first: int, count: int) -> torch.Tensor:
-        """Return the frames, and silence where there are none; see `Source`."""
+        """Return the frames, and silence where there are none; see `FrameSource`."""
         rows, channels, length = self.values.shape
         if not self.closed and first + count > length:
             raise ConfigError(
@@ -87,20 +87,20 @@ class Given:
         return found
 
 
-class Together:
+class CombinedSource:
     """Classes and features at once, in the order in which a network has them."""
 
-    def __init__(self, classes: Source, features: Source):
+    def __init__(self, classes: FrameSource, features: FrameSource):
         self.parts = (classes, features)
         self.constant = False
 
     @property
     def complete(self) -> bool:
-        """Whether all frames of both can be read; see `Source`."""
+        """Whether all frames of both can be read; see `FrameSource`."""
         return all(part.complete for part in self.parts)
 
     def read(self, first: int, count: int) -> torch.Tensor:
-        """Return the frames of both; see `Source`."""
+        """Return the frames of both; see `FrameSource`."""
         found = [part.read(first, count) for part in self.parts]
         rows = max(map(len, found))
         return torch.cat([each.expand(rows, -1, -1) for each in found], dim=1)

@@ -271,7 +271,7 @@ class Clips:
         values, real = (np.stack(part) for part in zip(*rows, strict=True))
         frames, before = None, self.receptive_field
         if self.conditions is not None:
-            before, _ = self.conditions.reach(segment)
+            before, _ = self.conditions.audio_window(segment)
             frames = self.conditions.frames(self, starts, values, real, segment, key, speeds)
         cut = slice(before - self.receptive_field, before + segment)
         values, real = values[:, cut], real[:, cut]
@@ -288,7 +288,7 @@ class Clips:
         """
         before, after = self.receptive_field, segment
         if self.conditions is not None:
-            before, after = self.conditions.reach(segment)
+            before, after = self.conditions.audio_window(segment)
         if speed == 1:
             return self._cut(start - before, before + after, ring)
         cut, classes = partial(self._cut, ring=ring), self.quantization_channels

@@ -12,7 +12,7 @@ from wavenet.conditioning.segments import Conditions
 from wavenet.config import WaveNetConfig
 from wavenet.data.dataset import Prepared
 from wavenet.errors import AudioError, ConfigError
-from wavenet.music.alignment import Loudness, doubts
+from wavenet.music.alignment import Loudness, alignment_problem
 from wavenet.music.midi_file import read_midi
 from wavenet.music.score import Score, mismatch
 from wavenet.utils.files import printable
@@ -76,11 +76,11 @@ def attach(
     AudioError
         If a recording has no score, or one that is not as long, or is of none of the classes.
     """
-    told = config.conditioning
-    if told is None:
+    conditioning = config.conditioning
+    if conditioning is None:
         return
     scores: dict[str, Score] = {}
-    if told.features == "score":
+    if conditioning.features == "score":
         if midi_dir is None:
             raise ConfigError("--features score: name the folder of MIDI files with --midi-dir DIR")
         scores = read_scores(data, midi_dir)
@@ -92,10 +92,14 @@ def attach(
                 f"warning: {len(doubted)} score(s) may not be played when they say: {_some(doubted)}; "
                 "audio and MIDI begin together"
             )
-    if told.class_names:
-        tell(f"classes     {', '.join(map(printable, told.class_names))}")
+    if conditioning.class_names:
+        tell(f"classes     {', '.join(map(printable, conditioning.class_names))}")
     for clips in (data.train, data.validation, data.whole):
-        labels = [_number(clip.name, told.class_names) for clip in clips.clips] if told.class_names else None
+        labels = (
+            [_number(clip.name, conditioning.class_names) for clip in clips.clips]
+            if conditioning.class_names
+            else None
+        )
         clip_scores = [scores[clip.name] for clip in clips.clips] if scores else None
         clips.conditions = Conditions(
             config, labels, clip_scores, condition_dropout if clips is data.train else 0.0
@@ -147,7 +151,7 @@ def doubtful(config: WaveNetConfig, data: Prepared, scores: Mapping[str, Score])
         for first in range(0, clip.length, _STRETCH):
             audio = mulaw.decode(classes[first : first + _STRETCH], config.quantization_channels)
             heard[clip.name].add(clip.start + first, audio)
-    found = {name: doubts(heard[name].rises(), score) for name, score in scores.items()}
+    found = {name: alignment_problem(heard[name].rises(), score) for name, score in scores.items()}
     return {name: why for name, why in found.items() if why is not None}
 
 

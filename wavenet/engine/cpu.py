@@ -40,8 +40,8 @@ class CompiledConditioner:
     steady = True
 
     def __init__(self, conditioner: Conditioner):
-        self.told = conditioner.told
-        self.reach = conditioner.reach
+        self.conditioning = conditioner.conditioning
+        self.context_frames = conditioner.context_frames
         self.shape = conditioner.shape
         self.packed = pack_conditioner(conditioner)
 
@@ -53,10 +53,12 @@ class CompiledConditioner:
             )
         except RuntimeError as error:
             raise _translated(error) from error
-        if frames.heard is not None:
-            values = values * frames.heard[:, None, None]
-        first = (frames.first + self.reach) * self.told.hop
-        return GateBias(values.unflatten(2, self.shape), self.told.hop, first, self.told.linear)
+        if frames.conditioned_mask is not None:
+            values = values * frames.conditioned_mask[:, None, None]
+        first = (frames.first + self.context_frames) * self.conditioning.hop
+        return GateBias(
+            values.unflatten(2, self.shape), self.conditioning.hop, first, self.conditioning.linear
+        )
 
 
 class NativeBackend:

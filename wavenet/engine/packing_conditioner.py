@@ -25,24 +25,24 @@ _PAD = 16
 
 def pack_conditioner(conditioner: Conditioner) -> PackedWeights:
     """Pack a conditioner's weights; the result shares no memory with it."""
-    told = conditioner.told
+    conditioning = conditioner.conditioning
     tensors = {name: tensor.detach().to("cpu") for name, tensor in conditioner.state_dict().items()}
     layout = Layout("fp32", _PAD)
-    convolved = told.features != "none"
+    convolved = conditioning.features != "none"
     if convolved:
         layout.vectors(tensors["centre"][:, 0], tensors["scale"][:, 0])
         for number in range(len(DILATIONS)):
             for tap in range(TAPS):
                 layout.matrix(tensors[f"frames.{number}.weight"][:, :, tap])
             layout.vectors(tensors[f"frames.{number}.bias"])
-    if told.class_names:
+    if conditioning.class_names:
         layout.matrix(tensors["classes.weight"])
     projection = tensors["projection.weight"]
     layout.matrix(projection * (conditioner.gain / LIMIT))
     entries = [
-        len(told.class_names),
-        told.feature_channels,
-        told.conditioning_channels,
+        len(conditioning.class_names),
+        conditioning.feature_channels,
+        conditioning.conditioning_channels,
         len(projection),
         TAPS,
     ]

@@ -93,7 +93,7 @@ def bias_maker(backend: Backend, model: WaveNet) -> Conditioner | CompiledCondit
         return None
     if isinstance(backend, NativeBackend):
         return CompiledConditioner(model.conditioner)
-    model.conditioner.settle()
+    model.conditioner.pack_weights()
     return model.conditioner
 
 

@@ -81,7 +81,7 @@ class Parallel:
         for first in range(0, len(inputs), rows):
             some = slice(first, first + rows)
             with autocast(self.device, self.precision):
-                gate_bias = self.model.told(frames and frames.rows(some, self.device))
+                gate_bias = self.model.gate_bias_for(frames and frames.rows(some, self.device))
                 logits = self.model(inputs[some].to(self.device), gate_bias)
             found.append(cross_entropy(logits, targets[some].to(self.device), "none").cpu())
         return torch.cat(found).numpy()

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from wavenet.conditioning.base import BLOCK, Frames, Source
+from wavenet.conditioning.base import BLOCK, Frames, FrameSource
 from wavenet.config import ConditioningConfig
 from wavenet.errors import ConfigError
 from wavenet.models.gate_bias import GateBias
@@ -36,17 +36,17 @@ def single_thread() -> Iterator[None]:
 class BiasMaker(Protocol):
     """What makes gate biases: a `Conditioner`, or a compiled one."""
 
-    told: ConditioningConfig
+    conditioning: ConditioningConfig
     steady: bool
     """Whether a frame's bias is the same to the bit whatever frames are computed with it."""
 
     @property
-    def reach(self) -> int:
+    def context_frames(self) -> int:
         """Frames before and after one that its bias depends on."""
         ...
 
     def gate_bias(self, frames: Frames) -> GateBias:
-        """Return the gate bias of frames, which must reach `reach` beyond what is wanted on either side."""
+        """Return the gate bias of frames, without the first and last `context_frames` of them."""
         ...
 
 
@@ -59,7 +59,7 @@ class Steering:
     ----------
     conditioner : BiasMaker
         The network's `Conditioner`, or what a backend has in its place.
-    source : Source
+    source : FrameSource
     start : int
         Position of the stream at which frame 0 begins.
     guidance : float
@@ -81,7 +81,7 @@ class Steering:
     backend has it.
     """
 
-    def __init__(self, conditioner: BiasMaker, source: Source, start: int = 0, guidance: float = 1.0):
+    def __init__(self, conditioner: BiasMaker, source: FrameSource, start: int = 0, guidance: float = 1.0):
         if not (math.isfinite(guidance) and guidance >= 0):
             raise ConfigError(f"guidance = {guidance:g}: must be 0 or more; 1 is as trained")
         self.conditioner = conditioner
@@ -94,20 +94,22 @@ class Steering:
     @torch.inference_mode()
     def between(self, first: int, stop: int) -> GateBias:
         """Return the gate bias that holds for the positions [first, stop)."""
-        told = self.conditioner.told
+        conditioning = self.conditioner.conditioning
         if self.source.constant:
-            return GateBias(self._block(0)[:, :1], told.hop)
-        low = (first - self.start) // told.hop // self.block
+            return GateBias(self._block(0)[:, :1], conditioning.hop)
+        low = (first - self.start) // conditioning.hop // self.block
         # With interpolation the frame after the last one counts as well.
-        high = ((stop - 1 - self.start) // told.hop + told.linear) // self.block
+        high = ((stop - 1 - self.start) // conditioning.hop + conditioning.linear) // self.block
         blocks = [self._block(block) for block in range(low, high + 1)]
         values = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
-        return GateBias(values, told.hop, self.start + low * self.block * told.hop, told.linear)
+        return GateBias(
+            values, conditioning.hop, self.start + low * self.block * conditioning.hop, conditioning.linear
+        )
 
     def _block(self, number: int) -> torch.Tensor:
         if number not in self._blocks:
-            reach = self.conditioner.reach
-            frames = self.source.read(number * self.block - reach, self.block + 2 * reach)
+            context = self.conditioner.context_frames
+            frames = self.source.read(number * self.block - context, self.block + 2 * context)
             with single_thread():
                 rows = [self.conditioner.gate_bias(Frames(row[None])).values for row in frames]
             values = rows[0] if len(rows) == 1 else torch.cat(rows)

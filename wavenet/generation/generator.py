@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from wavenet.audio import mulaw
-from wavenet.conditioning.base import Frames, Source
-from wavenet.conditioning.supplied import Given
+from wavenet.conditioning.base import Frames, FrameSource
+from wavenet.conditioning.supplied import SuppliedFrames
 from wavenet.engine import registry
 from wavenet.engine.sampling import Sampling, uniforms
 from wavenet.engine.state import GeneratorState, stream_numbers
@@ -112,13 +112,13 @@ class Generator:
         """Return the amplitudes of classes, float32 in [-1, 1], of the same shape, on the CPU."""
         return mulaw.decode(samples.cpu(), self.config.quantization_channels)
 
-    def steering(self, source: Source, start: int = 0, guidance: float = 1.0) -> Steering:
+    def steering(self, source: FrameSource, start: int = 0, guidance: float = 1.0) -> Steering:
         """Return what makes the gate bias of a stream out of classes, features or a score.
 
         Parameters
         ----------
-        source : Source
-            `Classes`, `Notes`, `MelOf` or `Given` of `conditioned`, or two of them `Together`.
+        source : FrameSource
+            `Classes`, `ScoreSource`, `MelSource`, `SuppliedFrames`, or two of them in a `CombinedSource`.
         start : int
             Position of the stream at which they begin: after a primer, its length.
         guidance : float
@@ -136,7 +136,7 @@ class Generator:
     @torch.inference_mode()
     def gate_bias(self, frames: Frames | None, position: int = 0) -> GateBias | None:
         """Return the gate bias of some frames, of which number 0 begins at a position of the stream."""
-        found = self.model.told(frames)
+        found = self.model.gate_bias_for(frames)
         return None if found is None else dataclasses.replace(found, start=found.start + position)
 
     def start(
@@ -257,7 +257,7 @@ class Generator:
         gate_bias : GateBias or Steering, optional
         features : float tensor (feature_channels, frames) or (batch, feature_channels, frames), optional
             What new streams are told, as log mel frames: one stream for each of the batch, with seed 0. For
-            frames that arrive while it plays, or to go on from a state, `steering` takes `Given`.
+            frames that arrive while it plays, or to go on from a state, `steering` takes `SuppliedFrames`.
 
         Returns
         -------
@@ -273,7 +273,7 @@ class Generator:
         if features is not None:
             if state is not None or gate_bias is not None:
                 raise ConfigError("features begin new streams: leave out state and gate_bias")
-            given = Given(self.config, features)
+            given = SuppliedFrames(self.config, features)
             gate_bias = self.steering(given)
             steps = given.ready if steps is None else steps
             state = self.start(len(given.values), gate_bias=gate_bias)
@@ -389,9 +389,11 @@ class Generator:
     ) -> GateBias | None:
         """Return the bias with one row per stream on a device, having checked its shape."""
         if gate_bias is None:
-            told = self.config.conditioning
-            if told is not None and told.features != "none":
-                raise ConfigError(f"this network was trained with {told.features} features: tell it some")
+            conditioning = self.config.conditioning
+            if conditioning is not None and conditioning.features != "none":
+                raise ConfigError(
+                    f"this network was trained with {conditioning.features} features: tell it some"
+                )
             return None
         if isinstance(gate_bias, Steering):
             gate_bias = gate_bias.between(first, stop)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from wavenet.conditioning.base import Source
+from wavenet.conditioning.base import FrameSource
 from wavenet.engine.sampling import Sampling
 from wavenet.engine.state import GeneratorState
 from wavenet.generation.best_of import BestOf
@@ -33,7 +33,7 @@ class Job:
     Attributes
     ----------
     beginning : Beginning
-    told : Source or None
+    told : FrameSource or None
         What the network is told.
     steps : int or None
         Samples of each take; None for ever.
@@ -48,7 +48,7 @@ class Job:
     console: Console
     seed: int
     beginning: Beginning
-    told: Source | None
+    told: FrameSource | None
     steps: int | None
     typical: float | None
     records: list[dict[str, Any]] = field(default_factory=list)

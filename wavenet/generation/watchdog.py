@@ -11,10 +11,10 @@ import torch
 
 from wavenet.audio import faults
 from wavenet.audio.faults import KINDS, NOISE, SILENCE, TONE, WINDOWS, Heard
-from wavenet.conditioning.base import Source
+from wavenet.conditioning.base import FrameSource
 from wavenet.conditioning.classes import Classes
-from wavenet.conditioning.score import Notes
-from wavenet.conditioning.supplied import Together
+from wavenet.conditioning.score import ScoreSource
+from wavenet.conditioning.supplied import CombinedSource
 from wavenet.engine.sampling import Sampling
 from wavenet.engine.state import GeneratorState
 from wavenet.generation.generator import Bias, Generator
@@ -42,7 +42,7 @@ Judged = Callable[[int, int], Collection[str]]
 """The kinds of trouble to look for in the positions [first, stop) of a stream."""
 
 
-def judged_by(source: Source | None, sample_rate: int, start: int = 0) -> Judged:
+def judged_by(source: FrameSource | None, sample_rate: int, start: int = 0) -> Judged:
     """Return what may be called trouble in streams that are told something.
 
     Nobody who is told to be silent is blamed for it: of a score only silence in which notes are struck is
@@ -51,7 +51,7 @@ def judged_by(source: Source | None, sample_rate: int, start: int = 0) -> Judged
 
     Parameters
     ----------
-    source : Source or None
+    source : FrameSource or None
     sample_rate : int
         In Hz.
     start : int
@@ -61,7 +61,7 @@ def judged_by(source: Source | None, sample_rate: int, start: int = 0) -> Judged
         return lambda first, stop: KINDS
     if isinstance(source, Classes):
         return lambda first, stop: (NOISE, TONE)
-    if isinstance(source, Notes):
+    if isinstance(source, ScoreSource):
         onsets = np.asarray(source.score.onset)
 
         def of_notes(first: int, stop: int) -> Collection[str]:
@@ -70,7 +70,7 @@ def judged_by(source: Source | None, sample_rate: int, start: int = 0) -> Judged
             return (NOISE, SILENCE) if struck.any() else (NOISE,)
 
         return of_notes
-    if isinstance(source, Together):
+    if isinstance(source, CombinedSource):
         parts = [judged_by(part, sample_rate, start) for part in source.parts]
         return lambda first, stop: [
             kind for kind in KINDS if all(kind in part(first, stop) for part in parts)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wavenet.conditioning.base import DILATIONS, TAPS, Frames, reach
+from wavenet.conditioning.base import DILATIONS, TAPS, Frames, context_frames
 from wavenet.config import WaveNetConfig
 from wavenet.models.gate_bias import GateBias
 
@@ -21,9 +21,10 @@ class Conditioner(nn.Module):
     """Makes the gate bias of frames: convolutions over neighbouring frames, then a projection per layer.
 
     How soon a network follows depends on what the projection, which begins at zero, is fed. Values are kept
-    near one, and as different from frame to frame as they can be: features are centred (`adapt`) and the
-    activations odd. A part that all frames share would be learnt first, as a mere bias with a hundred times
-    the learning rate, and with features that hardly change go on to shut the gates for good; no bias leaves
+    near one, and as different from frame to frame as they can be: features are centred
+    (`fit_normalization`) and the activations odd. A part that all frames share would be learnt first, as a
+    mere bias with a hundred times the learning rate, and with features that hardly change go on to shut the
+    gates for good; no bias leaves
     [-LIMIT, LIMIT] therefore.
 
     Class weights pass one matrix only, so that mixtures of classes are mixtures of their biases (but for the
@@ -40,18 +41,18 @@ class Conditioner(nn.Module):
 
     def __init__(self, config: WaveNetConfig):
         super().__init__()
-        told = config.conditioning
-        assert told is not None
-        self.told = told
+        conditioning = config.conditioning
+        assert conditioning is not None
+        self.conditioning = conditioning
         self.shape = (config.layers, 2 * config.dilation_channels)
-        width = told.conditioning_channels
-        if told.class_names:
-            self.classes = nn.Linear(len(told.class_names), width, bias=False)
+        width = conditioning.conditioning_channels
+        if conditioning.class_names:
+            self.classes = nn.Linear(len(conditioning.class_names), width, bias=False)
             nn.init.normal_(self.classes.weight, std=0.3)
-        if told.features != "none":
-            channels = (told.feature_channels, width, width)
-            self.centre = nn.Buffer(torch.zeros(told.feature_channels, 1))
-            self.scale = nn.Buffer(torch.ones(told.feature_channels, 1))
+        if conditioning.features != "none":
+            channels = (conditioning.feature_channels, width, width)
+            self.centre = nn.Buffer(torch.zeros(conditioning.feature_channels, 1))
+            self.scale = nn.Buffer(torch.ones(conditioning.feature_channels, 1))
             self.frames = nn.ModuleList()
             for inputs, dilation in zip(channels, DILATIONS, strict=True):
                 convolution = nn.Conv1d(inputs, width, TAPS, dilation=dilation)
@@ -67,10 +68,10 @@ class Conditioner(nn.Module):
     @property
     def convolutions(self) -> list[nn.Conv1d]:
         """Those over frames, in order; none without features."""
-        layers = self.frames if self.told.features != "none" else ()
+        layers = self.frames if self.conditioning.features != "none" else ()
         return [layer for layer in layers if isinstance(layer, nn.Conv1d)]
 
-    def settle(self) -> None:
+    def pack_weights(self) -> None:
         """Lay weights that will change no more so that `forward` need not turn them each time."""
         for convolution in self.convolutions:
             weight = convolution.weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
@@ -79,14 +80,14 @@ class Conditioner(nn.Module):
     @property
     def gain(self) -> float:
         """What the projection is multiplied with."""
-        return GAIN / math.sqrt(self.told.conditioning_channels)
+        return GAIN / math.sqrt(self.conditioning.conditioning_channels)
 
     @property
-    def reach(self) -> int:
+    def context_frames(self) -> int:
         """Frames before and after one that its bias depends on."""
-        return reach(self.told.features)
+        return context_frames(self.conditioning.features)
 
-    def adapt(self, frames: torch.Tensor) -> None:
+    def fit_normalization(self, frames: torch.Tensor) -> None:
         """Let features be centred and scaled as they come in some frames, before training begins.
 
         What frames have in common tells nothing, but would be learnt first. Each mel band has a scale of its
@@ -96,17 +97,17 @@ class Conditioner(nn.Module):
         ----------
         frames : float32 tensor (batch, channels, frames)
         """
-        if self.told.features == "none":
+        if self.conditioning.features == "none":
             return
-        rows = frames[:, len(self.told.class_names) :].transpose(0, 1).flatten(1)
+        rows = frames[:, len(self.conditioning.class_names) :].transpose(0, 1).flatten(1)
         deviation = rows.var(dim=1, keepdim=True)
-        if self.told.features == "score":
+        if self.conditioning.features == "score":
             deviation = deviation.mean().expand_as(deviation)
         self.centre.copy_(rows.mean(dim=1, keepdim=True))
         self.scale.copy_(deviation.sqrt().clamp(min=LEAST_DEVIATION).reciprocal())
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """Return the gate bias of all frames but the first and last `reach`.
+        """Return the gate bias of all frames but the first and last `context_frames`.
 
         Parameters
         ----------
@@ -114,21 +115,21 @@ class Conditioner(nn.Module):
 
         Returns
         -------
-        float32 tensor (batch, frames - 2 * reach, layers, 2 * dilation_channels)
+        float32 tensor (batch, frames - 2 * context, layers, 2 * dilation_channels)
         """
-        count, reach = len(self.told.class_names), self.reach
+        count, context = len(self.conditioning.class_names), self.context_frames
         hidden: torch.Tensor | None = None
-        if self.told.features != "none":
+        if self.conditioning.features != "none":
             found = ((frames[:, count:] - self.centre) * self.scale).transpose(1, 2)
             for number, (convolution, dilation) in enumerate(zip(self.convolutions, DILATIONS, strict=True)):
                 found = found if number == 0 else torch.tanh(found)
                 steps = found.shape[1] - (TAPS - 1) * dilation
                 taps = [found[:, tap * dilation : tap * dilation + steps] for tap in range(TAPS)]
                 matrix = convolution.weight.transpose(1, 2).flatten(1)
-                found = levelled(F.linear(torch.cat(taps, dim=2), matrix, convolution.bias))
+                found = rms_normalized(F.linear(torch.cat(taps, dim=2), matrix, convolution.bias))
             hidden = found
         if count:
-            weights = frames[:, :count, reach : frames.shape[2] - reach].transpose(1, 2)
+            weights = frames[:, :count, context : frames.shape[2] - context].transpose(1, 2)
             mixed = self.classes(weights)
             hidden = mixed if hidden is None else hidden + mixed
         assert hidden is not None
@@ -137,15 +138,15 @@ class Conditioner(nn.Module):
         return bias.reshape(batch, length, *self.shape)
 
     def gate_bias(self, frames: Frames) -> GateBias:
-        """Return the gate bias of frames, which must reach `reach` beyond what is wanted on either side."""
-        first = (frames.first + self.reach) * self.told.hop
+        """Return the gate bias of frames, without the first and last `context_frames` of them."""
+        first = (frames.first + self.context_frames) * self.conditioning.hop
         values = self(frames.values)
-        if frames.heard is not None:
-            values = values * frames.heard[:, None, None, None]
-        return GateBias(values, self.told.hop, first, self.told.linear)
+        if frames.conditioned_mask is not None:
+            values = values * frames.conditioned_mask[:, None, None, None]
+        return GateBias(values, self.conditioning.hop, first, self.conditioning.linear)
 
 
-def levelled(hidden: torch.Tensor) -> torch.Tensor:
+def rms_normalized(hidden: torch.Tensor) -> torch.Tensor:
     """Return values (batch, frames, channels) with a root mean square below 1 in each frame.
 
     They are divided by sqrt(1 + mean square): root mean square normalisation (Zhang and Sennrich 2019), but

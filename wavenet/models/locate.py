@@ -52,12 +52,12 @@ def find(path: Path) -> Path:
     return max(latest, key=_written)
 
 
-def shown(directory: Path) -> str:
+def display_name(directory: Path) -> str:
     """Return a checkpoint's name for a line of text: its path, or "piano"."""
     return SHIPPED.name if directory == SHIPPED else printable(directory)
 
 
-def at_hand() -> Path:
+def default_checkpoint() -> Path:
     """Return the newest checkpoint under `RUN`, or `SHIPPED` where there is none.
 
     Raises `CheckpointError` if `RUN` is something else than a folder.

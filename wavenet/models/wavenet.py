@@ -215,7 +215,7 @@ class WaveNet(nn.Module):
                 _, hidden = layer(hidden, bias)
         return inputs
 
-    def told(self, frames: Frames | None) -> GateBias | None:
+    def gate_bias_for(self, frames: Frames | None) -> GateBias | None:
         """Return the gate bias of what the network is told."""
         return None if frames is None or self.conditioner is None else self.conditioner.gate_bias(frames)
 

@@ -52,7 +52,7 @@ class Loudness:
         return np.maximum(np.diff(level, prepend=level[:1]), 0.0)
 
 
-def doubts(rises: np.ndarray, score: Score) -> str | None:
+def alignment_problem(rises: np.ndarray, score: Score) -> str | None:
     """Say in a few words why a score may not go with a recording; None where nothing speaks against it.
 
     The rises at the score's onsets are averaged, and again for the score moved by up to `REACH`. Where notes

@@ -91,7 +91,7 @@ def counted_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
         inputs = torch.zeros(training.batch, config.receptive_field - 1 + steps, dtype=torch.long)
         targets = torch.zeros(training.batch, steps, dtype=torch.long)
         with autocast(device, training.precision):
-            logits = model(inputs, model.told(_frames(config, training.batch, steps)))
+            logits = model(inputs, model.gate_bias_for(_frames(config, training.batch, steps)))
         objective = loss = cross_entropy(logits, targets)
         if training.label_smoothing:
             objective = smoothed_cross_entropy(logits, targets, training.label_smoothing)
@@ -104,7 +104,7 @@ def counted_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
 def _frames(config: WaveNetConfig, batch: int, steps: int) -> Frames | None:
     if config.conditioning is None:
         return None
-    first, stop = Conditions(config).range(steps)
+    first, stop = Conditions(config).frame_range(steps)
     return Frames(torch.zeros(batch, config.conditioning.channels, stop - first), first)
 
 

@@ -27,7 +27,7 @@ def parameter_groups(model: WaveNet, weight_decay: float) -> list[dict[str, Any]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def adapt(model: WaveNet, clips: Clips, segment: int, seed: int) -> None:
+def fit_normalization(model: WaveNet, clips: Clips, segment: int, seed: int) -> None:
     """Show a network that is to be told something what it will be told, before its first step.
 
     In every process it is the same.
@@ -35,7 +35,7 @@ def adapt(model: WaveNet, clips: Clips, segment: int, seed: int) -> None:
     if model.conditioner is not None:
         frames = clips.batch(0, ADAPTED, segment, seed).frames
         assert frames is not None
-        model.conditioner.adapt(frames.values)
+        model.conditioner.fit_normalization(frames.values)
 
 
 def add_gradients(
@@ -81,7 +81,7 @@ def add_gradients(
         if training.dropout:
             set_dropout(model, training.dropout, training.seed, step, first + number)
         with autocast(device, training.precision):
-            gate_bias = model.told(frames and frames.rows(some, device))
+            gate_bias = model.gate_bias_for(frames and frames.rows(some, device))
             logits = model(given.to(device, non_blocking=True), gate_bias)
         wanted = wanted.to(device, non_blocking=True)
         objective = loss = cross_entropy(logits, wanted)

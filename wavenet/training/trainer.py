@@ -28,7 +28,7 @@ from wavenet.training.metrics import Metrics, due, final, status, window
 from wavenet.training.monitor import COUNTERS as WATCHED
 from wavenet.training.monitor import Watch
 from wavenet.training.schedules import ema_decay, learning_rate
-from wavenet.training.step import adapt, add_gradients, parameter_groups
+from wavenet.training.step import add_gradients, fit_normalization, parameter_groups
 from wavenet.training.tensorboard import Board
 from wavenet.utils.console import Console, Meter
 from wavenet.utils.distributed import ALONE, World
@@ -94,7 +94,7 @@ class Trainer:
         torch.manual_seed(training.seed)
         self.model = WaveNet(config, training.checkpoint_layers).to(device)
         self.segment = max(1, round(training.segment * config.sample_rate))
-        adapt(self.model, data.train, self.segment, training.seed)
+        fit_normalization(self.model, data.train, self.segment, training.seed)
         self.loader = Loader(self._segments, ahead=device.type == "cuda")
         self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
         if training.compile:
