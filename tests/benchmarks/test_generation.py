@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support.cpu_engine import UNAVAILABLE, needs_extension, random_model
+from support.engines import UNAVAILABLE, needs_extension, random_model
 
 from wavenet.engine import registry
 from wavenet.generation.generator import Generator

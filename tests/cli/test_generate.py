@@ -24,7 +24,7 @@ from support.commands import (
     start,
     temporaries,
 )
-from support.cpu_engine import chain_model
+from support.engines import chain_model
 
 from wavenet.audio.wav import write_wav
 from wavenet.engine import registry

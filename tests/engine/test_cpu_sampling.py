@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from support import naive
-from support.cpu_engine import (
+from support.engines import (
     INSTRUCTION_SETS,
     empty_state,
     model_of,
@@ -17,7 +17,7 @@ from support.cpu_engine import (
     random_model,
     random_state,
 )
-from support.cpu_engine import use_instruction_set as use
+from support.engines import use_instruction_set as use
 
 from wavenet.engine.cpu import NativeBackend
 from wavenet.engine.sampling import Sampling, uniforms

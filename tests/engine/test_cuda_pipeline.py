@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support import naive
-from support.cpu_engine import empty_state, model_of, random_gate, random_model, random_state, same
+from support.engines import empty_state, model_of, random_gate, random_model, random_state, same
 from support.host_cuda import CSRC, NONE, HostKernel, Stages, compiler
 
 from wavenet.engine.packing_tiles import pack_tiles

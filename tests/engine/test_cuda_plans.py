@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from support.cpu_engine import random_model
+from support.engines import random_model
 from support.host_cuda import HostKernel, Stages, compiler
 from support.stage_plans import DRAW, HEAD, LAYERS, NEWEST, RESIDUAL, Block, StagePlan, read_plan
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.cpu_engine import random_model
+from support.engines import random_model
 
 from wavenet.cli import tune_cuda
 from wavenet.engine import cuda, cuda_tuning

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import conditioned
 from support.conditioned import KINDS, config, network
-from support.cpu_engine import INSTRUCTION_SETS, needs_extension, use_instruction_set
+from support.engines import INSTRUCTION_SETS, needs_extension, use_instruction_set
 
 from wavenet.conditioning.base import BLOCK, Frames
 from wavenet.conditioning.supplied import SuppliedFrames

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support import naive
-from support.cpu_engine import model_of
+from support.engines import model_of
 
 from wavenet.engine import registry
 from wavenet.engine.sampling import Sampling, uniforms

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import naive
-from support.cpu_engine import empty_state, model_of, needs_extension, random_model, random_state
+from support.engines import empty_state, model_of, needs_extension, random_model, random_state
 
 from wavenet.engine import numba as numba_backend
 from wavenet.engine import registry

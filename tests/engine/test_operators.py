@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.cpu_engine import needs_extension, random_model
+from support.engines import needs_extension, random_model
 
 from wavenet.engine.packing import PRECISIONS, pack
 

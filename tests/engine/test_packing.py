@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support import naive
-from support.cpu_engine import model_of
+from support.engines import model_of
 
 from wavenet.engine.packing import pack
 

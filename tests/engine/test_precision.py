@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support import naive
-from support.cpu_engine import (
+from support.engines import (
     INSTRUCTION_SETS,
     empty_state,
     model_of,

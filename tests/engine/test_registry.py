@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.cpu_engine import needs_extension
+from support.engines import needs_extension
 
 import wavenet
 from wavenet import __version__

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import naive
-from support.cpu_engine import chain_model, model_of, random_model
+from support.engines import chain_model, model_of, random_model
 
 from wavenet.config import WaveNetConfig
 from wavenet.engine import registry

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.conditioned import config, network, tune
-from support.cpu_engine import random_model
+from support.engines import random_model
 
 from wavenet.conditioning.score import ScoreSource
 from wavenet.generation import likelihood

@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from support import naive  # noqa: E402
-from support.cpu_engine import model_of  # noqa: E402
+from support.engines import model_of  # noqa: E402
 
 SHAPE = naive.Shape(
     classes=16, residual=6, dilation=7, skip=9, head=8, kernel_size=2, stacks=2, layers_per_stack=4

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support.cpu_engine import UNAVAILABLE
+from support.engines import UNAVAILABLE
 from support.trainers import CONFIG, TRAINING, equal, trainer, weights
 
 from wavenet.models import native_layers

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.cpu_engine import UNAVAILABLE
+from support.engines import UNAVAILABLE
 
 from wavenet.config import TrainingConfig, WaveNetConfig
 from wavenet.data.batch import Segments

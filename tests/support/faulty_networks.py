@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from support.cpu_engine import chain_model
+from support.engines import chain_model
 from wavenet.audio import faults
 from wavenet.generation.generator import Generator
 
