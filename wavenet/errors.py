@@ -2,7 +2,17 @@
 
 
 class WaveNetError(Exception):
-    """Base of every error that a command reports in one line and exit code 1."""
+    """Base of every error that a command reports in one line and exit code 1.
+
+    Attributes
+    ----------
+    argument : str or None
+        Name of the argument whose value causes the error, as in `cache_dir`; a command adds its option.
+    """
+
+    def __init__(self, message: str = "", argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
 
 
 class ConfigError(WaveNetError):

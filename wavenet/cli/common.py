@@ -24,6 +24,9 @@ from wavenet.utils.memory import out_of_memory
 USER_ERROR = 1
 OUT_OF_MEMORY = "out of memory: lower --batch, --segment or --seconds, or choose a smaller network"
 
+ARGUMENTS = {"patterns": "exclude"}
+"""Arguments of the library that have another name in the parsed options."""
+
 
 class _Version(argparse.Action):
     """Prints the version and what `const`, a function, has to add; it is called only when asked for."""
@@ -57,14 +60,24 @@ class Parser(argparse.ArgumentParser):
             self.exit(2)
         super().error(one_line(message))
 
+    def flag(self, argument: str) -> str:
+        """Return the flag that sets an argument, or the argument's name if no flag sets it."""
+        name = ARGUMENTS.get(argument, argument)
+        flags = (
+            action.option_strings[-1]
+            for action in self._actions
+            if action.dest == name and action.option_strings
+        )
+        return next(flags, argument)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         # A standard stream that was closed is None, which older versions of argparse write to.
         with contextlib.suppress(AttributeError):
             super()._print_message(message, file)
 
 
-def describe(error: BaseException) -> str:
-    """Return an exception's message as one printable line."""
+def describe(error: BaseException, parser: Parser | None = None) -> str:
+    """Return an exception's message as one printable line, with the flag of the argument that it names."""
     if isinstance(error, OSError) and error.errno is not None:
         name = error.filename
         text = (f"{printable(name)}: " if isinstance(name, (str, bytes)) and name else "") + cause(error)
@@ -72,11 +85,14 @@ def describe(error: BaseException) -> str:
             text += "; free some space, or write elsewhere"
     else:
         text = str(error) or type(error).__name__
+        argument = getattr(error, "argument", None)
+        if argument is not None:
+            text = f"{argument if parser is None else parser.flag(argument)}: {text}"
     return one_line(" ".join(text.split()))
 
 
 def run(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     work: Callable[[Any], int],
     arguments: Sequence[str] | None,
     signals: tuple[str, ...] = ("SIGINT",),
@@ -85,7 +101,7 @@ def run(
 
     Parameters
     ----------
-    parser : argparse.ArgumentParser
+    parser : Parser
     work : callable
         Takes the parsed options and returns the exit code.
     arguments : sequence of str, optional
@@ -112,7 +128,7 @@ def run(
             if out_of_memory(error):
                 message = OUT_OF_MEMORY
             elif isinstance(error, (WaveNetError, OSError)):
-                message = describe(error)
+                message = describe(error, parser)
             else:
                 raise
             if options.verbose:
