@@ -12,7 +12,7 @@ using namespace wavenet::binding;
 using wavenet::cpu::GatedLayer;
 
 // Runs on torch's own threads, so that a training step uses the same number of threads everywhere.
-void spread(int64_t count, const std::function<void(int64_t)>& work) {
+void parallel_for(int64_t count, const std::function<void(int64_t)>& work) {
   torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t stop) {
     for (int64_t number = first; number < stop; ++number) work(number);
   });
@@ -31,7 +31,7 @@ ScalarType stored(const Settings& settings) {
 // Tensors of at least this size use memory blocks that the cache can keep.
 constexpr int64_t kBlockBytes = int64_t{1} << 20;
 
-void give_block(void* begin) { wavenet::cpu::blocks().give(begin); }
+void release_block(void* begin) { wavenet::cpu::block_cache().release(begin); }
 
 // The size in bytes of a contiguous tensor of float32 or bfloat16.
 int64_t bytes_of(const std::vector<int64_t>& shape, ScalarType type) {
@@ -45,14 +45,14 @@ int64_t bytes_of(const std::vector<int64_t>& shape, ScalarType type) {
 
 Tensor allocate_as(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
   const int64_t bytes = bytes_of(shape, type);
-  if (bytes < kBlockBytes || !wavenet::cpu::blocks().kept()) return allocate(like, shape, type);
+  if (bytes < kBlockBytes || !wavenet::cpu::block_cache().enabled()) return allocate(like, shape, type);
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t dim = shape.size(); dim-- > 1;) strides[dim - 1] = strides[dim] * shape[dim];
-  void* begin = wavenet::cpu::blocks().take(static_cast<size_t>(bytes));
+  void* begin = wavenet::cpu::block_cache().allocate(static_cast<size_t>(bytes));
   try {
-    return torch::stable::from_blob(begin, shape, strides, like.device(), type, give_block);
+    return torch::stable::from_blob(begin, shape, strides, like.device(), type, release_block);
   } catch (...) {
-    give_block(begin);
+    release_block(begin);
     throw;
   }
 }
@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor> gated_layer(const Tensor& x, const Tensor& dilated_we
     Tensor y = allocate_as(x, {layer.batch, layer.last ? 0 : layer.steps, layer.residual}, ScalarType::Float);
     layer.halves = halves.mutable_data_ptr();
     layer.y = y.mutable_data_ptr<float>();
-    wavenet::cpu::forward(layer, weights_of(parameters), bf16, spread);
+    wavenet::cpu::forward(layer, weights_of(parameters), bf16, parallel_for);
     return {halves, y};
   });
 }
@@ -182,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_layer_backward(
     const wavenet::cpu::LayerGradients gradients{
         dilated.mutable_data_ptr<float>(), bias.mutable_data_ptr<float>(), output.mutable_data_ptr<float>(),
         residual.mutable_data_ptr<float>(), frames > 0 ? dgate_bias.mutable_data_ptr<float>() : nullptr};
-    wavenet::cpu::backward(layer, weights_of(parameters), gradients, bf16, spread);
+    wavenet::cpu::backward(layer, weights_of(parameters), gradients, bf16, parallel_for);
     return {dx, dilated, bias, output, residual, dgate_bias};
   });
 }
@@ -214,7 +214,7 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& tar
     Tensor normalizers = allocate_as(logits, {losses.rows}, ScalarType::Float);
     losses.nats = nats.mutable_data_ptr<float>();
     losses.normalizers = normalizers.mutable_data_ptr<float>();
-    wavenet::cpu::cross_entropy(losses, bf16, spread);
+    wavenet::cpu::cross_entropy(losses, bf16, parallel_for);
     return {nats, normalizers};
   });
 }
@@ -232,7 +232,7 @@ Tensor cross_entropy_backward(const Tensor& logits, const Tensor& targets, const
     losses.dnats = dnats.const_data_ptr<float>();
     Tensor dlogits = allocate_as(logits, {losses.rows, losses.classes}, logits.scalar_type());
     losses.dlogits = dlogits.mutable_data_ptr();
-    wavenet::cpu::cross_entropy_backward(losses, bf16, spread);
+    wavenet::cpu::cross_entropy_backward(losses, bf16, parallel_for);
     return dlogits;
   });
 }
@@ -249,13 +249,13 @@ bool can_train(bool bf16) {
 }
 
 void keep_blocks(bool on) {
-  marked([&] { wavenet::cpu::blocks().keep(on); });
+  marked([&] { wavenet::cpu::block_cache().enable(on); });
 }
 
 int64_t block_bytes(bool idle) {
   return marked([&] {
-    const wavenet::cpu::Blocks::Held held = wavenet::cpu::blocks().held();
-    return static_cast<int64_t>(idle ? held.idle : held.used);
+    const wavenet::cpu::BlockCache::Usage usage = wavenet::cpu::block_cache().usage();
+    return static_cast<int64_t>(idle ? usage.idle : usage.used);
   });
 }
 

@@ -86,11 +86,11 @@ struct Result {
 };
 
 template <typename Stored>
-double wide(Stored value) {
+double widen(Stored value) {
   return value;
 }
 template <>
-double wide(uint16_t value) {
+double widen(uint16_t value) {
   const uint32_t bits = static_cast<uint32_t>(value) << 16;
   float found;
   __builtin_memcpy(&found, &bits, sizeof(found));
@@ -115,14 +115,14 @@ std::vector<Stored> stored(const std::vector<float>& from) {
 template <typename Stored>
 Doubles doubles(const std::vector<Stored>& from) {
   Doubles to;
-  for (const Stored value : from) to.push_back(wide(value));
+  for (const Stored value : from) to.push_back(widen(value));
   return to;
 }
 
 template <typename Stored>
 Result run_case(const Case& c, int64_t threads) {
   const bool bf16 = sizeof(Stored) == 2;
-  const auto spread = [threads](int64_t count, const std::function<void(int64_t)>& work) {
+  const auto parallel_for = [threads](int64_t count, const std::function<void(int64_t)>& work) {
     std::vector<std::thread> pool;
     for (int64_t first = 0; first < threads; ++first) {
       pool.emplace_back([=, &work] {
@@ -139,7 +139,7 @@ Result run_case(const Case& c, int64_t threads) {
   layer.halves = halves.data();
   layer.gates = gates.data();
   layer.y = y.data();
-  wavenet::cpu::forward(layer, c.weights(), bf16, spread);
+  wavenet::cpu::forward(layer, c.weights(), bf16, parallel_for);
   std::vector<float> dilated(c.dilated.size()), dilated_bias(c.dilated_bias.size()), frames(c.frames.size());
   std::vector<float> output(layer.last ? 0 : c.output.size()),
       output_bias(layer.last ? 0 : c.output_bias.size());
@@ -150,7 +150,7 @@ Result run_case(const Case& c, int64_t threads) {
   wavenet::cpu::backward(layer, c.weights(),
                          {dilated.data(), dilated_bias.data(), output.data(), output_bias.data(),
                           frames.empty() ? nullptr : frames.data()},
-                         bf16, spread);
+                         bf16, parallel_for);
   Result found;
   found.add("gates", doubles(gates));
   found.add("y", doubles(y));
@@ -296,19 +296,19 @@ int check_losses(unsigned seed, const std::string& set) {
   wavenet::cpu::Losses losses{
       rows,         classes,       logits.data(), targets.data(), -1, nats.data(), normalizers.data(),
       dnats.data(), dlogits.data()};
-  const auto spread = [](int64_t count, const std::function<void(int64_t)>& work) {
+  const auto parallel_for = [](int64_t count, const std::function<void(int64_t)>& work) {
     for (int64_t number = 0; number < count; ++number) work(number);
   };
-  wavenet::cpu::cross_entropy(losses, sizeof(Stored) == 2, spread);
-  wavenet::cpu::cross_entropy_backward(losses, sizeof(Stored) == 2, spread);
+  wavenet::cpu::cross_entropy(losses, sizeof(Stored) == 2, parallel_for);
+  wavenet::cpu::cross_entropy_backward(losses, sizeof(Stored) == 2, parallel_for);
   Doubles expected, gradients;
   for (int64_t row = 0; row < rows; ++row) {
     double sum = 0;
-    for (int64_t i = 0; i < classes; ++i) sum += std::exp(wide(logits[row * classes + i]));
+    for (int64_t i = 0; i < classes; ++i) sum += std::exp(widen(logits[row * classes + i]));
     const int64_t target = targets[row];
-    expected.push_back(target < 0 ? 0.0 : std::log(sum) - wide(logits[row * classes + target]));
+    expected.push_back(target < 0 ? 0.0 : std::log(sum) - widen(logits[row * classes + target]));
     for (int64_t i = 0; i < classes; ++i) {
-      const double gradient = std::exp(wide(logits[row * classes + i])) / sum - (i == target ? 1.0 : 0.0);
+      const double gradient = std::exp(widen(logits[row * classes + i])) / sum - (i == target ? 1.0 : 0.0);
       gradients.push_back(target < 0 ? 0.0 : gradient * dnats[row]);
     }
   }

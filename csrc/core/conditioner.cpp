@@ -7,7 +7,7 @@ namespace wavenet {
 namespace {
 
 constexpr size_t kHeaderEntries = 5;
-// Far above any conditioner in use, and small enough that no product of sizes overflows.
+// Far above the sizes of any conditioner in use, and small enough that no product of sizes overflows.
 constexpr int64_t kMaxRows = 1 << 20;
 constexpr int64_t kMaxOutputs = int64_t{1} << 30;
 constexpr int64_t kMaxFrameDilation = 1 << 20;
@@ -21,7 +21,7 @@ void check_entry(const char* name, int64_t value, int64_t low, int64_t high) {
 
 int64_t padded(int64_t count) { return (count + kPad - 1) / kPad * kPad; }
 
-// Points into the weights, or with none only counts them.
+// Sets the pointers into the weights and returns the number of weights. If `weights` is null, only counts.
 int64_t lay_out(Conditioner& conditioner, const float* weights) {
   int64_t offset = 0;
   const auto floats = [&](int64_t count) {
@@ -81,7 +81,7 @@ Conditioner bind_conditioner(const int64_t* entries, size_t entry_count, const f
   conditioner.width_padded = padded(conditioner.width);
   const int64_t needed = lay_out(conditioner, nullptr);
   if (count != needed) {
-    throw std::runtime_error("conditioner has " + std::to_string(count) + " weights, its entries ask for " +
+    throw std::runtime_error("conditioner has " + std::to_string(count) + " weights: its entries require " +
                              std::to_string(needed));
   }
   lay_out(conditioner, weights);

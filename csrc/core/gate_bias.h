@@ -1,4 +1,4 @@
-// The conditioning slot: what is added to each layer's gate, known per frame.
+// The gate bias: conditioning that is added to each layer's filter and gate activations, given per frame.
 #pragma once
 
 #include <cstdint>
@@ -13,22 +13,22 @@ namespace wavenet {
 
 struct GateBias {
   const float* values;   // (batch, frames, layers, 2 * dilation channels), or null for none
-  int64_t batch_stride;  // floats from one stream to the next; 0 if all share one
+  int64_t batch_stride;  // floats from one stream to the next; 0 if all streams share one row
   int64_t frames;
   int64_t hop;    // samples per frame
   int64_t start;  // position of the first sample of frame 0
   bool linear;    // interpolate between frames instead of repeating them
 };
 
-// The frames that hold at one position of one stream; `weight` is that of `next`.
+// The frame at one position of one stream, and the next frame with its weight for interpolation.
 struct GateFrame {
   const float* here;
   const float* next;
   float weight;
 };
 
-// Internal linkage: this header is compiled for several instruction sets, and the linker must not pick one
-// copy for all of them.
+// Internal linkage, since this header is compiled for several instruction sets and the linker must not use
+// one copy for all of them.
 WAVENET_HOST_DEVICE static inline GateFrame gate_frame(const GateBias& bias, int64_t row, int64_t position,
                                                        int64_t frame_size) {
   const int64_t offset = position - bias.start;

@@ -7,13 +7,13 @@ namespace wavenet {
 namespace {
 
 constexpr size_t kHeaderEntries = 8;
-// Far above any network in use, and small enough that no product of sizes overflows.
+// Far above the sizes of any network in use, and small enough that no product of sizes overflows.
 constexpr int64_t kMaxChannels = 65536;
 constexpr int64_t kMaxTaps = 64;
 constexpr int64_t kMaxLayers = 1000;
-// The sum of so many products of int8 by uint8 fits 32 bits.
+// The sum of this many products of int8 and uint8 fits in 32 bits.
 constexpr int64_t kMaxInt8Inputs = 65536;
-constexpr int64_t kLargestDilation = int64_t{1} << 30;
+constexpr int64_t kMaxDilation = int64_t{1} << 30;
 
 int64_t checked(const char* name, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high) {
@@ -23,7 +23,7 @@ int64_t checked(const char* name, int64_t value, int64_t low, int64_t high) {
   return value;
 }
 
-// Hands out consecutive parts of the weights.
+// Returns consecutive parts of the weights.
 class Cursor {
  public:
   Cursor(const void* weights, const Geometry& geometry)
@@ -33,7 +33,7 @@ class Cursor {
 
   const float* floats(int64_t count) { return static_cast<const float*>(take(count * 4)); }
 
-  // In tiles, both parts of the inputs are padded.
+  // In tile layouts, each of the two groups of inputs is padded to whole tiles.
   Matrix matrix(int64_t outputs, int64_t inputs, int64_t more_inputs = 0) {
     if (tiles_) {
       const auto whole = [](int64_t count) { return (count + kTile - 1) / kTile * kTile; };
@@ -58,7 +58,7 @@ class Cursor {
 
  private:
   const void* take(int64_t bytes) {
-    // Only an address that is known to be inside the block may be formed.
+    // Without weights, only the offset advances; pointer arithmetic on null is undefined.
     const void* part = weights_ == nullptr ? nullptr : weights_ + offset_;
     offset_ += bytes;
     return part;
@@ -104,10 +104,9 @@ Geometry parse_geometry(const int64_t* entries, size_t count) {
                              std::to_string(kHeaderEntries));
   }
   if (entries[0] < 1 || entries[0] > 5) {
-    throw std::runtime_error(
-        "geometry: weight layout " + std::to_string(entries[0]) +
-        " is unknown, this build reads 1 (fp32), 2 (bf16), 3 (int8), 4 (fp16 tiles) and 5 "
-        "(bf16 tiles)");
+    throw std::runtime_error("geometry: weight layout " + std::to_string(entries[0]) +
+                             " is unknown: must be 1 (fp32), 2 (bf16), 3 (int8), 4 (fp16 tiles) or 5 "
+                             "(bf16 tiles)");
   }
   Geometry geometry;
   const bool tiled = entries[0] > 3;
@@ -125,13 +124,13 @@ Geometry parse_geometry(const int64_t* entries, size_t count) {
                              " layers need " + std::to_string(kHeaderEntries + layers));
   }
   for (size_t index = kHeaderEntries; index < count; ++index) {
-    geometry.dilations.push_back(checked("dilation", entries[index], 1, kLargestDilation));
+    geometry.dilations.push_back(checked("dilation", entries[index], 1, kMaxDilation));
   }
   if (geometry.precision == Precision::kInt8) {
     const int64_t inputs = geometry.taps * geometry.residual;
     if (inputs > kMaxInt8Inputs) {
       throw std::runtime_error("kernel_size * residual_channels = " + std::to_string(inputs) +
-                               ": int8 takes at most " + std::to_string(kMaxInt8Inputs) +
+                               ": int8 supports at most " + std::to_string(kMaxInt8Inputs) +
                                "; use bf16 or fp32");
     }
   }
@@ -160,7 +159,7 @@ Network bind_weights(const Geometry& geometry, const void* weights, int64_t coun
   layers.assign(geometry.dilations.size(), Layer{});
   const int64_t needed = lay_out(geometry, nullptr, network, layers);
   if (needed != count) {
-    throw std::runtime_error("weights have " + std::to_string(count) + " bytes: the geometry asks for " +
+    throw std::runtime_error("weights has " + std::to_string(count) + " bytes: the geometry requires " +
                              std::to_string(needed));
   }
   lay_out(geometry, weights, network, layers);

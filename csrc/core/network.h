@@ -1,6 +1,5 @@
-// A network as the sample loop sees it: channel counts and pointers into one flat block of weights.
-//
-// The block is laid out by wavenet/packing.py, which documents it; the offsets here must agree with it.
+// A network as the sample loop uses it: channel counts and pointers into one flat block of weights.
+// wavenet/engine/packing.py writes the block and documents its layout; the offsets here must match.
 #pragma once
 
 #include <cstddef>
@@ -9,28 +8,28 @@
 
 namespace wavenet {
 
-// Channels are padded to a multiple of this many floats, one 512-bit vector (twice as many in bf16).
+// Channels are padded to a multiple of this number of floats: one 512-bit vector (in bf16: two).
 constexpr int64_t kPad = 16;
-// Outputs of a matrix are stored in blocks of this many, each block input by input.
+// Outputs of a matrix are stored in blocks of this number, each block input by input.
 constexpr int64_t kBlock = 64;
-// Inputs of an int8 matrix that share a word.
+// Inputs of an int8 matrix per 32-bit word.
 constexpr int64_t kPacked = 4;
 
-// What the matrices are stored in; the rest is float32. The values are the layouts that packing.py describes,
-// the first entry of a geometry.
+// Precision of the stored matrices; everything else is float32. The values are the layouts of
+// wavenet/engine/packing.py, the first entry of a geometry.
 enum class Precision : int64_t { kFp32 = 1, kBf16 = 2, kInt8 = 3 };
 
-// Or, for tensor cores, in tiles of 16 outputs and 16 inputs (wavenet/packing_cuda.py), layouts 4 and 5. Only
-// the CUDA engine reads these.
+// Layouts 4 and 5, for tensor cores: tiles of 16 outputs and 16 inputs (wavenet/engine/packing_tiles.py).
+// Only the CUDA engine supports them.
 enum class Tiles : int64_t { kNone = 0, kFp16 = 4, kBf16 = 5 };
 constexpr int64_t kTile = 16;
 
-// Rows of 32-bit words, block after block: a row holds the weights of one input (four in int8), a word those
-// of one output (two in bf16).
+// Rows of 32-bit words, block after block. A row contains the weights of one input (int8: four), a word those
+// of one output (bf16: two).
 struct Matrix {
   const int32_t* words;
-  // (outputs), int8 only: the weight is scale * integer. The scale's last 16 bits are 2^15 + the sum of the
-  // output's integers.
+  // (outputs), int8 only: a weight is scale * integer. The low 16 bits of the scale encode the sum of the
+  // output's integers, plus 2^15.
   const float* scale;
   int64_t outputs, inputs;
 };
@@ -46,9 +45,9 @@ struct Layer {
 };
 
 struct Network {
-  Precision precision;  // fp32 also where the matrices are in tiles
+  Precision precision;  // kFp32 if the matrices are stored in tiles
   Tiles tiles;
-  int64_t classes, residual, dilated, skip, head;  // channels as the model has them
+  int64_t classes, residual, dilated, skip, head;  // channels of the model, without padding
   int64_t classes_padded, residual_padded, dilated_padded, skip_padded, head_padded;
   int64_t taps, layers, queue_steps;
   const float* embedding;  // (classes, residual_padded)
@@ -60,7 +59,7 @@ struct Network {
   const Layer* layer;
 };
 
-// Channel counts and dilations, checked, before they are bound to weights.
+// Validated channel counts and dilations, without weights.
 struct Geometry {
   Precision precision;
   Tiles tiles;
@@ -68,13 +67,13 @@ struct Geometry {
   std::vector<int64_t> dilations;
 };
 
-// Reads [layout, classes, residual, dilation, skip, head, kernel size, layers, dilations...].
-// Throws std::runtime_error naming the entry that makes no sense.
+// Parses [layout, classes, residual, dilation, skip, head, kernel size, layers, dilations...].
+// Throws std::runtime_error if an entry is out of range, naming it.
 Geometry parse_geometry(const int64_t* entries, size_t count);
 
-// Points a network into its weights; `layers` owns the per-layer table and must outlive the result.
-// Throws std::runtime_error if the geometry does not ask for exactly `count` bytes. The weights must be
-// aligned to 4 bytes, and are read fastest at a multiple of 64.
+// Creates a network with pointers into its weights; `layers` owns the per-layer table and must outlive the
+// result. Throws std::runtime_error if `count` is not the number of bytes that the geometry requires. The
+// weights must be aligned to 4 bytes; alignment to 64 bytes is fastest.
 Network bind_weights(const Geometry& geometry, const void* weights, int64_t count,
                      std::vector<Layer>& layers);
 

@@ -31,7 +31,7 @@ Block philox(Block counter, uint64_t key0, uint64_t key1) {
 
 void uniforms(const Sequence& sequence, uint64_t position, int64_t count, float* to) {
   uint64_t skipped = position % 4;
-  // numpy counts before it gives the first block.
+  // numpy increments the counter before it returns the first block.
   for (uint64_t block = position / 4 + 1; count > 0; ++block) {
     const Block words = philox({{block, sequence.substream, 0, 0}}, sequence.seed, sequence.stream);
     for (; skipped < 4 && count > 0; ++skipped, --count) {

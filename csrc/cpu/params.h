@@ -43,7 +43,7 @@ struct QuantizedRows {
 // Cached sums of all layers' biases and the gate bias of one frame. `values` is null unless all rows use
 // frame `of` at this step, without interpolation.
 struct CachedFrameBias {
-  const float* of;
+  const float* frame;
   const float* values;
 };
 

@@ -90,17 +90,17 @@ INT64_MAX = 2**63 - 1
 BYTES = pack(MODEL, "int8").data
 REFUSED = [
     ({"weights": PACKED.data.double()}, "weights is Double: must be Float"),
-    ({"weights": PACKED.data[:-1]}, "weights have .* the geometry asks for"),
+    ({"weights": PACKED.data[:-1]}, "weights has .* the geometry requires"),
     ({"weights": PACKED.data.repeat(2)[::2]}, "weights is not contiguous"),
     ({"weights": PACKED.data[None]}, r"weights is \(1, \d+\): must be \(any\)"),
     ({"geometry": geometry(version=2)}, "weights is Float: must be Byte"),
     ({"weights": BYTES}, "weights is Byte: must be Float"),
-    ({"weights": BYTES[:-1], "geometry": geometry(version=3)}, "weights have .* the geometry asks for"),
-    ({"weights": BYTES, "geometry": geometry(version=2)}, "weights have .* the geometry asks for"),
+    ({"weights": BYTES[:-1], "geometry": geometry(version=3)}, "weights has .* the geometry requires"),
+    ({"weights": BYTES, "geometry": geometry(version=2)}, "weights has .* the geometry requires"),
     ({"weights": BYTES[1:], "geometry": geometry(version=3)}, "is not aligned to 4 bytes"),
     (
         {"weights": BYTES, "geometry": geometry(version=3, taps=64, residual=1025)},
-        r"kernel_size \* residual_channels = 65600: int8 takes at most 65536; use bf16 or fp32",
+        r"kernel_size \* residual_channels = 65600: int8 supports at most 65536; use bf16 or fp32",
     ),
     ({"geometry": geometry(version=0)}, "weight layout 0 is unknown"),
     ({"geometry": []}, "geometry has 0 entries"),

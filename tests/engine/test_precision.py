@@ -375,7 +375,7 @@ def test_int8_refuses_sums_that_could_overflow_when_it_is_asked_for():
     _, _, model = random_model(
         5, residual=32769, dilation=1, skip=1, head=1, classes=2, kernel_size=2, stacks=1, layers_per_stack=1
     )
-    told = r"^kernel_size \* residual_channels = 65538: int8 takes at most 65536; use bf16 or fp32$"
+    told = r"^kernel_size \* residual_channels = 65538: int8 supports at most 65536; use bf16 or fp32$"
     with pytest.raises(BackendError, match=told):
         Generator(model, precision="int8")
     assert Generator(model, precision="bf16").backend.precision == "bf16"

@@ -1,4 +1,4 @@
-// The sample loop on 256-bit vectors; built with -mavx2 -mfma, run where the processor has both.
+// The sample loop with 256-bit vectors, for processors with AVX2 and FMA.
 #include <immintrin.h>
 
 #include "cpu/params.h"
@@ -7,8 +7,8 @@ namespace wavenet::cpu::avx2 {
 #include "cpu/simd/vector256.inc"
 namespace {
 
-// The instruction for products of bytes saturates, so they are widened in place to 16 bits: the even bytes of
-// a lane, then the odd ones.
+// The byte product instruction saturates, so bytes are widened in place to 16 bits: the even bytes of a lane,
+// then the odd ones.
 inline IntVec dot(IntVec sums, IntVec weights, IntVec inputs) {
   const __m256i w = (__m256i)weights, x = (__m256i)inputs;
   const __m256i even = _mm256_madd_epi16(_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8),
@@ -17,7 +17,7 @@ inline IntVec dot(IntVec sums, IntVec weights, IntVec inputs) {
   return (IntVec)_mm256_add_epi32((__m256i)sums, _mm256_add_epi32(even, odd));
 }
 
-inline int32_t largest_lane(IntVec lanes) {
+inline int32_t max_lane(IntVec lanes) {
   __m128i x =
       _mm_max_epi32(_mm256_castsi256_si128((__m256i)lanes), _mm256_extracti128_si256((__m256i)lanes, 1));
   x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));

@@ -1,4 +1,4 @@
-// The sample loop on 512-bit vectors; built with -mavx512f/bw/dq/vl, run where the processor has all four.
+// The sample loop with 512-bit vectors, for processors with AVX-512 F, BW, DQ and VL.
 #include <immintrin.h>
 
 #include "cpu/params.h"

@@ -1,4 +1,4 @@
-// As kernel_avx512.cpp, where the processor multiplies bytes as well (-mavx512vnni).
+// As kernel_avx512.cpp, with the int8 dot product of AVX-512 VNNI.
 #include <immintrin.h>
 
 #include "cpu/params.h"

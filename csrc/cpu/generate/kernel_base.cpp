@@ -1,4 +1,4 @@
-// The sample loop on 128-bit vectors without a fused multiply-add: every x86-64, and any other processor.
+// The sample loop with 128-bit vectors and without fused multiply-add, for any processor.
 #include "cpu/params.h"
 
 #if defined(__SSE2__)
@@ -16,13 +16,13 @@ constexpr bool kSignedInputs = false;
 inline Vec splat(float x) { return Vec{x, x, x, x}; }
 inline IntVec splat_word(int32_t x) { return IntVec{x, x, x, x}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
-inline void held(IntVec&) {}
+inline void keep_in_register(IntVec&) {}
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
 inline IntVec dot(IntVec sums, IntVec weights, IntVec inputs) {
 #if defined(__SSE2__)
-  // Bytes widened in place to 16 bits: the even ones of a lane, then the odd ones.
+  // Widens bytes in place to 16 bits: the even bytes of a lane, then the odd ones.
   const __m128i w = (__m128i)weights, x = (__m128i)inputs;
   const __m128i even =
       _mm_madd_epi16(_mm_srai_epi16(_mm_slli_epi16(w, 8), 8), _mm_and_si128(x, _mm_set1_epi16(0xff)));
@@ -36,7 +36,7 @@ inline IntVec dot(IntVec sums, IntVec weights, IntVec inputs) {
 #endif
 }
 
-inline int32_t largest_lane(IntVec x) {
+inline int32_t max_lane(IntVec x) {
   const int32_t a = x[0] > x[1] ? x[0] : x[1], b = x[2] > x[3] ? x[2] : x[3];
   return a > b ? a : b;
 }

@@ -1,4 +1,4 @@
-// The sample loop on 64-bit ARM, any of them.
+// The sample loop for any 64-bit ARM processor.
 #include <arm_neon.h>
 
 #include "cpu/params.h"
@@ -9,7 +9,7 @@ namespace {
 
 inline IntVec dot(IntVec sums, IntVec weights, IntVec inputs) {
   const int8x16_t w = (int8x16_t)weights, x = (int8x16_t)inputs;
-  // No product of a weight, which is never -128, and an input is too large for 16 bits.
+  // Weights are never -128, so every product fits in 16 bits.
   const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
   const int32x4_t high = vpaddlq_s16(vmull_high_s8(w, x));
   return (IntVec)vaddq_s32((int32x4_t)sums, vpaddq_s32(low, high));

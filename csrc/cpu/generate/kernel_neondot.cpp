@@ -1,4 +1,4 @@
-// As kernel_neon.cpp, where the processor multiplies bytes as well (-march=armv8.2-a+dotprod).
+// As kernel_neon.cpp, with the int8 dot product of Armv8.2.
 #include <arm_neon.h>
 
 #include "cpu/params.h"

@@ -1,4 +1,4 @@
-// Numbers too small to matter would otherwise take a hundred times longer.
+// Flush-to-zero mode: arithmetic on denormal numbers can be a hundred times slower.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace wavenet::cpu {
 
-// Takes them for zero in this thread, for as long as it lives: set around the loops only, and on every thread
-// of them, so that results do not depend on what the caller had set.
+// Enables flush-to-zero in the current thread while it exists. Every thread sets it around its loops, so that
+// results do not depend on the caller's mode.
 class FlushDenormals {
  public:
 #if defined(__x86_64__)

@@ -12,9 +12,9 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-// Eight sizes from one power of two to the next, so that layers whose lengths differ a little share blocks.
-// Pages that nobody touches take no memory.
-size_t room_for(size_t bytes) {
+// Rounds up to one of eight sizes per power of two, so that layers of similar lengths share blocks. Pages
+// that are never written use no memory.
+size_t capacity_for(size_t bytes) {
   size_t eighth = size_t{1} << 12;
   while (16 * eighth < bytes) eighth *= 2;
   return (bytes + eighth - 1) / eighth * eighth;
@@ -22,88 +22,89 @@ size_t room_for(size_t bytes) {
 
 }  // namespace
 
-Blocks& blocks() {
-  static Blocks& all = *new Blocks;
+BlockCache& block_cache() {
+  static BlockCache& all = *new BlockCache;
   return all;
 }
 
-void Blocks::keep(bool on) {
+void BlockCache::enable(bool on) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  keepers_ += on ? 1 : -1;
-  if (keepers_ > 0) return;
-  keepers_ = 0;
+  users_ += on ? 1 : -1;
+  if (users_ > 0) return;
+  users_ = 0;
   shrink_to(0);
-  most_wanted_ = wanted_;
+  max_requested_ = requested_;
 }
 
-bool Blocks::kept() {
+bool BlockCache::enabled() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return keepers_ > 0;
+  return users_ > 0;
 }
 
-void* Blocks::take(size_t bytes) {
-  const size_t room = room_for(bytes);
+void* BlockCache::allocate(size_t bytes) {
+  const size_t capacity = capacity_for(bytes);
   const std::lock_guard<std::mutex> lock(mutex_);
-  // So that nothing below, nor `give`, needs memory for itself.
+  // Reserves space in advance, so that neither the code below nor `release` allocates.
   used_.reserve(used_.size() + 1);
   idle_.reserve(idle_.size() + used_.size() + 1);
-  const size_t most = std::max(most_wanted_, wanted_ + room);
-  size_t found = find_idle(room, room);
-  if (found == idle_.size() && used_bytes_ + idle_bytes_ + room > most) found = find_idle(room, 2 * room);
+  const size_t limit = std::max(max_requested_, requested_ + capacity);
+  size_t found = find_idle(capacity, capacity);
+  if (found == idle_.size() && used_bytes_ + idle_bytes_ + capacity > limit)
+    found = find_idle(capacity, 2 * capacity);
   Block block;
   if (found < idle_.size()) {
     block = idle_[found];
     idle_.erase(idle_.begin() + static_cast<ptrdiff_t>(found));
     idle_bytes_ -= block.bytes;
   } else {
-    shrink_to(most - room);
-    block = map(room, bytes);
+    shrink_to(limit - capacity);
+    block = map(capacity, bytes);
   }
-  block.wanted = room;
+  block.requested = capacity;
   used_.push_back(block);
   used_bytes_ += block.bytes;
-  wanted_ += room;
-  most_wanted_ = most;
+  requested_ += capacity;
+  max_requested_ = limit;
   return block.begin;
 }
 
-void Blocks::give(void* begin) noexcept {
+void BlockCache::release(void* begin) noexcept {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found =
       std::find_if(used_.begin(), used_.end(), [&](const Block& block) { return block.begin == begin; });
   const Block block = *found;
   used_.erase(found);
   used_bytes_ -= block.bytes;
-  wanted_ -= block.wanted;
-  if (keepers_ == 0) {
+  requested_ -= block.requested;
+  if (users_ == 0) {
     unmap(block);
     return;
   }
   idle_.push_back(block);
   idle_bytes_ += block.bytes;
-  // One that served for less may have made it more.
-  shrink_to(most_wanted_);
+  // A block larger than requested may have raised the total above the limit.
+  shrink_to(max_requested_);
 }
 
-Blocks::Held Blocks::held() {
+BlockCache::Usage BlockCache::usage() {
   const std::lock_guard<std::mutex> lock(mutex_);
   return {used_bytes_, idle_bytes_};
 }
 
-// The smallest of those that were idle for least long, with at least so many bytes and at most so many; one
-// past the last where there is none.
-size_t Blocks::find_idle(size_t least, size_t most) const {
+// Returns the index of the smallest idle block of `minimum` to `maximum` bytes, of several the one released
+// last; idle_.size() if there is none.
+size_t BlockCache::find_idle(size_t minimum, size_t maximum) const {
   size_t best = idle_.size();
   for (size_t i = idle_.size(); i-- > 0;) {
     const size_t bytes = idle_[i].bytes;
-    if (bytes < least || bytes > most) continue;
+    if (bytes < minimum || bytes > maximum) continue;
     if (best == idle_.size() || bytes < idle_[best].bytes) best = i;
   }
   return best;
 }
 
-Blocks::Block Blocks::map(size_t room, size_t wanted) {
-  const size_t mapped = room + kHugePage;
+BlockCache::Block BlockCache::map(size_t capacity, size_t requested) {
+  const size_t mapped = capacity + kHugePage;
   void* mapping = MAP_FAILED;
   while ((mapping = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) ==
          MAP_FAILED) {
@@ -113,21 +114,21 @@ Blocks::Block Blocks::map(size_t room, size_t wanted) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(mapping);
   void* begin = reinterpret_cast<void*>((address + kHugePage - 1) / kHugePage * kHugePage);
 #ifdef MADV_HUGEPAGE
-  // Whole ones only: the rest of another would be taken for nothing.
-  if (wanted >= kHugePage) madvise(begin, wanted / kHugePage * kHugePage, MADV_HUGEPAGE);
+  // Whole huge pages only, since part of another one would be wasted.
+  if (requested >= kHugePage) madvise(begin, requested / kHugePage * kHugePage, MADV_HUGEPAGE);
 #else
-  (void)wanted;
+  (void)requested;
 #endif
-  return {begin, room, room, mapping, mapped};
+  return {begin, capacity, capacity, mapping, mapped};
 }
 
-void Blocks::unmap(const Block& block) noexcept { munmap(block.mapping, block.mapped); }
+void BlockCache::unmap(const Block& block) noexcept { munmap(block.mapping, block.mapped); }
 
-void Blocks::shrink_to(size_t bytes) noexcept {
+void BlockCache::shrink_to(size_t bytes) noexcept {
   while (!idle_.empty() && used_bytes_ + idle_bytes_ > bytes) drop_oldest();
 }
 
-void Blocks::drop_oldest() noexcept {
+void BlockCache::drop_oldest() noexcept {
   unmap(idle_.front());
   idle_bytes_ -= idle_.front().bytes;
   idle_.erase(idle_.begin());

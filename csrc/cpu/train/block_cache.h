@@ -1,8 +1,8 @@
-// Memory that one step of training gives back and the next takes again.
+// A cache of memory blocks that successive training steps reuse.
 //
-// A step takes hundreds of megabytes. The system hands memory out page by page, each with a fault and filled
-// with zeros: 5 to 10 % of a step. So while training asks for it, blocks that are given back are kept for the
-// next that ask for as much.
+// A step allocates hundreds of megabytes. The system provides them page by page, each with a page fault and
+// filled with zeros, which takes 5 to 10 % of a step. While the cache is enabled, it keeps released blocks
+// for later requests of the same size.
 #pragma once
 
 #include <cstddef>
@@ -11,48 +11,50 @@
 
 namespace wavenet::cpu {
 
-// Blocks may be taken and given back by any thread, and by several networks at once. Blocks are idle only
-// within what was once wanted at one time, used and idle ones together: where a new one would go beyond that,
-// an idle one of up to twice the size serves, or those that have been idle for longest go back to the system.
-class Blocks {
+// All functions are thread-safe, and several networks can share the cache. Used and idle blocks together are
+// limited to the maximum that was ever requested at one time. If a new block would exceed that, the cache
+// uses an idle block of up to twice the size, or returns the blocks that have been idle for longest to the
+// system.
+class BlockCache {
  public:
-  // Blocks are kept from the first `keep(true)` to the `keep(false)` for the last of them, which gives all
-  // that are idle back to the system; those in use follow when they are given.
-  void keep(bool on);
-  bool kept();
+  // Calls nest: the cache is enabled until every `enable(true)` has been followed by an `enable(false)`. The
+  // last one returns all idle blocks to the system; blocks in use follow when they are released.
+  void enable(bool on);
+  bool enabled();
 
-  // Whole pages, of any content. Throws std::bad_alloc.
-  void* take(size_t bytes);
-  void give(void* begin) noexcept;
+  // Returns whole pages with undefined content. Throws std::bad_alloc.
+  void* allocate(size_t bytes);
+  void release(void* begin) noexcept;
 
-  struct Held {
+  struct Usage {
     size_t used, idle;  // bytes
   };
-  Held held();
+  Usage usage();
 
  private:
   struct Block {
     void* begin;
-    size_t bytes;   // of room, one of few sizes
-    size_t wanted;  // while in use: the size that would have done
+    size_t bytes;      // capacity, see `capacity_for`
+    size_t requested;  // while in use: the capacity that was requested
     void* mapping;
     size_t mapped;
   };
 
-  size_t find_idle(size_t least, size_t most) const;
-  Block map(size_t room, size_t wanted);
+  size_t find_idle(size_t minimum, size_t maximum) const;
+  Block map(size_t capacity, size_t requested);
   static void unmap(const Block& block) noexcept;
   void shrink_to(size_t bytes) noexcept;
   void drop_oldest() noexcept;
 
   std::mutex mutex_;
-  int64_t keepers_ = 0;
-  std::vector<Block> used_, idle_;  // idle for longest first
+  int64_t users_ = 0;
+  std::vector<Block> used_, idle_;  // longest idle first
   size_t used_bytes_ = 0, idle_bytes_ = 0;
-  size_t wanted_ = 0, most_wanted_ = 0;  // of those in use; at one time, since blocks are kept
+  size_t requested_ = 0,
+         max_requested_ = 0;  // of blocks in use: now, and the maximum since the cache was enabled
 };
 
-// The process's. It has no end, as tensors may have none.
-Blocks& blocks();
+// Returns the cache of the process. It is never destroyed, since tensors may outlive static objects.
+BlockCache& block_cache();
 
 }  // namespace wavenet::cpu

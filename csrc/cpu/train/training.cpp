@@ -10,7 +10,7 @@ namespace wavenet::cpu {
 
 namespace {
 
-// The passes of the instruction set in use, null where it has none.
+// Returns the passes of the selected instruction set; null if it has none.
 const Passes* selected(bool bf16) {
 #if defined(__x86_64__)
   const std::string set = instruction_set();
@@ -29,7 +29,7 @@ const Passes& passes_for(bool bf16) {
   return *passes;
 }
 
-// Memory whose beginning is aligned for vectors.
+// Memory aligned for vectors.
 class Floats {
  public:
   explicit Floats(int64_t count) : memory_(static_cast<size_t>(count) + kAlignment / sizeof(float)) {
@@ -52,10 +52,10 @@ uint32_t bf16_bits(float value) {
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-// A matrix made into blocks for the passes, with zeros for padding.
+// A matrix packed in blocks for the passes, padded with zeros.
 class Packed {
  public:
-  // `at(input, output)` is a weight, for numbers within the padding too.
+  // `at(input, output)` returns a weight, and has to support indices within the padding.
   template <typename At>
   Packed(int64_t inputs, int64_t outputs, bool bf16, At at) : memory_(inputs * outputs / (bf16 ? 2 : 1)) {
     float* to = memory_.data();
@@ -83,7 +83,8 @@ class Packed {
   PackedMatrix matrix_;
 };
 
-// This thread's, for one pass: kept, as a step of training makes a hundred passes.
+// Returns working memory of the current thread for one pass. It is reused, since a training step has a
+// hundred passes.
 float* working_memory(int64_t floats) {
   thread_local std::vector<float> memory;
   const size_t spare = 64 / sizeof(float);
@@ -92,19 +93,19 @@ float* working_memory(int64_t floats) {
   return memory.data() + (64 - address % 64) % 64 / sizeof(float);
 }
 
-void run_pass(const GatedLayer& layer, LayerPass pass, int64_t rows, const Spread& spread) {
+void run_pass(const GatedLayer& layer, LayerPass pass, int64_t rows, const ParallelFor& parallel_for) {
   const int64_t blocks = layer.batch * blocks_of(rows);
-  spread(kParts, [&](int64_t part) {
+  parallel_for(kParts, [&](int64_t part) {
     const int64_t first = blocks * part / kParts, stop = blocks * (part + 1) / kParts;
     if (first == stop) return;
     const FlushDenormals flush;
-    pass(layer, first, stop, working_memory(room_of(layer).size), part);
+    pass(layer, first, stop, working_memory(workspace_layout(layer).size), part);
   });
 }
 
-// Adds the parts' sums, in order, and drops the padding.
-void add_up(const GatedLayer& layer, const float* sums, int64_t offset, int64_t rows, int64_t columns,
-            int64_t stride, float* to) {
+// Adds the sums of all parts, in order, and removes the padding.
+void reduce_parts(const GatedLayer& layer, const float* sums, int64_t offset, int64_t rows, int64_t columns,
+                  int64_t stride, float* to) {
   const int64_t size = sums_of(layer).size;
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t column = 0; column < columns; ++column) {
@@ -115,15 +116,15 @@ void add_up(const GatedLayer& layer, const float* sums, int64_t offset, int64_t 
   }
 }
 
-float wide(const float* from) { return *from; }
-float wide(const uint16_t* from) {
+float widen(const float* from) { return *from; }
+float widen(const uint16_t* from) {
   const uint32_t bits = static_cast<uint32_t>(*from) << 16;
   float value;
   __builtin_memcpy(&value, &bits, sizeof(value));
   return value;
 }
 
-// Writes one segment's part of the gradient of the frames.
+// Writes the gradient of the frames for one segment.
 template <typename Stored>
 void sum_frames(const GatedLayer& layer, int64_t segment, float* to) {
   const int64_t width = 2 * layer.channels;
@@ -135,19 +136,19 @@ void sum_frames(const GatedLayer& layer, int64_t segment, float* to) {
     const GateFrame frame = gate_frame(layer.bias, segment, row, layer.frame_stride);
     float* here = to + (frame.here - values) / layer.frame_stride * width;
     if (!layer.bias.linear) {
-      for (int64_t i = 0; i < width; ++i) here[i] += wide(rows + i);
+      for (int64_t i = 0; i < width; ++i) here[i] += widen(rows + i);
       continue;
     }
     float* next = to + (frame.next - values) / layer.frame_stride * width;
     const float rest = 1.0f - frame.weight;
     for (int64_t i = 0; i < width; ++i) {
-      here[i] += rest * wide(rows + i);
-      next[i] += frame.weight * wide(rows + i);
+      here[i] += rest * widen(rows + i);
+      next[i] += frame.weight * widen(rows + i);
     }
   }
 }
 
-// Row `padded_row` of a matrix of two padded branches, as one without padding; -1 in the padding.
+// Converts a row of a matrix of two padded branches to a row without padding; returns -1 for padding.
 int64_t row_of_branches(const GatedLayer& layer, int64_t padded_row) {
   const int64_t padded = whole_vectors(layer.channels), within = padded_row % padded;
   return within < layer.channels ? padded_row / padded * layer.channels + within : -1;
@@ -157,7 +158,7 @@ int64_t row_of_branches(const GatedLayer& layer, int64_t padded_row) {
 
 bool can_train(bool bf16) { return selected(bf16) != nullptr; }
 
-void forward(GatedLayer layer, const LayerWeights& weights, bool bf16, const Spread& spread) {
+void forward(GatedLayer layer, const LayerWeights& weights, bool bf16, const ParallelFor& parallel_for) {
   const Passes& passes = passes_for(bf16);
   const int64_t inputs = layer.taps * layer.residual, channels = layer.channels, width = layer.residual;
   const Packed dilated(whole_vectors(inputs), 2 * whole_vectors(channels), bf16,
@@ -172,11 +173,11 @@ void forward(GatedLayer layer, const LayerWeights& weights, bool bf16, const Spr
                       });
   layer.dilated = dilated.matrix();
   layer.output = output.matrix();
-  run_pass(layer, passes.forward, layer.steps, spread);
+  run_pass(layer, passes.forward, layer.steps, parallel_for);
 }
 
 void backward(GatedLayer layer, const LayerWeights& weights, const LayerGradients& gradients, bool bf16,
-              const Spread& spread) {
+              const ParallelFor& parallel_for) {
   const Passes& passes = passes_for(bf16);
   const int64_t inputs = layer.taps * layer.residual, channels = layer.channels, width = layer.residual;
   const Packed to_gates(whole_vectors(width), whole_vectors(channels), bf16,
@@ -198,21 +199,21 @@ void backward(GatedLayer layer, const LayerWeights& weights, const LayerGradient
   layer.to_gates = to_gates.matrix();
   layer.to_taps = to_taps.data();
   layer.sums = sums.data();
-  run_pass(layer, passes.backward_gates, layer.steps, spread);
-  run_pass(layer, passes.backward_inputs, layer.steps + (layer.taps - 1) * layer.dilation, spread);
+  run_pass(layer, passes.backward_gates, layer.steps, parallel_for);
+  run_pass(layer, passes.backward_inputs, layer.steps + (layer.taps - 1) * layer.dilation, parallel_for);
   const int64_t padded = whole_vectors(channels), stride = whole_vectors(inputs);
   for (int64_t half = 0; half < 2; ++half) {
-    add_up(layer, sums.data(), at.dilated + half * padded * stride, channels, inputs, stride,
-           gradients.dilated + half * channels * inputs);
-    add_up(layer, sums.data(), at.dilated_bias + half * padded, 1, channels, channels,
-           gradients.dilated_bias + half * channels);
+    reduce_parts(layer, sums.data(), at.dilated + half * padded * stride, channels, inputs, stride,
+                 gradients.dilated + half * channels * inputs);
+    reduce_parts(layer, sums.data(), at.dilated_bias + half * padded, 1, channels, channels,
+                 gradients.dilated_bias + half * channels);
   }
   if (!layer.last) {
-    add_up(layer, sums.data(), at.output, width, channels, padded, gradients.output);
-    add_up(layer, sums.data(), at.residual_bias, 1, width, width, gradients.residual_bias);
+    reduce_parts(layer, sums.data(), at.output, width, channels, padded, gradients.output);
+    reduce_parts(layer, sums.data(), at.residual_bias, 1, width, width, gradients.residual_bias);
   }
   if (gradients.bias != nullptr) {
-    spread(layer.batch, [&](int64_t segment) {
+    parallel_for(layer.batch, [&](int64_t segment) {
       if (bf16) {
         sum_frames<uint16_t>(layer, segment, gradients.bias);
       } else {
@@ -224,8 +225,8 @@ void backward(GatedLayer layer, const LayerWeights& weights, const LayerGradient
 
 namespace {
 
-void run_losses(const Losses& losses, LossPass pass, const Spread& spread) {
-  spread(kParts, [&](int64_t part) {
+void run_losses(const Losses& losses, LossPass pass, const ParallelFor& parallel_for) {
+  parallel_for(kParts, [&](int64_t part) {
     const FlushDenormals flush;
     pass(losses, losses.rows * part / kParts, losses.rows * (part + 1) / kParts);
   });
@@ -233,12 +234,12 @@ void run_losses(const Losses& losses, LossPass pass, const Spread& spread) {
 
 }  // namespace
 
-void cross_entropy(const Losses& losses, bool bf16, const Spread& spread) {
-  run_losses(losses, passes_for(bf16).loss, spread);
+void cross_entropy(const Losses& losses, bool bf16, const ParallelFor& parallel_for) {
+  run_losses(losses, passes_for(bf16).loss, parallel_for);
 }
 
-void cross_entropy_backward(const Losses& losses, bool bf16, const Spread& spread) {
-  run_losses(losses, passes_for(bf16).loss_backward, spread);
+void cross_entropy_backward(const Losses& losses, bool bf16, const ParallelFor& parallel_for) {
+  run_losses(losses, passes_for(bf16).loss_backward, parallel_for);
 }
 
 }  // namespace wavenet::cpu

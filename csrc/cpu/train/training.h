@@ -1,11 +1,9 @@
-// One gated layer of the network as training computes it, forwards and backwards, over whole segments; and
-// the loss.
+// Parameters of the forward and backward passes of one gated layer over whole segments, and of the loss.
 //
-// Plain data only, as in params.h: included where special instruction sets are switched on.
+// Plain data only, as in params.h, since files compiled for special instruction sets include it.
 //
-// What reaches memory between layers is little: the residual path in float32, and tanh and sigmoid of every
-// layer in `Stored`, float32 or bfloat16. A block of rows goes through everything else in one thread's
-// second-level cache.
+// Between layers only two arrays are stored: the residual path in float32, and tanh and sigmoid of every
+// layer in float32 or bfloat16. Everything else of a block of rows stays in the L2 cache of one thread.
 #pragma once
 
 #include <cstdint>
@@ -14,22 +12,22 @@
 
 namespace wavenet::cpu {
 
-// Rows of a segment that are worked on together.
+// Rows of a segment that are processed together.
 constexpr int64_t kBlockRows = 96;
 
-// What a layer's weights are made into before a pass: blocks of 64 outputs (the last may be narrower, all
-// are padded to whole vectors), each with its inputs one after the other, in bf16 two to a word. `inputs` and
-// `outputs` count the padding.
+// A layer's weights, packed before each pass: blocks of 64 outputs (the last may be narrower; all are padded
+// to whole vectors), each stored input by input, in bf16 two inputs to a word. `inputs` and `outputs` include
+// the padding.
 struct PackedMatrix {
   const int32_t* words;
   int64_t outputs, inputs;
 };
 
-// A layer takes segments of `steps + context` rows to `steps`, where context = (taps - 1) * dilation.
+// A layer maps segments of `steps + context` rows to `steps` rows, where context = (taps - 1) * dilation.
 struct GatedLayer {
-  int64_t batch, steps, kept;  // the last `kept` of a segment's rows reach the skip path
+  int64_t batch, steps, kept;  // the last `kept` rows of a segment contribute to the skip path
   int64_t residual, channels, taps, dilation;
-  bool last;  // without a residual path
+  bool last;  // the last layer has no residual output
 
   const float* x;  // (batch, steps + context, residual)
   GateBias bias;   // of this layer, (batch, frames, 2 * channels); position 0 is a segment's first row
@@ -44,22 +42,23 @@ struct GatedLayer {
   int64_t gates_batch_stride, gates_row_stride;
   float* y;  // (batch, steps, residual)
 
-  // Backwards. `gates` is the gradient from the skip path then.
+  // Backward pass. There, `gates` is the gradient from the skip path.
   const float* dy;              // (batch, steps, residual)
   void* dactivation;            // (batch, steps, 2 * channels)
   float* dx;                    // (batch, steps + context, residual)
   PackedMatrix to_gates;        // from residual to channels: the output matrix transposed
   const PackedMatrix* to_taps;  // for each tap from both branches to residual
-  // Sums, one after the other for each part of the work: see `sums_of`.
+  // Sums of all parts of the work, one after the other: see `sums_of`.
   float* sums;
 };
 
-// Parts of the work on a layer: always as many, so that sums do not depend on the number of threads.
+// Parts that the work on a layer is divided into. Constant, so that sums do not depend on the number of
+// threads.
 constexpr int64_t kParts = 16;
 
 inline int64_t whole_vectors(int64_t count) { return (count + 15) / 16 * 16; }
 
-// Where the gradients of a layer's weights stand in one part's sums, in floats.
+// Offsets of the gradients of a layer's weights in the sums of one part, in floats.
 struct Sums {
   int64_t dilated;        // (2 * channels padded, taps * residual padded)
   int64_t dilated_bias;   // (2 * channels padded)
@@ -80,49 +79,50 @@ inline Sums sums_of(const GatedLayer& layer) {
 
 inline int64_t blocks_of(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
 
-// Working memory of one thread, in floats: where arrays of a block's rows begin.
-struct Room {
-  int64_t taps;          // what the dilated product takes
-  int64_t activation;    // what comes of it, or its gradient
-  int64_t gated;         // what the product with the output matrix takes, or its gradient
+// Working memory of one thread: offsets of the arrays of a block's rows, in floats.
+struct WorkspaceLayout {
+  int64_t taps;          // inputs of the dilated product
+  int64_t activation;    // its results, or their gradient
+  int64_t gated;         // inputs of the product with the output matrix, or their gradient
   int64_t residual;      // rows of the residual path
-  int64_t gates, above;  // backwards: what the output matrix's gradient is a sum of
+  int64_t gates, above;  // backward pass: operands of the output matrix's gradient
   int64_t size;
 };
 
-inline Room room_of(const GatedLayer& layer) {
+inline WorkspaceLayout workspace_layout(const GatedLayer& layer) {
   const int64_t channels = whole_vectors(layer.channels), width = whole_vectors(layer.residual);
-  Room room{};
-  room.activation = room.taps + kBlockRows * whole_vectors(layer.taps * layer.residual);
-  room.gated = room.activation + kBlockRows * 2 * channels;
-  room.residual = room.gated + kBlockRows * channels;
-  room.gates = room.residual + kBlockRows * width;
-  room.above = room.gates + kBlockRows * channels;
-  room.size = room.above + kBlockRows * width;
-  return room;
+  WorkspaceLayout layout{};
+  layout.activation = layout.taps + kBlockRows * whole_vectors(layer.taps * layer.residual);
+  layout.gated = layout.activation + kBlockRows * 2 * channels;
+  layout.residual = layout.gated + kBlockRows * channels;
+  layout.gates = layout.residual + kBlockRows * width;
+  layout.above = layout.gates + kBlockRows * channels;
+  layout.size = layout.above + kBlockRows * width;
+  return layout;
 }
 
-// Each takes a range of blocks: of all segments' rows in order, kBlockRows of one segment at a time. `room`
-// is working memory, `part` says which sums to add to.
-using LayerPass = void (*)(const GatedLayer& layer, int64_t first, int64_t stop, float* room, int64_t part);
+// Processes a range of blocks. Blocks are numbered in the order of all segments' rows, kBlockRows of one
+// segment each. `workspace` is working memory; `part` selects the sums to add to.
+using LayerPass = void (*)(const GatedLayer& layer, int64_t first, int64_t stop, float* workspace,
+                           int64_t part);
 
-// Cross-entropies in nats of rows of logits, float32 or bfloat16, and their gradient.
+// Cross-entropy in nats of rows of logits, float32 or bfloat16, and its gradient.
 struct Losses {
   int64_t rows, classes;
   const void* logits;      // (rows, classes)
-  const int64_t* targets;  // (rows): classes, or `ignored`, whose row gives 0
+  const int64_t* targets;  // (rows): classes, or `ignored` for rows with loss 0
   int64_t ignored;
   float* nats;         // (rows)
   float* normalizers;  // (rows): ln of the sum of exp(logits)
-  // Backwards.
+  // Backward pass.
   const float* dnats;  // (rows)
-  void* dlogits;       // (rows, classes), as the logits
+  void* dlogits;       // (rows, classes), of the logits' type
 };
 
-// Takes a range of rows.
+// Processes a range of rows.
 using LossPass = void (*)(const Losses& losses, int64_t first, int64_t stop);
 
-// What an instruction set provides, in one of two precisions: of the products and of what is stored.
+// The functions of an instruction set, for one precision of products and storage.
 struct Passes {
   LayerPass forward;
   LayerPass backward_gates;   // from dy and the skip path's gradient to dactivation, and all sums

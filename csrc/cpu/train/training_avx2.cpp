@@ -1,4 +1,4 @@
-// Training's layers on 256-bit vectors.
+// The passes of training with 256-bit vectors.
 #include <immintrin.h>
 
 #include "cpu/train/training.h"

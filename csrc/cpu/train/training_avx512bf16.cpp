@@ -1,4 +1,4 @@
-// As training_avx512.cpp, where the processor multiplies pairs of bfloat16 as well (-mavx512bf16).
+// The passes of training in bf16, with the dot product of AVX-512 BF16.
 #include <immintrin.h>
 
 #include "cpu/train/training.h"
@@ -23,7 +23,7 @@ inline Vec read_bf16(const uint16_t* from) {
   return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
 }
 
-// Words with `low` in their lower halves and `high` in their upper ones.
+// Returns words with `low` in the lower halves and `high` in the upper halves.
 inline Vec pair_bf16(Vec low, Vec high) {
   const __m512i lower = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)low));
   const __m512i upper = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)high));
