@@ -95,7 +95,7 @@ ENTRIES = [2, 6, 7, 60, 3, 1, 2, 4]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": torch.zeros(5)}, "conditioner has 5 weights, its entries require"),
+        ({"weights": torch.zeros(5)}, "conditioner has 5 weights: its entries require"),
         ({"weights": torch.zeros(5).double()}, "weights is Double: must be Float"),
         ({"entries": []}, "conditioner has 0 entries: must have 5 to 13"),
         ({"entries": [0, *ENTRIES[1:5]]}, "classes = 0: must be 1 to"),
