@@ -1,6 +1,6 @@
-"""Write a small tune composed by rule as a MIDI file for wavenet-generate --midi.
+"""Compose a small tune by rule and write it as a MIDI file for wavenet-generate --midi.
 
-How it is composed stands in wavenet/composing.py. One seed always writes one tune.
+The rules are in wavenet/music/rule_composer.py. The same seed writes the same tune.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["BASS", "MELODY", "compose", "write_midi"]
 
 
 class ComposeError(Exception):
-    """Something the person at the keyboard can put right."""
+    """A mistake that the user can correct."""
 
 
 def write_midi(path: Path, voices: tuple[list[Note], ...], tempo: float) -> None:
-    """Write voices as a MIDI file, each a track and a channel of its own, at a tempo in beats a minute."""
+    """Write voices as a MIDI file, each in its own track and channel, at a tempo in beats a minute."""
     try:
         import mido
     except ImportError:
@@ -31,7 +31,7 @@ def write_midi(path: Path, voices: tuple[list[Note], ...], tempo: float) -> None
         if channel == 0:
             track.append(mido.MetaMessage("set_tempo", tempo=round(60e6 / tempo)))
         events = [(start, 1, number, velocity) for start, _, number, velocity in voice]
-        # Let go a little early, so that a note that comes again is struck anew.
+        # Release a little early, so that a repeated note is struck again.
         events += [(start + length - LET_GO, 0, number, 0) for start, length, number, _ in voice]
         now = 0
         for tick, begins, number, velocity in sorted(events):

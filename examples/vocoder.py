@@ -1,7 +1,7 @@
-"""Speak mel frames while they arrive, as a text-to-speech system would hand them over.
+"""Generate audio from mel frames while they arrive, as from a text-to-speech system.
 
-The network must have been trained with --features mel. The frames come from a recording here; in a system of
-your own, replace `arriving` by whatever yields float32 arrays of shape (n_mels, frames).
+The network must have been trained with --features mel. Here the frames are computed from a recording; in your
+own system, replace `arriving` by a generator of float32 arrays of shape (n_mels, frames).
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from wavenet.conditioning.supplied import SuppliedFrames
 
 
 def arriving(recording: str, config: wavenet.WaveNetConfig, frames: int) -> Iterator[np.ndarray]:
-    """Yield the mel frames of a recording, a few at a time: stands for an acoustic model."""
-    told = config.conditioning
-    assert told is not None
+    """Yield the mel frames of a recording, a few at a time, in place of an acoustic model."""
+    conditioning = config.conditioning
+    assert conditioning is not None
     audio = load_audio(recording, config.sample_rate)
-    mel = log_mel(audio, config.sample_rate, told.n_fft, told.hop, told.n_mels, told.fmin, told.fmax)
+    c = conditioning
+    mel = log_mel(audio, config.sample_rate, c.n_fft, c.hop, c.n_mels, c.fmin, c.fmax)
     for first in range(0, mel.shape[1], frames):
         yield mel[:, first : first + frames]
 
 
 def speak(generator: wavenet.Generator, pieces: Iterator[np.ndarray], seed: int) -> Iterator[np.ndarray]:
-    """Yield audio, float32 (samples,), as soon as the frames that it needs have come."""
+    """Yield audio, float32 (samples,), as soon as the frames that it needs have arrived."""
     first = torch.from_numpy(next(pieces))
-    given = SuppliedFrames(generator.config, first, closed=False)
-    steering = generator.steering(given)
-    state, made = None, 0
-    # That no frame follows the last one is only known when none has come; nothing is then waited for.
+    frames = SuppliedFrames(generator.config, first, closed=False)
+    steering = generator.steering(frames)
+    state, generated = None, 0
+    # The end is known only when no further piece arrives; the last samples are generated then.
     for piece in itertools.chain([first[:, :0]], map(torch.from_numpy, pieces), [None]):
-        given.append(first[:, :0] if piece is None else piece, last=piece is None)
-        if given.ready > made:
+        frames.append(first[:, :0] if piece is None else piece, last=piece is None)
+        if frames.ready > generated:
             state = state or generator.start(seed=seed, gate_bias=steering)
-            samples = generator.generate(given.ready - made, state, gate_bias=steering)
-            made = given.ready
+            samples = generator.generate(frames.ready - generated, state, gate_bias=steering)
+            generated = frames.ready
             yield generator.decode(samples)[0].numpy()
 
 
@@ -54,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="a network trained with --features mel")
-    parser.add_argument("recording", help="whose spectra are spoken")
+    parser.add_argument("recording", help="recording whose spectra are resynthesised")
     parser.add_argument("out", help="WAV file to write")
-    parser.add_argument("--frames", type=int, default=20, help="that arrive at once (default: 20)")
+    parser.add_argument("--frames", type=int, default=20, help="frames that arrive at once (default: 20)")
     options = parser.parse_args(arguments)
     generator = wavenet.Generator.from_pretrained(options.checkpoint)
     config = generator.config
