@@ -1,8 +1,8 @@
-"""What being told something costs the sample loop, in time and in memory: python conditioning.py [A B ...]
+"""Measure what conditioning costs the sample loop, in time and memory: python conditioning.py [A B ...]
 
-The same network generates with and without frames to follow, in turns, one stream on one thread, with random
-weights; the ratio of the medians is told. Frames are projected as they are needed, which is included. Memory
-is what the process grows by, at its peak, over a minute of audio.
+The same network generates with and without conditioning, alternating, one stream on one thread, with random
+weights. The result is the ratio of the median rates; projecting the frames is included. Memory is the growth
+of the process's peak over a minute of audio.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ MEMORY_SECONDS = 60
 
 
 def networks(name: str, hop: int, one_class: bool) -> tuple[Any, Any]:
-    """Return a network without and one with conditions, scores or two classes, otherwise the same."""
+    """Return two networks of the same shape: without conditioning, and with scores or two classes."""
     from wavenet.config import ConditioningConfig, WaveNetConfig
     from wavenet.models.wavenet import WaveNet
 
     plain = WaveNetConfig(sample_rate=RATE, **PRESETS[name])
     kind: dict[str, Any] = {"class_names": ("one", "other")} if one_class else {"features": "score"}
-    told = dataclasses.replace(plain, conditioning=ConditioningConfig(hop=hop, **kind))
+    conditioned = dataclasses.replace(plain, conditioning=ConditioningConfig(hop=hop, **kind))
     torch.manual_seed(0)
     without = WaveNet(plain)
     torch.manual_seed(0)
-    with_frames = WaveNet(told)
+    with_frames = WaveNet(conditioned)
     torch.nn.init.normal_(with_frames.conditioner.projection.weight, std=0.01)
     return without, with_frames
 
@@ -56,7 +56,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from wavenet.conditioning.classes import Classes
     from wavenet.conditioning.score import ScoreSource
 
-    models = dict(zip(("plain", "told"), networks(name, options.hop, options.one_class), strict=True))
+    models = dict(zip(("plain", "conditioned"), networks(name, options.hop, options.one_class), strict=True))
 
     def source(config: Any) -> Any:
         return (
@@ -67,12 +67,12 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     def begin(kind: str) -> tuple[Any, Any, Any]:
         generator = Generator(models[kind], options.backend, threads=1, precision=options.precision)
-        steering = generator.steering(source(generator.config)) if kind == "told" else None
+        steering = generator.steering(source(generator.config)) if kind == "conditioned" else None
         state = generator.start(gate_bias=steering)
         generator.generate(CHUNK, state, gate_bias=steering)
         return generator, steering, state
 
-    generator, steering, state = begin("told")
+    generator, steering, state = begin("conditioned")
     before = peak_memory()
     for _ in generator.stream(state, MEMORY_SECONDS * RATE, gate_bias=steering):
         pass
@@ -80,23 +80,23 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, list[float]] = {kind: [] for kind in models}
     for _ in range(options.repeats):
         for kind in models:
-            # New memory for every turn: where pages lie decides how much of a network the second-level cache
-            # holds at once, which makes several percent where it is about as large.
+            # New memory for every repeat: page placement decides how much of the weights the L2 cache holds,
+            # which changes the rate by several percent for networks of about its size.
             generator, steering, state = begin(kind)
             begun, done = time.perf_counter(), 0
             while time.perf_counter() - begun < options.seconds / options.repeats:
                 generator.generate(CHUNK, state, gate_bias=steering)
                 done += CHUNK
             rates[kind].append(done / (time.perf_counter() - begun))
-    plain, told = (statistics.median(rates[kind]) for kind in ("plain", "told"))
+    plain, conditioned = (statistics.median(rates[kind]) for kind in ("plain", "conditioned"))
     return {
         "network": name,
         "backend": generator.backend.name,
         "precision": options.precision,
         "hop": options.hop,
         "samples_per_second": round(plain),
-        "samples_per_second_told": round(told),
-        "ratio": round(told / plain, 3),
+        "samples_per_second_conditioned": round(conditioned),
+        "ratio": round(conditioned / plain, 3),
         "grown_over_60_seconds_mb": round(grown, 1),
     }
 
@@ -106,10 +106,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("presets", nargs="*", help=f"of {', '.join(PRESETS)} (default: A)")
     parser.add_argument("--hop", type=int, default=256, metavar="N", help="samples per frame (default: 256)")
-    parser.add_argument("--one-class", action="store_true", help="told a class, whose bias never changes")
+    parser.add_argument(
+        "--one-class", action="store_true", help="condition on one class, whose bias is constant"
+    )
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or int8 (default: fp32)")
     parser.add_argument("--backend", default="auto", help="(default: auto)")
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="X", help="of measuring each kind")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, metavar="X", help="seconds of measuring each kind"
+    )
     parser.add_argument("--repeats", type=int, default=15, metavar="N", help="turns (default: 15)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     options = parser.parse_args(arguments)

@@ -1,14 +1,13 @@
-"""Ask how well a network copies spectra: copying.py --checkpoint RUN --audio-dir DIR [--without RUN]
+"""Measure resynthesis from mel spectra: copying.py --checkpoint RUN --audio-dir DIR [--without RUN]
 
-Takes the recordings that training held out and has a network that was trained with mel features play their
-spectra (copy-synthesis), and as controls the spectrum of another of them, and nothing. Two figures:
+Renders the recordings that training held out from their own mel frames, and as controls from another
+recording's frames and without conditioning. Two figures:
 
-- distance: how far the take's log mel spectrum is from the recording's, root mean square over frames and
-  bands in dB, from 60 dB below the recording's loudest band on. The spectrum is not the one that the network
-  is told: windows of 2,048 samples every 512, 64 bands. The recording is taken after mu-law, as the network
-  is told it.
-- bits per sample of the recordings, told their spectra, told nothing, and by another network that was never
-  told anything (`--without`), on the same samples.
+- distance: root mean square difference of the log-mel spectra of take and recording, over frames and bands in
+  dB, down to 60 dB below the recording's loudest band. This spectrum differs from the one the network is
+  conditioned on: windows of 2,048 samples every 512, 64 bands.
+- bits per sample of the recordings with their frames, without conditioning, and by another network that was
+  trained without conditioning (`--without`), on the same samples.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ def distance(audio: np.ndarray, take: np.ndarray, rate: int) -> float:
     return float(np.sqrt(np.mean((np.maximum(true, least) - np.maximum(found, least)) ** 2)))
 
 
-class Untold:
-    """Scores with a network that is told nothing, whatever comes with the windows."""
+class Unconditional:
+    """Scores with a network without its conditioning."""
 
     def __init__(self, scorer: Any):
         self.scorer = scorer
@@ -53,7 +52,7 @@ class Untold:
 
 
 def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Return the bits per sample of what was held out."""
+    """Return bits per sample on the held-out recordings."""
     from wavenet.data.dataset import DataConfig, prepare
     from wavenet.data.labels import attach
     from wavenet.evaluation.scoring import Parallel, evaluate
@@ -69,30 +68,32 @@ def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
     data = prepare(options.audio_dir, options.cache_dir or user_cache(), model.config, settings)
     attach(model.config, data)
     scorers: dict[str, Any] = {
-        "told": Parallel(model, rows=4),
-        "told nothing": Untold(Parallel(model, rows=4)),
+        "own spectrum": Parallel(model, rows=4),
+        "no conditioning": Unconditional(Parallel(model, rows=4)),
     }
     if options.without is not None:
         other = WaveNet.from_pretrained(locate.find(options.without))
         if other.config.receptive_field != model.config.receptive_field:
-            raise SystemExit(
-                f"{options.without}: its receptive field is another; train one of the same shape"
-            )
-        scorers["another network"] = Untold(Parallel(other, rows=4))
+            raise SystemExit(f"{options.without}: has another receptive field; train one of the same shape")
+        scorers["another network"] = Unconditional(Parallel(other, rows=4))
     rate = model.config.sample_rate
     found = evaluate(data.validation, scorers, rate // 2, round(options.scored_seconds * rate))
     return {name: found.bits(name) for name in scorers}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Copy and compare; return the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     parser.add_argument("--audio-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--without", type=Path, metavar="DIR", help="a network trained without features")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="prepared audio (default: the usual)")
     parser.add_argument(
-        "--scored-seconds", type=float, default=60.0, metavar="X", help="of which bits are told (default: 60)"
+        "--scored-seconds",
+        type=float,
+        default=60.0,
+        metavar="X",
+        help="seconds scored in bits per sample (default: 60)",
     )
     add_sampling(parser)
     options = parser.parse_args(arguments)
@@ -113,16 +114,16 @@ def main(arguments: list[str] | None = None) -> int:
     names = list(classes)
     results: dict[str, dict[str, float]] = {}
     for index, name in enumerate(names):
-        heard = decode(classes[name], generator.config.quantization_channels).numpy()
+        audio = decode(classes[name], generator.config.quantization_channels).numpy()
         other = decode(classes[names[index - 1]], generator.config.quantization_channels).numpy()
-        untold = argparse.Namespace(**{**vars(options), "guidance": 0.0})
-        source = MelSource(generator.config, heard)
+        unconditional = argparse.Namespace(**{**vars(options), "guidance": 0.0})
+        source = MelSource(generator.config, audio)
         takes = {
-            "told": play(generator, source, len(heard), options),
-            "told another": play(generator, MelSource(generator.config, other), len(heard), options),
-            "told nothing": play(generator, source, len(heard), untold),
+            "own spectrum": play(generator, source, len(audio), options),
+            "another spectrum": play(generator, MelSource(generator.config, other), len(audio), options),
+            "no conditioning": play(generator, source, len(audio), unconditional),
         }
-        results[name] = {kind: distance(heard, take, rate) for kind, take in takes.items()}
+        results[name] = {kind: distance(audio, take, rate) for kind, take in takes.items()}
         print(
             f"{name[:34]:36}"
             + "".join(f"{kind} {value:6.2f} dB   " for kind, value in results[name].items()),

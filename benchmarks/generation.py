@@ -1,7 +1,7 @@
-"""Measure generation: samples per second of each backend on random weights, beside the ceilings.
+"""Measure generation: samples per second of each backend on random weights, next to the ceilings.
 
-Rates on a shared machine vary; compare figures of one run. Each figure is the median of several repeats, on a
-GPU timed by events. What is timed is what a caller waits for, the drawing of uniform numbers too.
+Rates on a shared machine vary; compare figures of one run. Each figure is the median of several repeats,
+timed by events on a GPU. The time includes drawing the uniform random numbers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("presets", nargs="*", help=f"of {', '.join(PRESETS)} (default: A)")
     for name in (*SIZES, "classes"):
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=int, metavar="N", help="instead of the preset's")
+        parser.add_argument(flag, type=int, metavar="N", help="replaces the preset's")
     several: dict[str, Any] = {"nargs": "+", "metavar": "N"}
     parser.add_argument("--batch", type=int, default=[1], **several, help="streams (default: 1)")
     parser.add_argument("--threads", type=int, default=[1], **several, help="default: 1")
@@ -66,20 +66,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision", default=["fp32"], **several, help="fp32, bf16, int8, fp16 (default: fp32)"
     )
     parser.add_argument(
-        "--backend", **several, help="names, or plain for a loop in PyTorch (default: all that are there)"
+        "--backend", **several, help="names, or plain for a loop in PyTorch (default: all that are available)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=1.0, metavar="X", help="of measuring each (default: 1)"
+        "--seconds", type=float, default=1.0, metavar="X", help="seconds of measuring each (default: 1)"
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="of which the median counts (default: 5)"
+        "--repeats", type=int, default=5, metavar="N", help="repeats, whose median is reported (default: 5)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     return parser
 
 
 def seconds_of(work: Callable[[], object], cuda: bool = False) -> float:
-    """Return the seconds that a call takes: on a GPU between two events around all that it starts there."""
+    """Return the seconds that a call takes; on a GPU between two events around its kernels."""
     if cuda:
         from wavenet.engine import cuda_tuning
 
@@ -94,7 +94,7 @@ def measure(
 ) -> tuple[float, float]:
     """Return samples per second of one stream (median), and the milliseconds of a first chunk of 256.
 
-    Before what counts comes the first chunk, and a trial that tells how long to measure.
+    The first chunk and a trial, which sets the number of steps, precede the measurement.
     """
     state = None
 
@@ -112,22 +112,21 @@ def measure(
 
 
 Ceiling = tuple[float, str]
-"""Samples per second in total that no engine can exceed here, and what sets that limit."""
+"""Upper limit of samples per second in total on this machine, and what sets it."""
 
 
 def multiply_adds(model: Any) -> int:
-    """Return how many multiply-adds one sample takes."""
+    """Return the multiply-adds of one sample."""
     matrices = [value.numel() for name, value in model.state_dict().items() if value.dim() == 2]
     return sum(matrices) - model.embedding.weight.numel()
 
 
 def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) -> Ceiling | None:
-    """Return the ceiling on this processor; None where it is not known.
+    """Return the ceiling on this processor; None if it is unknown.
 
-    Every group of streams has to read the weights once, at the rate at which one thread reads a block of
-    their size over and over; and every sample has to be multiplied out, at the rate of multiply-adds with
-    all their numbers in registers. The rates are medians, measured when this is called, on one thread; those
-    of several threads are taken to add up.
+    Every group of streams reads the weights once, at the rate at which one thread reads a block of their
+    size repeatedly. Every sample needs its multiply-adds, at the rate with all operands in registers. The rates
+    are medians measured by this call on one thread; several threads are assumed to add up.
     """
     import torch
 
@@ -142,7 +141,7 @@ def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) 
     products = [operators.cpu_multiply_add_rate(precision == "int8", 0.05) for _ in range(repeats)]
     busy = min(threads, batch)
     streams = -(-batch // busy)
-    # Groups are of almost one size.
+    # Groups have almost the same size.
     group = streams / -(-streams // GROUP)
     return min(
         (busy * statistics.median(reads) / used.numel() * group, "reads"),
@@ -151,13 +150,12 @@ def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) 
 
 
 def cuda_ceiling(model: Any, engine: Any, batch: int) -> tuple[Ceiling, str]:
-    """Return the ceiling on the engine's device, and the kernel that serves so many streams there.
+    """Return the ceiling on the engine's device, and the kernel that serves this number of streams.
 
-    Every sample has to be multiplied out, at the rate of the kernels' own instructions with all their numbers
-    in registers. In fp16 a stream's sample waits for two products of each layer in turn, which take as long
-    as one block does with weights at hand and nothing else to do. A kernel that keeps no weights has to read
-    them once for every tile of streams, at the rate of all multiprocessors together. The rates are measured
-    when this is called.
+    Every sample needs its multiply-adds, at the rate of the kernels' instructions with all operands in
+    registers. In fp16 a sample waits for two dependent products per layer, each with the latency of one block
+    whose weights are resident. A kernel without resident weights reads them once per tile of streams, at the
+    rate of all multiprocessors together. The rates are measured by this call.
     """
     import torch
 
@@ -167,7 +165,7 @@ def cuda_ceiling(model: Any, engine: Any, batch: int) -> tuple[Ceiling, str]:
     kernel = engine.serving(batch)
     limits = [(rate(engine.precision) / multiply_adds(model), "products")]
     if engine.precision == "fp16":
-        # Of the widths that can be measured, the widest that is no wider; it is not slower.
+        # The widest measurable width that is not wider than the network; it is not slower.
         channels = min(model.config.residual_channels, model.config.dilation_channels)
         width = max([each for each in PROBED if each <= channels], default=PROBED[0])
         limits.append((batch / (model.config.layers * rate(f"layer_{width}")), "latency"))
@@ -178,7 +176,7 @@ def cuda_ceiling(model: Any, engine: Any, batch: int) -> tuple[Ceiling, str]:
 
 
 def peak_memory(cuda: bool = False) -> float:
-    """Return the most memory that this process has had so far, or torch has had on the device, in MB."""
+    """Return the peak memory of this process, or of torch on the device, in MB."""
     import resource
 
     if cuda:
@@ -190,7 +188,7 @@ def peak_memory(cuda: bool = False) -> float:
 
 
 def build_model(name: str, options: argparse.Namespace) -> Any:
-    """Return a network of a preset's shape, as changed by the options, with random weights."""
+    """Return a network with random weights in a preset's shape with the options' changes."""
     from wavenet import WaveNet, WaveNetConfig
     from wavenet.errors import WaveNetError
 
@@ -269,7 +267,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def combinations(options: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, str, int, int]]:
-    """Yield backend, precision, batch and threads; engines with one precision only are measured in that."""
+    """Yield backend, precision, batch and threads; engines with one precision are measured in that one."""
     for backend, precision in itertools.product(names, options.precision):
         kind = backend.partition(":")[0]
         if precision == "fp32" or kind == ("cuda" if precision == "fp16" else "cpu"):
@@ -277,7 +275,7 @@ def combinations(options: argparse.Namespace, names: list[str]) -> Iterator[tupl
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what the arguments ask for; print a table, write JSON."""
+    """Run the command line: print a table, write JSON; return the exit code."""
     options = build_parser().parse_args(arguments)
 
     import torch

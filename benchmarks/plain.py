@@ -1,7 +1,7 @@
-"""The baseline: a WaveNet step by step in plain PyTorch with queues, as one writes it without an engine.
+"""The baseline of generation: a WaveNet step by step in plain PyTorch with queues.
 
-The whole batch goes through every operation at once, weights are used as they are, and samples are drawn by
-`torch.multinomial`. It has the attributes of a generator that the benchmark needs, and no others.
+Every operation takes the whole batch, and `torch.multinomial` draws the samples. The class has only those
+attributes of a generator that the benchmark uses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from wavenet.models.wavenet import WaveNet
 
 
 class PlainGenerator:
-    """Generates with PyTorch's own operators, float32."""
+    """Generates with PyTorch operators, float32."""
 
     def __init__(self, model: WaveNet, threads: int):
         self.model = model.eval().requires_grad_(False)

@@ -1,7 +1,7 @@
-"""The baseline of training: a WaveNet of 1-d convolutions over a one-hot signal, as it is commonly written.
+"""The baseline of training: a WaveNet of 1-d convolutions over a one-hot signal, as commonly implemented.
 
 Every convolution is padded to keep the length, the skip path is summed over the whole length in every layer,
-filter and gate are convolutions of their own.
+filter and gate are separate convolutions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PlainWaveNet(nn.Module):
         self.head2 = nn.Conv1d(config.head_channels, classes, 1)
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the logits; before the first sample it sees zeros."""
+        """Return the logits; the input before the first sample is zero."""
         one_hot = F.one_hot(samples, self.config.quantization_channels).transpose(1, 2).float()
         hidden = self.entry(one_hot)
         total = torch.zeros(())

@@ -1,9 +1,8 @@
-"""Ask how well a network plays what it is told: playing.py --checkpoint RUN --audio-dir DIR --midi-dir DIR
+"""Measure how well a network plays scores: playing.py --checkpoint RUN --audio-dir DIR --midi-dir DIR
 
-Takes the recordings that training held out, has the network play their scores and, as a control, the same
-scores with their pitches dealt out anew among the notes, and has `transcription.check` judge both takes by
-the true score. What the network plays from the true score should come near the recording itself, what it
-plays from the shuffled one near chance.
+Renders the scores of the recordings that training held out and, as a control, the same scores with shuffled
+pitches. `transcription.check` compares both takes with the true score. Takes of the true score should come
+near the recording's figures, those of the shuffled score near chance.
 """
 
 from __future__ import annotations
@@ -31,14 +30,16 @@ def held_out(checkpoint: Path, audio_dir: Path) -> dict[str, np.ndarray]:
 
     past = history(checkpoint)
     if past is None:
-        raise SystemExit(f"{checkpoint}: does not tell what was held out in training; name one of a run")
+        raise SystemExit(
+            f"{checkpoint}: has no record of the held-out recordings; choose a checkpoint of a training run"
+        )
     config = read_config(checkpoint)
     names = [name for name in find_audio(audio_dir).names if held_out(name, past[0].validation_fraction)]
     return {name: load_audio(audio_dir / name, config.sample_rate, config.normalization) for name in names}
 
 
 def play(generator: Any, source: Any, steps: int, options: argparse.Namespace) -> np.ndarray:
-    """Return what a network makes of the beginning of what it is told, float32 (steps,)."""
+    """Return the beginning of a take that follows a frame source, float32 (steps,)."""
     steering = generator.steering(source, guidance=options.guidance)
     with torch.inference_mode():
         state = generator.start(seed=options.seed, gate_bias=steering)
@@ -47,18 +48,18 @@ def play(generator: Any, source: Any, steps: int, options: argparse.Namespace) -
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how takes are drawn."""
+    """Add the sampling flags."""
     parser.add_argument(
-        "--seconds", type=float, default=30.0, metavar="X", help="of each piece (default: 30)"
+        "--seconds", type=float, default=30.0, metavar="X", help="seconds of each piece (default: 30)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the takes (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the takes (default: 0)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="(default: 1)")
     parser.add_argument("--guidance", type=float, default=1.0, metavar="X", help="(default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Play and judge; return the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     parser.add_argument("--audio-dir", type=Path, required=True, metavar="DIR")
@@ -82,13 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
     for name, audio in held_out(directory, options.audio_dir).items():
         score = read_midi((options.midi_dir / name).with_suffix(".mid"))
         audio = audio[: round(options.seconds * rate)]
-        told = {"true score": score, "shuffled score": score.shuffled(0)}
+        scores = {"true score": score, "shuffled score": score.shuffled(0)}
         takes = {"recording": audio}
-        for kind, each in told.items():
+        for kind, each in scores.items():
             takes[kind] = play(generator, ScoreSource(generator.config, each), len(audio), options)
-        judged = {kind: transcription.check(take, rate, score) for kind, take in takes.items()}
-        results[name] = judged
-        for kind, figures in judged.items():
+        checked = {kind: transcription.check(take, rate, score) for kind, take in takes.items()}
+        results[name] = checked
+        for kind, figures in checked.items():
             cells = "".join(f"{figures[each]:10.3f}" for each in SHOWN)
             print(f"{name[:26]:28}{kind:16}{cells}", flush=True)
     means = {

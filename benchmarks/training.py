@@ -1,7 +1,7 @@
-"""Measure training: target samples per second of one step, beside a plain conv1d WaveNet, and peak memory.
+"""Measure training: target samples per second of a step and peak memory, next to a plain conv1d WaveNet.
 
-Each combination runs in a process of its own, so that its peak memory is its own. Rates on a shared machine
-vary; compare figures of one run. Each rate is the median of several steps after warming up.
+Each combination runs in a separate process, which makes its peak memory its own. Rates on a shared machine
+vary; compare figures of one run. Each rate is the median of several steps after a warm-up.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("presets", nargs="*", help=f"of {', '.join(PRESETS)} (default: A)")
     for name in (*SIZES, "classes"):
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=int, metavar="N", help="instead of the preset's")
+        parser.add_argument(flag, type=int, metavar="N", help="replaces the preset's")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="segments a step (default: 4)")
     parser.add_argument(
         "--segment", type=int, default=8000, metavar="N", help="targets of each, in samples (default: 8000)"
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Take some steps on noise and return a row of the table; to be called in a process of its own."""
+    """Take some steps on noise and return a row of the table; call it in a separate process."""
     from wavenet.training import environment
 
     if kind == "wavenet":
@@ -111,7 +111,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what the arguments ask for; print a table, write JSON."""
+    """Run the command line: print a table, write JSON; return the exit code."""
     options = build_parser().parse_args(arguments)
 
     import torch

@@ -1,31 +1,29 @@
-"""Ask how far a recording plays a score, with no model in the question: python transcription.py AUDIO MIDI
+"""Measure how closely a recording follows a score, without any model: python transcription.py AUDIO MIDI
 
 Frames of 64 ms (Hann) every 10 ms give each semitone from 21 to 108 a salience: the mean over its first
-eight harmonics, each worth 0.8 of the one below, of the log of the spectrum's magnitude over its mean
-within a third of an octave to both sides. Dividing by the surroundings makes all registers and levels
-equal. The mean of logs, not of magnitudes, makes a harmonic that is missing cost as much as a strong one
-brings, and that keeps octaves apart: the octave below a sounding pitch finds only each second harmonic, and
-the octave above, which finds all of its own, finds weaker ones. A magnitude is at least that of a tone 80
-dB below the loudest sample, so that silence has no pitches.
+eight harmonics, with weights that fall by 0.8, of the log magnitude relative to the mean magnitude within a
+third of an octave on both sides. This normalises registers and levels. The mean of logs, not of magnitudes,
+separates octaves: a missing harmonic costs as much as a strong one gains, the octave below a sounding pitch
+finds every second harmonic only, and the octave above finds weaker ones. Magnitudes are clipped below at a
+tone 80 dB under the loudest sample, so that silence has no pitches.
 
-The figures but the last two are probabilities that one pitch outranks another, 0.5 by chance and 1 at best,
-ties counting half; so neither loudness nor timbre nor a threshold enters:
+All figures but the last two are probabilities that one pitch outranks another: 0.5 is chance, 1 is best, ties
+count half. They do not depend on loudness, timbre or a threshold.
 
-- pitch: a pitch that the score has sounding, over any other; mean of the frames where something sounds.
-  Music of the right register alone gets more than 0.5 here.
-- own: the same, over only those other pitches that the score plays at some time. Register gains nothing and
-  key little; this is the figure to look at.
-- octave: the same as pitch, over its two octaves: what falls if a part is played an octave off.
-- onset: at each onset, the rise of the note's pitch over the rises of the pitches that the score does not
-  strike then. The rise is the change of the mean log magnitude of the harmonics from 50 ms before to 50 ms
-  after.
-- rise_db: that rise less the mean of those of the other pitches, in dB; mean of the notes.
-- lag_ms: how long after the score's onsets the spectral flux is largest, within 70 ms to both sides: some
-  ms for the attack of the instrument, anything if score and recording are not aligned.
+- pitch: a sounding pitch of the score over all other pitches; mean over the frames with sounding notes. The
+  right register alone scores above 0.5.
+- own: the same over only those other pitches that the score uses at some time. Register and key gain little;
+  this is the main figure.
+- octave: the same over the two octaves of the pitch; it falls if a part is played an octave off.
+- onset: at each onset, the rise of the note's pitch over the rises of pitches without an onset. The rise is
+  the change of the mean log magnitude of the harmonics from 50 ms before to 50 ms after.
+- rise_db: that rise minus the mean rise of the other pitches, in dB; mean over notes.
+- lag_ms: delay of the largest spectral flux after the score's onsets, within 70 ms on both sides: some ms for
+  the attack of the instrument, arbitrary if score and recording are not aligned.
 
-For comparison the same figures are told for the score with its pitches dealt out anew among the notes, and
-for the score half a second late (which stays above chance where the music repeats its figures or holds its
-notes). A note that still rings when the score has ended it counts against the score.
+Controls: the same figures for the score with shuffled pitches, and for the score delayed by half a second
+(above chance where the music repeats or sustains). A note that rings after its end in the score counts
+against the recording.
 """
 
 from __future__ import annotations
@@ -57,7 +55,7 @@ _BLOCK = 256
 
 
 class Saliences:
-    """How much each semitone stands out at some moments of a recording.
+    """The salience of each semitone at given times of a recording.
 
     Parameters
     ----------
@@ -68,18 +66,18 @@ class Saliences:
 
     def __init__(self, audio: np.ndarray, rate: int) -> None:
         self.rate, self.size = rate, 2 * round(FRAME_SECONDS * rate / 2)
-        # Silence to both sides, so that every moment of the recording has a whole frame.
+        # Padded with silence, so that every time has a whole frame.
         self.audio = np.pad(np.asarray(audio, dtype=np.float32), self.size)
         self.window = np.hanning(self.size + 1)[:-1].astype(np.float32)
         self.floor = max(FLOOR * float(np.abs(self.audio).max()), 1e-12) * self.window.sum() / 2
         bins = _PADDING * self.size // 2 + 1
         lowest = 440 * 2 ** ((np.arange(LOWEST, HIGHEST + 1) - 69) / 12)
         frequency = lowest[:, None] * np.arange(1, HARMONICS + 1)
-        heard = frequency < 0.475 * rate
-        weight = DECAY ** np.arange(HARMONICS) * heard
+        audible = frequency < 0.475 * rate
+        weight = DECAY ** np.arange(HARMONICS) * audible
         self.weight = weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)
-        self.place = np.where(heard, frequency, 0) / rate * _PADDING * self.size
-        # At least the main lobe of the window and as much again, where a third of an octave is less.
+        self.place = np.where(audible, frequency, 0) / rate * _PADDING * self.size
+        # At least twice the main lobe of the window, where a third of an octave is less.
         centre = np.rint(self.place).astype(int)
         least = 6 * _PADDING
         self.low = np.maximum(np.minimum(centre / SURROUNDINGS, centre - least), 0).astype(int)
@@ -119,7 +117,7 @@ def outranking(
 
 
 def check(audio: np.ndarray, rate: int, score: Score) -> dict[str, Any]:
-    """Measure how far a recording plays a score.
+    """Measure how closely a recording follows a score.
 
     Parameters
     ----------
@@ -132,8 +130,8 @@ def check(audio: np.ndarray, rate: int, score: Score) -> dict[str, Any]:
     Returns
     -------
     dict
-        The figures of `FIGURES` as the module explains them, None where there is nothing to measure, and the
-        number of `frames` and `notes` that were.
+        The figures of `FIGURES` as the module defines them, None where there is nothing to measure, and the
+        number of measured `frames` and `notes`.
     """
     saliences = Saliences(audio, rate)
     found: dict[str, list[np.ndarray]] = {"pitch": [], "own": [], "octave": []}
@@ -161,7 +159,7 @@ def _mean(parts: list[np.ndarray]) -> float | None:
 def _sounding_frames(
     saliences: Saliences, score: Score, frames: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield saliences and what sounds, (frames, semitones) each, of the frames where something does.
+    """Yield saliences and sounding pitches, (frames, semitones) each, of the frames with sounding notes.
 
     Frame f is centred at f * HOP_SECONDS.
     """
@@ -175,11 +173,11 @@ def _sounding_frames(
 
 
 def _onsets(saliences: Saliences, score: Score, seconds: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return for each note the share of other pitches that rise less, and the dB by which it passes them."""
+    """Return for each note the share of other pitches that rise less, and its rise above theirs in dB."""
     ranks, rises = [], []
-    heard = (score.onset >= 0) & (score.onset + BEFORE_AFTER < seconds)
-    heard &= (score.pitch >= LOWEST) & (score.pitch <= HIGHEST)
-    notes = np.flatnonzero(heard)
+    inside = (score.onset >= 0) & (score.onset + BEFORE_AFTER < seconds)
+    inside &= (score.pitch >= LOWEST) & (score.pitch <= HIGHEST)
+    notes = np.flatnonzero(inside)
     for start in range(0, len(notes), _BLOCK):
         block = notes[start : start + _BLOCK]
         onset, row = score.onset[block], np.arange(len(block))
@@ -195,7 +193,7 @@ def _onsets(saliences: Saliences, score: Score, seconds: float) -> tuple[list[np
 
 
 def lag(audio: np.ndarray, rate: int, score: Score) -> float | None:
-    """Return by how many ms the recording's onsets come after the score's, within REACH; None without any."""
+    """Return the delay of the recording's onsets in ms, at most REACH; None without onsets."""
     step, size = max(1, round(rate / 1000)), 2 * round(0.008 * rate)
     samples = np.pad(np.asarray(audio, dtype=np.float32), (size // 2, size))
     windows = np.lib.stride_tricks.sliding_window_view(samples, size)[::step]
@@ -216,7 +214,7 @@ def lag(audio: np.ndarray, rate: int, score: Score) -> float | None:
 
 
 def compare(audio: np.ndarray, rate: int, score: Score) -> dict[str, dict[str, Any]]:
-    """Return the figures of a score, and of the same with wrong pitches and at wrong times."""
+    """Return the figures of a score, of shuffled pitches and of a delayed score."""
     shuffled = [check(audio, rate, score.shuffled(seed)) for seed in range(SHUFFLES)]
     mean = {name: _mean([np.array([each[name] for each in shuffled], dtype=float)]) for name in shuffled[0]}
     return {
@@ -238,12 +236,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def load(path: str) -> tuple[np.ndarray, int]:
-    """Return a recording at its own rate (resampling would change what is measured), and the rate in Hz."""
+    """Return a recording at its own rate (resampling would change the figures), and the rate in Hz."""
     import soundfile
 
     from wavenet.audio.decoding import load_audio
 
-    rate = 16000  # Of what cannot be opened, which load_audio then tells.
+    rate = 16000  # For a file that cannot be opened; load_audio then reports the error.
     if Path(path).is_file():
         with suppress(soundfile.LibsndfileError, TypeError):
             rate = soundfile.info(path).samplerate
@@ -251,12 +249,12 @@ def load(path: str) -> tuple[np.ndarray, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("audio", metavar="AUDIO", help="the recording, of a format that libsndfile reads")
-    parser.add_argument("midi", metavar="MIDI", help="the score it is to play")
+    parser.add_argument("midi", metavar="MIDI", help="the score to compare it with")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     options = parser.parse_args(arguments)
 

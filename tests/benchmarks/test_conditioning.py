@@ -1,4 +1,4 @@
-"""What is measured of networks that are told something: how they play, how they copy, what it costs."""
+"""Benchmarks of conditioned networks: scores, resynthesis, cost."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def script(monkeypatch):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two steps of training of a network that plays scores, of one that plays spectra, and of one untold."""
-    home = tmp_path_factory.mktemp("told")
+    """Networks after two training steps: on scores, on spectra, and without conditioning."""
+    home = tmp_path_factory.mktemp("conditioned")
     (home / "audio").mkdir()
     # Of these names two are held out.
     for number in range(14):
@@ -40,19 +40,19 @@ def runs(tmp_path_factory):
         noise = np.random.default_rng(number).normal(0, 0.1, round(score.seconds * RATE) + RATE)
         write_wav(home / "audio" / f"{number}.wav", noise.astype(np.float32), RATE)
         write_midi(home / "midi" / f"{number}.mid", score)
-    told = {
+    runs = {
         "score": ["--midi-dir", "midi"],
         "mel": ["--features", "mel", "--n-mels", "8", "--n-fft", "128"],
         "plain": [],
     }
-    for name, flags in told.items():
+    for name, flags in runs.items():
         done = run("train", "--audio-dir", "audio", "--out-dir", name, *SHORT, *flags, cwd=home)
         assert done.returncode == 0, done.stderr
     return home
 
 
 @pytest.mark.slow
-def test_playing_tells_of_each_piece_and_their_mean(runs, script, capsys):
+def test_playing_reports_pieces_and_mean(runs, script, capsys):
     out = runs / "playing.json"
     arguments = ["--checkpoint", str(runs / "score"), "--audio-dir", str(runs / "audio"), "--guidance", "1.5"]
     arguments += ["--midi-dir", str(runs / "midi"), "--seconds", "0.8", "--json", str(out)]
@@ -66,19 +66,19 @@ def test_playing_tells_of_each_piece_and_their_mean(runs, script, capsys):
 
 
 @pytest.mark.slow
-def test_copying_tells_distances_and_bits(runs, script):
+def test_copying_reports_distances_and_bits(runs, script):
     out = runs / "copying.json"
     arguments = ["--checkpoint", str(runs / "mel"), "--audio-dir", str(runs / "audio"), "--seconds", "0.5"]
     arguments += ["--without", str(runs / "plain"), "--cache-dir", str(runs / "cache"), "--json", str(out)]
     copying = script("copying")
     assert copying.main(arguments) == 0
     found = json.loads(out.read_text())
-    assert set(found["bits_per_sample"]) == {"told", "told nothing", "another network"}
+    assert set(found["bits_per_sample"]) == {"own spectrum", "no conditioning", "another network"}
     assert all(0 < bits < 9 for bits in found["bits_per_sample"].values())
     assert all(0 < distance < 60 for distance in found["distance_db"].values())
 
 
-def test_spectral_distance_is_what_it_is_said_to_be(script):
+def test_spectral_distance(script):
     copying = script("copying")
     noise = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
     assert copying.distance(noise, noise, 16000) == 0
@@ -89,7 +89,7 @@ def test_spectral_distance_is_what_it_is_said_to_be(script):
 
 
 @pytest.mark.parametrize("asked", [[], ["--one-class"]])
-def test_the_cost_of_being_told_is_measured(asked, script, monkeypatch, tmp_path):
+def test_cost_of_conditioning(asked, script, monkeypatch, tmp_path):
     conditioning = script("conditioning")
     small = dict(layers=4, residual_channels=4, dilation_channels=4, skip_channels=8, head_channels=8)
     monkeypatch.setitem(conditioning.PRESETS, "A", small)
@@ -100,6 +100,6 @@ def test_the_cost_of_being_told_is_measured(asked, script, monkeypatch, tmp_path
     assert conditioning.main(arguments) == 0
     (row,) = json.loads(out.read_text())
     assert row["samples_per_second"] > 0 and row["ratio"] == pytest.approx(
-        row["samples_per_second_told"] / row["samples_per_second"], abs=0.01
+        row["samples_per_second_conditioned"] / row["samples_per_second"], abs=0.01
     )
     assert conditioning.main(["Z"]) == 1

@@ -65,7 +65,7 @@ def test_rows_of_the_report(tmp_path, capsys):
 
 
 @needs_extension
-def test_rates_of_the_machine_make_sense():
+def test_rates_of_the_machine():
     import generation
 
     small = torch.ops.wavenet.cpu_read_rate(torch.zeros(4096, dtype=torch.uint8), 0.01)
@@ -91,7 +91,7 @@ class Engine:
         return self.kernel or ("stage_grid" if few else "stream_cta")
 
 
-def test_the_ceiling_of_a_graphics_card(monkeypatch):
+def test_cuda_ceiling(monkeypatch):
     import generation
 
     _, _, model = random_model(1, residual=60, dilation=70, stacks=2, layers_per_stack=5)
@@ -101,27 +101,27 @@ def test_the_ceiling_of_a_graphics_card(monkeypatch):
     rates = {"fp16": 1e7 * needed, "fp32": 1e5 * needed, "layer_16": 1e-9, "layer_32": 5e-7, "reads": 1e8}
     monkeypatch.setattr(torch.ops.wavenet, "cuda_rate", lambda data, what: rates[what], raising=False)
 
-    def told(batch, precision, kernel=""):
+    def ceiling_of(batch, precision, kernel=""):
         (most, by), which = generation.cuda_ceiling(model, Engine(precision, kernel), batch)
         return round(most), by, which
 
     # Ten layers of half a microsecond each, of the widest that is no wider than 60 channels.
-    assert told(1, "fp16") == (200_000, "latency", "stage_grid")
-    assert told(8, "fp16") == (1_600_000, "latency", "stage_grid")
+    assert ceiling_of(1, "fp16") == (200_000, "latency", "stage_grid")
+    assert ceiling_of(8, "fp16") == (1_600_000, "latency", "stage_grid")
     # The 1,000 bytes of weights are read once for each 64 streams.
-    assert told(8, "fp16", "stream_cta") == (800_000, "reads", "stream_cta")
-    assert told(64, "fp16") == (6_400_000, "reads", "stream_cta")
-    assert told(65, "fp16") == (3_250_000, "reads", "stream_cta")
-    assert told(64, "fp32") == (100_000, "products", "stream_cta")
+    assert ceiling_of(8, "fp16", "stream_cta") == (800_000, "reads", "stream_cta")
+    assert ceiling_of(64, "fp16") == (6_400_000, "reads", "stream_cta")
+    assert ceiling_of(65, "fp16") == (3_250_000, "reads", "stream_cta")
+    assert ceiling_of(64, "fp32") == (100_000, "products", "stream_cta")
     rates["reads"] = 1e12
-    assert told(10**6, "fp16") == (10_000_000, "products", "stream_cta")
-    assert told(1, "fp32") == (100_000, "products", "stream_cta")
+    assert ceiling_of(10**6, "fp16") == (10_000_000, "products", "stream_cta")
+    assert ceiling_of(1, "fp32") == (100_000, "products", "stream_cta")
 
 
-def test_on_a_gpu_events_around_the_work_are_timed(monkeypatch):
+def test_gpu_work_is_timed_by_events(monkeypatch):
     import generation
 
-    told = []
+    events = []
 
     class Event:
         def __init__(self, enable_timing):
@@ -129,11 +129,11 @@ def test_on_a_gpu_events_around_the_work_are_timed(monkeypatch):
             self.at = None
 
         def record(self):
-            self.at = len(told)
-            told.append("event")
+            self.at = len(events)
+            events.append("event")
 
         def synchronize(self):
-            told.append("wait")
+            events.append("wait")
 
         def elapsed_time(self, other):
             return 500.0 * (other.at - self.at)
@@ -144,17 +144,17 @@ def test_on_a_gpu_events_around_the_work_are_timed(monkeypatch):
 
         def generate(self, steps, state):
             assert state == 3
-            told.append(steps)
+            events.append(steps)
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     rate, latency = generation.measure(Engine(), 3, 10.0, 2, cuda=True)
     # Every call takes a second here: a trial of 1,024 samples, so two measurements of five such.
-    assert [steps for steps in told if isinstance(steps, int)] == [256, 1024, 5120, 5120]
-    assert told == [part for steps in (256, 1024, 5120, 5120) for part in ("event", steps, "event", "wait")]
+    assert [steps for steps in events if isinstance(steps, int)] == [256, 1024, 5120, 5120]
+    assert events == [part for steps in (256, 1024, 5120, 5120) for part in ("event", steps, "event", "wait")]
     assert (rate, latency) == (5120.0, 1000.0)
 
 
-def test_precisions_go_to_the_engines_that_have_them():
+def test_combinations_of_engine_and_precision():
     import generation
 
     options = generation.build_parser().parse_args(["--precision", "fp32", "bf16", "fp16"])
@@ -165,14 +165,14 @@ def test_precisions_go_to_the_engines_that_have_them():
     ]  # fmt: skip
 
 
-def test_an_unknown_network_is_told(capsys):
+def test_unknown_network(capsys):
     import generation
 
     assert generation.main(["Z"]) == 1
     assert "unknown network 'Z'" in capsys.readouterr().err
 
 
-def test_the_baseline_computes_the_same_network():
+def test_plain_generator_equals_the_network():
     """Fed the same samples, its logits are the engine's: it is slow at the right thing."""
     from plain import PlainGenerator
 
@@ -192,7 +192,7 @@ def test_the_baseline_computes_the_same_network():
 
 
 @pytest.mark.slow
-def test_training_is_measured(tmp_path, capsys, monkeypatch):
+def test_training_benchmark(tmp_path, capsys, monkeypatch):
     import training
 
     monkeypatch.setenv("PYTHONPATH", str(FOLDER))
@@ -210,7 +210,7 @@ def test_training_is_measured(tmp_path, capsys, monkeypatch):
     assert "unknown network 'Z'" in capsys.readouterr().err
 
 
-def test_the_baseline_of_training_computes_a_wavenet():
+def test_plain_training_network_is_a_wavenet():
     """With the weights of a network its logits are that network's, past one receptive field."""
     from plain_training import PlainWaveNet
 

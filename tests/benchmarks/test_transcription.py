@@ -54,7 +54,7 @@ def play(score, seconds=8.5, up=0, late=0.0, rate=RATE):
     return (audio * 0.2).astype(np.float32)
 
 
-def test_what_is_played_outranks_what_is_not(transcription):
+def test_played_pitches_outrank_others(transcription):
     score = piece(0)
     audio = play(score)
     true = transcription.check(audio, RATE, score)
@@ -72,7 +72,7 @@ def test_what_is_played_outranks_what_is_not(transcription):
 
 
 @pytest.mark.parametrize("up", [-12, 12])
-def test_an_octave_off_is_found_out(transcription, up):
+def test_octave_errors_are_found(transcription, up):
     score = piece(2)
     true = transcription.check(play(score), RATE, score)
     wrong = transcription.check(play(score, up=up), RATE, score)
@@ -80,7 +80,7 @@ def test_an_octave_off_is_found_out(transcription, up):
 
 
 @pytest.mark.parametrize("late", [-0.03, 0.0, 0.02])
-def test_lag_is_that_of_the_recording(transcription, late):
+def test_lag(transcription, late):
     score = piece(3).shifted(0.2)
     found = transcription.lag(play(score, late=late), RATE, score)
     # The attack of 5 ms belongs to the lag.
