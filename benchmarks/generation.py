@@ -125,8 +125,8 @@ def ceiling(model: Any, precision: str, batch: int, threads: int, repeats: int) 
     """Return the ceiling on this processor; None if it is unknown.
 
     Every group of streams reads the weights once, at the rate at which one thread reads a block of their
-    size repeatedly. Every sample needs its multiply-adds, at the rate with all operands in registers. The rates
-    are medians measured by this call on one thread; several threads are assumed to add up.
+    size repeatedly. Every sample needs its multiply-adds, at the rate with all operands in registers. The
+    rates are medians measured by this call on one thread; several threads are assumed to add up.
     """
     import torch
 

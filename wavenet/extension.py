@@ -1,4 +1,4 @@
-"""The compiled extension `wavenet._C`: loading it, and what its build recorded."""
+"""Loads the compiled extension `wavenet._C` and reads the record of its build."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its kind if it has none."""
+    """Return the first line of an error's message, or the name of its class if it is empty."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 @functools.cache
 def load_extension() -> str | None:
-    """Load `wavenet._C` once and register its operators; return None, or why it is not there."""
+    """Load `wavenet._C` once and register its operators; return None, or the reason if it is not available."""
     reason = _build_reason()
     if reason is not None:
         return f"the extension was not built: {reason}"
     paths = [_PACKAGE / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     found = [path for path in paths if path.exists()]
     if not found:
-        return "the extension was not built: install the package with a C++ compiler at hand"
+        return "the extension was not built: install a C++ compiler, then the package again"
     try:
         torch.ops.load_library(str(found[0]))
     except (OSError, RuntimeError) as error:
@@ -37,13 +37,13 @@ def load_extension() -> str | None:
         _register_fakes()
     except RuntimeError as error:
         return (
-            f"the extension {found[0]} is of another version: install the package again ({first_line(error)})"
+            f"the extension {found[0]} is of another version; install the package again ({first_line(error)})"
         )
     return None
 
 
 def build_info() -> dict[str, Any] | None:
-    """Return what the build of the extension recorded, or None if there was none."""
+    """Return the record of the extension's build, or None without one."""
     try:
         return json.loads((_PACKAGE / "_build_info.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def _build_reason() -> str | None:
 
 
 def _register_fakes() -> None:
-    """Tell torch the shapes of the results, so that the operators can be traced and compiled around."""
+    """Register the shapes of the results with torch, so that the operators can be traced and compiled."""
 
     @torch.library.register_fake("wavenet::advance")
     def _(weights, geometry, queues, position, last_sample, samples, *settings):

@@ -23,7 +23,7 @@ EIGHTH = 240
 
 
 @pytest.mark.parametrize("bars", [8, 12, 16])
-def test_voices_fill_their_bars_within_their_range(bars):
+def test_voices_fill_bars_within_range(bars):
     for seed in range(60):
         for voice, (low, high) in zip(
             compose.compose(seed, bars), (compose.MELODY, compose.BASS), strict=True

@@ -48,7 +48,7 @@ def command(*arguments, **environment):
 
 
 @pytest.mark.parametrize("each", tunes.TUNES, ids=lambda each: each.stem)
-def test_bars_are_full_and_voices_end_together(each):
+def test_bars_are_full(each):
     parsed = [tunes.parse(voice.text, each.beats_per_bar) for voice in each.voices]
     assert len({beats for _, beats in parsed}) == 1
     assert all(
@@ -74,7 +74,7 @@ def test_bars_are_full_and_voices_end_together(each):
         ("prelude", [60, 64, 67, 72, 76, 67, 72, 76]),
     ],
 )
-def test_melodies_open_as_everybody_knows_them(stem, opening):
+def test_openings_of_the_melodies(stem, opening):
     notes, _ = tunes.parse(tune(stem).voices[0].text, tune(stem).beats_per_bar)
     assert [each.pitch for each in notes[: len(opening)]] == opening
 
@@ -124,7 +124,7 @@ def test_strings_are_in_tune(pitch, sample_rate):
 
 
 @pytest.mark.parametrize("pitch", [40, 60, 72, 84])
-def test_strings_decay_alike_and_end_without_a_click(pitch):
+def test_strings_decay_without_a_click(pitch):
     sound = note(pitch, 2.0)
     early, late = (np.sqrt(np.mean(sound[t : t + 1600] ** 2)) for t in (8000, 24000))
     assert 1.5 < 60 / (20 * np.log10(early / late)) < 5  # T60 in seconds
@@ -133,7 +133,7 @@ def test_strings_decay_alike_and_end_without_a_click(pitch):
     assert np.abs(sound[-80:]).max() < 1e-3
 
 
-def test_force_makes_a_string_louder_and_brighter():
+def test_force_raises_loudness_and_brightness():
     soft, hard = (pluck.string(60, 1.0, v, 48000, 7000, random.Random(3)) for v in (0.3, 0.9))
     spectra = [np.abs(np.fft.rfft(sound[:24000])) ** 2 for sound in (soft, hard)]
     brightness = [spectrum[1000:].sum() / spectrum.sum() for spectrum in spectra]  # above 2 kHz
@@ -175,7 +175,7 @@ def test_transposed_pass_repeats_the_notes():
 # Committed files
 
 
-def test_committed_files_are_what_the_readme_says():
+def test_committed_files_match_the_readme():
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in AUDIO] == sorted(f"{each.stem}.flac" for each in tunes.TUNES)
     seconds = 0.0
@@ -192,7 +192,7 @@ def test_committed_files_are_what_the_readme_says():
     assert sum(path.stat().st_size for path in (EXAMPLES / "audio").iterdir()) < 3_000_000
 
 
-def test_committed_file_is_what_the_script_makes(minuet):
+def test_committed_file_equals_the_script_output(minuet):
     audio, _ = soundfile.read(EXAMPLES / "audio" / "minuet-1.flac")
     assert len(audio) == len(minuet)
     # Half a step of rounding; one sample in a thousand may fall to the other side on another machine.
@@ -211,7 +211,7 @@ def test_some_files_are_for_validation():
 # The command line
 
 
-def test_command_writes_then_refuses_then_forces(tmp_path, monkeypatch, capsys):
+def test_command_overwrites_only_with_force(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(make_audio, "TUNES", (tune("twinkle"), tune("minuet-1")))
     out = tmp_path / "new" / "audio"
     arguments = ["--out-dir", str(out), "--sample-rate", "8000"]
@@ -252,7 +252,7 @@ def test_command_does_not_guess_options():
     assert "default: 16000" in command("--help", COLUMNS="200").stdout
 
 
-def test_scores_are_what_the_committed_audio_plays(tmp_path, minuet):
+def test_scores_match_the_committed_audio(tmp_path, minuet):
     """Where the score has a note the sound rises, and not so a little later."""
     assert make_audio.main(["--scores", str(tmp_path)]) == 0
     assert sorted(path.stem for path in tmp_path.iterdir()) == [path.stem for path in AUDIO]
@@ -319,7 +319,7 @@ open(out, "wb").write(head + data)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for FluidSynth is a script with a #! line")
-def test_fluidsynth_is_called_and_its_failure_told(tmp_path, monkeypatch):
+def test_fluidsynth_and_its_failures(tmp_path, monkeypatch):
     program = tmp_path / "fluidsynth"
     program.write_text(FAKE.format(python=sys.executable))
     program.chmod(0o755)

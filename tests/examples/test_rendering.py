@@ -50,7 +50,7 @@ def played(score: Score, rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_a_composed_tune_is_played(scripts, tmp_path):
+def test_network_plays_a_composed_tune(scripts, tmp_path):
     pytest.importorskip("mido")
     compose, transcription = scripts
     rng = np.random.default_rng(0)

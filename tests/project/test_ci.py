@@ -103,7 +103,7 @@ def test_stops_at_the_first_failure(tree, failing):
     assert result.stdout.splitlines()[-1].startswith(failing)
 
 
-def test_says_what_it_does_not_test(tree):
+def test_uncommitted_files_are_listed(tree):
     with (tree / "README.md").open("a") as readme:
         readme.write("more\n")
     (tree / "new.py").write_text("")
@@ -133,7 +133,7 @@ def test_any_kind_of_checkout(tree, kind):
 
 
 @pytest.mark.parametrize("text", ["# none\n", README.replace("echo the \\\n  second\n", "")])
-def test_a_readme_without_two_commands_fails(tree, text):
+def test_readme_without_two_commands_fails(tree, text):
     (tree / "README.md").write_text(text)
     git(tree, "commit", "--quiet", "-am", "less")
     result = run(tree)

@@ -1,4 +1,4 @@
-"""The documents are right: their commands run, their output is of the form shown, what they quote is there.
+"""The documents: their commands run, output has the form shown, quoted messages, files and flags exist.
 
 A document's console blocks are run in its order in one folder, by a small network: `quick.json` stands in for
 the defaults of training, so that two steps are taken where a reader would wait an hour.
@@ -47,11 +47,11 @@ RECORDINGS = ("guitar/one", "guitar/two", "guitar/three", "guitar/four", "piano/
 """Training holds out two of these names."""
 
 FRAMES = {"mel": torch.zeros(80, 64), "more": torch.ones(80, 32)}
-"""What a text-to-speech model would have made."""
+"""Stand-ins for the frames of a text-to-speech model."""
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    """Return what stands in the fenced blocks of a language."""
+    """Return the fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
 
 
@@ -68,13 +68,13 @@ def sessions(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def quickened(command: str, folder: Path) -> str:
-    """Return a command that trains as one that takes two steps, in a place that is free."""
+    """Return a training command with two steps and an empty output folder."""
     words = shlex.split(command)
     if words[0] != "wavenet-train" or {"--plot", "--resume", "--help"} & set(words):
         return command
     if "--dry-run" not in words:
         out = Path(words[words.index("--out-dir") + 1]) if "--out-dir" in words else Path("checkpoints")
-        # The reader has not trained there yet.
+        # As on a first run.
         shutil.rmtree(folder / out, ignore_errors=True)
     command = re.sub(r"--(steps|max-time|preset|segment|sample-rate|batch) \S+", "", command)
     return (
@@ -85,7 +85,7 @@ def quickened(command: str, folder: Path) -> str:
 
 
 def run(command: str, folder: Path, capfd) -> tuple[int, str]:
-    """Run a command line; those of the package in this process, where torch is loaded, if it is no pipe."""
+    """Run a command line; commands of the package in this process, unless they are part of a pipe."""
     words = shlex.split(command, comments=True)
     name = words[0].removeprefix("wavenet-")
     if words[0].startswith("wavenet-") and not {"|", ">", "<", "&&"} & set(words):
@@ -103,8 +103,8 @@ def run(command: str, folder: Path, capfd) -> tuple[int, str]:
 
 
 def form(line: str) -> re.Pattern[str]:
-    """Return what a line of output looks like whatever its numbers are."""
-    # The reader's home, the processor's choice, and on which side of a baseline a score lies.
+    """Return a pattern for a line of output with arbitrary numbers."""
+    # The home folder, the precision, and the side of a baseline vary.
     line = line.removesuffix("...")
     line = re.sub(r"/home/me/|(bf16|fp32)(?= on cpu)|below(?= the unigram)", "\0", line)
     parts = re.split(r"[-+]?\d[\d,.:]*\s*(?:ms|min|s|MB|GB|h)?\b", line.strip())
@@ -122,7 +122,7 @@ def copy_examples(folder: Path) -> None:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A reader's folder: recordings with scores, in two subfolders, and stand-ins for what is not here."""
+    """A user's folder: recordings with scores in two subfolders, and stand-ins for missing programs."""
     rng = np.random.default_rng(0)
     for number, name in enumerate(RECORDINGS):
         path = tmp_path / "recordings" / f"{name}.wav"
@@ -158,30 +158,30 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.skipif(registry.report()["cpu"] is not None, reason="the documents show the fast engine")
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the commands are a shell's")
 @pytest.mark.parametrize("document", RUN, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_do_what_is_shown(document, place, capfd):
+def test_documented_commands(document, place, capfd):
     pytest.importorskip("mido")
     for command, shown in sessions(document):
-        code, told = run(quickened(command, place), place, capfd)
-        assert code == 0, f"{command}\n{told}"
+        code, output = run(quickened(command, place), place, capfd)
+        assert code == 0, f"{command}\n{output}"
         for line in shown:
-            assert form(line).search(told), f"{command}\nshown: {line}\n{told}"
+            assert form(line).search(output), f"{command}\nshown: {line}\n{output}"
     scope: dict[str, object] = dict(FRAMES)
     for block in blocks(document, "python"):
         exec(compile(block, str(document), "exec"), scope)
 
 
-def test_every_document_is_read():
+def test_all_documents_are_tested():
     assert len(DOCS) >= 5
     assert {path.name for path in RUN if not sessions(path) and not blocks(path, "python")} == {
         "troubleshooting.md"
     }
-    # What is no session is said to be none, lest a command is missed.
+    # Sessions are marked as such, so that no command is missed.
     for path in RUN:
         assert not re.search(r"^```\n\$", path.read_text(encoding="utf-8"), re.M), path
 
 
 @pytest.mark.parametrize("document", RUN, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_that_are_named_exist(document):
+def test_linked_files_exist(document):
     text = document.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         if "://" not in link:
@@ -203,13 +203,13 @@ def outputs(path: Path) -> list[tuple[str, list[str]]]:
     ]
 
 
-def test_the_notebook_shows_players_plots_and_tables():
+def test_notebook_outputs():
     shown = [kind for _, kinds in outputs(NOTEBOOK) for kind in kinds]
     assert shown.count("text/html") == 10 and shown.count("image/png") == 7
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert "bits per sample" in text and "data:audio/wav;base64" in text
     assert NOTEBOOK.stat().st_size < 1_000_000
-    # Nobody's folders but those of the documents' reader.
+    # Only folders of the documented user.
     assert not re.search(r"/(?:home/(?!me/)|tmp/|root/|work/)", text)
 
 
@@ -225,12 +225,12 @@ def test_the_notebook_runs(tmp_path):
         env={**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    # Each cell shows what it shows in the notebook that is read.
+    # Each cell has the same kinds of output as in the committed notebook.
     assert outputs(tmp_path / "examples" / "tour.ipynb") == outputs(NOTEBOOK)
 
 
 @pytest.mark.parametrize("frames", [1, 7, 50])
-def test_the_vocoder_says_the_same_however_frames_arrive(frames, monkeypatch):
+def test_vocoder_is_independent_of_arrival(frames, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     vocoder = importlib.import_module("vocoder")
     generator = Generator(conditioned.network(conditioned.config("mel")), "reference")
@@ -245,7 +245,7 @@ def test_the_vocoder_says_the_same_however_frames_arrive(frames, monkeypatch):
     assert np.array_equal(np.concatenate(spoken), whole)
 
 
-def test_flags_that_are_named_exist():
+def test_documented_flags_exist():
     known = {"--no-build-isolation", "--nproc-per-node", "--install"}
     for name in COMMANDS:
         known |= set(importlib.import_module(f"wavenet.cli.{name}").build_parser()._option_string_actions)
@@ -261,7 +261,7 @@ def test_flags_that_are_named_exist():
 
 
 def texts() -> list[str]:
-    """Return the strings in the code, with a mark where a value stands."""
+    """Return the strings in the code, with NUL in place of values."""
     found = []
     for path in [*(ROOT / "wavenet").rglob("*.py"), ROOT / "setup.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -272,12 +272,12 @@ def texts() -> list[str]:
     return found
 
 
-def test_messages_in_the_troubleshooting_guide_are_in_the_code():
+def test_troubleshooting_quotes_real_messages():
     guide = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^### `(.*)`$", guide, re.M)
     assert len(quoted) > 20
     code = texts()
     for message in quoted:
-        # Three dots stand for what differs from case to case.
+        # Three dots replace the part that varies.
         pattern = re.compile(".*".join(map(re.escape, message.split("..."))), re.S)
         assert any(pattern.search(text) for text in code), message
