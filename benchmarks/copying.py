@@ -65,7 +65,15 @@ def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
     past = history(directory)
     assert past is not None
     settings = DataConfig(past[0].silence_db, past[0].validation_fraction)
-    data = prepare(options.audio_dir, options.cache_dir or user_cache(), model.config, settings)
+    config = model.config
+    data = prepare(
+        options.audio_dir,
+        options.cache_dir or user_cache(),
+        config.audio_format,
+        config.receptive_field,
+        config.quantization_channels,
+        settings,
+    )
     attach(model.config, data)
     scorers: dict[str, Any] = {
         "own spectrum": Parallel(model, rows=4),

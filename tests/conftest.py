@@ -11,10 +11,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import numpy as np
 import pytest
+from support.datasets import prepare_dataset
 from support.trainers import CONFIG
 
 from wavenet.audio.wav import write_wav
-from wavenet.data.dataset import DataConfig, prepare
+from wavenet.data.dataset import DataConfig
 
 
 def pytest_configure():
@@ -32,4 +33,4 @@ def data(tmp_path_factory):
     time = np.arange(8000) / 4000
     chord = sum(np.sin(2 * np.pi * hz * time) for hz in (220, 277, 330)) * 0.25
     write_wav(folder / "chord.wav", chord.astype(np.float32), 4000)
-    return prepare(folder, tmp_path_factory.mktemp("cache"), CONFIG, DataConfig(silence_db=None))
+    return prepare_dataset(folder, tmp_path_factory.mktemp("cache"), CONFIG, DataConfig(silence_db=None))

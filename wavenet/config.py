@@ -82,6 +82,30 @@ class ConditioningConfig(JsonConfig):
 
 
 @dataclass(frozen=True)
+class AudioFormat(JsonConfig):
+    """The form of audio that recordings are converted to, independent of the network that reads it.
+
+    Attributes
+    ----------
+    sample_rate : int
+        In Hz.
+    channels : int
+        Always 1: recordings are mixed to mono.
+    normalization : str
+        Level applied to each recording: "none", "peak" or "loudness".
+    """
+
+    sample_rate: int
+    channels: int = 1
+    normalization: str = "none"
+
+    def __post_init__(self) -> None:
+        self._require_int("sample_rate", 100, 1_000_000)
+        self._require(self.channels == 1, "channels", "1: recordings are mixed to mono")
+        self._require(self.normalization in NORMALIZATIONS, "normalization", f"one of {NORMALIZATIONS}")
+
+
+@dataclass(frozen=True)
 class WaveNetConfig(JsonConfig):
     """The network and the audio format it speaks (van den Oord et al. 2016, sections 2.1 to 2.4).
 
@@ -145,6 +169,11 @@ class WaveNetConfig(JsonConfig):
                 f"fmax = {conditioning.fmax:g} Hz: must be at most half the sample rate, "
                 f"{self.sample_rate / 2:g} Hz"
             )
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        """Format of the audio that the network reads and generates."""
+        return AudioFormat(self.sample_rate, normalization=self.normalization)
 
     @property
     def dilations(self) -> tuple[int, ...]:

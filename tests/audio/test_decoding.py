@@ -23,7 +23,7 @@ from support.audio_files import (
     wav_bytes,
 )
 
-from wavenet.audio.decoding import Decoder, Unusable, load_audio
+from wavenet.audio.decoding import Decoder, UnusableAudio, load_audio
 from wavenet.audio.wav import WavWriter, write_wav
 from wavenet.errors import AudioError
 from wavenet.utils.files import printable
@@ -183,7 +183,7 @@ def test_headers_that_claim_too_much_cost_no_memory(tmp_path):
             for _ in Decoder(tmp_path / name, 16000).blocks():
                 pass
             refused = None
-        except Unusable as problem:
+        except UnusableAudio as problem:
             refused = problem.reason
         finally:
             peak = tracemalloc.get_traced_memory()[1]
@@ -224,7 +224,7 @@ def test_huge_values(tmp_path):
     assert "NaN or infinite" in failure(save(tmp_path / "b.wav", audio * 1e300, encoding="DOUBLE"))
     # Integers stored as floats: refused at their own level, usable once normalised.
     integers = save(tmp_path / "c.wav", audio * 32768, encoding="FLOAT")
-    assert "--normalization peak" in failure(integers)
+    assert 'normalization "peak"' in failure(integers)
     assert np.abs(load_audio(integers, 16000, "peak")).max() == pytest.approx(0.95)
     # A few samples over full scale are clipped.
     audio[100:120] = 1.5

@@ -5,7 +5,7 @@ import pytest
 from support.audio_files import save, sine
 
 from wavenet.audio.decoding import load_audio
-from wavenet.audio.levels import gain, measure, sounding
+from wavenet.audio.levels import gain, measure, non_silent_spans
 
 
 def test_peak_and_loudness(tmp_path):
@@ -37,7 +37,7 @@ def test_levels_match_a_plain_computation():
 
 
 def stretches(signal, silence_db: float | None = 60.0, rate=16000):
-    return sounding(measure(signal, rate), len(signal), rate, silence_db)
+    return non_silent_spans(measure(signal, rate), len(signal), rate, silence_db)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])

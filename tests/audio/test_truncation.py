@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from support.audio_files import FORMATS, au_bytes, flac_claiming, noise, sine, w64_bytes, wav_bytes
 
-from wavenet.audio.decoding import Decoder, Unusable, load_audio
+from wavenet.audio.decoding import Decoder, UnusableAudio, load_audio
 
 CUT_SHORT = "cut short (it ends before its header says)"
 
@@ -19,7 +19,7 @@ def decoded(path, content, rate=16000):
 
 
 def reason(path, content, rate=16000):
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(UnusableAudio) as caught:
         decoded(path, content, rate)
     assert "\n" not in str(caught.value)
     return caught.value.reason
@@ -70,7 +70,7 @@ def test_ogg_files_end_with_the_page_that_says_so(tmp_path, encoding):
 
 def test_one_recording_loaded_by_itself_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "x.wav").write_bytes(wav_bytes(pcm(noise(0.5, 16000)), claimed=10**6))
-    with pytest.raises(Unusable, match=r"x\.wav: cut short \(.*\); get a whole copy of it"):
+    with pytest.raises(UnusableAudio, match=r"x\.wav: cut short \(.*\); get a whole copy of it"):
         load_audio(tmp_path / "x.wav", 16000)
 
 

@@ -21,11 +21,12 @@ from support.commands import (
     run,
     temporaries,
 )
+from support.datasets import prepare_dataset
 
 from wavenet.audio.wav import write_wav
 from wavenet.cli.evaluate import main
 from wavenet.config import TrainingConfig
-from wavenet.data.dataset import DataConfig, prepare
+from wavenet.data.dataset import DataConfig
 from wavenet.engine import registry
 from wavenet.evaluation.scoring import bits_per_sample
 from wavenet.models.wavenet import WaveNet
@@ -41,7 +42,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     make_audio(folder / "audio", files=4, seconds=1.0)
     where = make_checkpoint(folder / "checkpoints" / "step-00000007")
-    data = prepare(folder / "audio", folder / "cache", CONFIG, DataConfig(None, 0.5))
+    data = prepare_dataset(folder / "audio", folder / "cache", CONFIG, DataConfig(None, 0.5))
     assert data.report.split == "files" and data.report.validation_files == 2
     notes = {"step": 7, "training": TRAINING.to_json(), "data": fingerprint(data)}
     (where / checkpoint.PROGRESS_FILE).write_text(json.dumps(notes))
@@ -82,7 +83,7 @@ def test_scores_as_a_table_and_as_json(home):
     (score,) = found["scores"]
     assert (score["name"], score["device"]) == ("parallel fp32", "cpu") and "difference" not in score
     # The same by other means: other windows, and the mean over recordings of equal length.
-    data = prepare(home / "audio", home / "cache", CONFIG, DataConfig(None, 0.5))
+    data = prepare_dataset(home / "audio", home / "cache", CONFIG, DataConfig(None, 0.5))
     model = WaveNet.from_pretrained(home / "checkpoints" / "step-00000007")
     assert score["bits_per_sample"] == pytest.approx(
         bits_per_sample(model, data.validation.windows(777)), rel=1e-5

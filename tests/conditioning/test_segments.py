@@ -9,16 +9,17 @@ import torch
 from support import conditioned
 from support.audio_files import noise, save
 from support.conditioned import RATE, tune
-from support.datasets import clips_of
+from support.datasets import clips_of, prepare_dataset
 from support.scores import PIECE_RATE, moved, piece, rows, write_midi
 
 from wavenet.audio import mulaw
-from wavenet.conditioning.mel import MelSource
+from wavenet.audio.decoding import load_audio
+from wavenet.audio.mel import log_mel
 from wavenet.conditioning.score import ScoreSource
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import ConditioningConfig
 from wavenet.data.augmentation import Augmentation
-from wavenet.data.dataset import DataConfig, prepare
+from wavenet.data.dataset import DataConfig
 from wavenet.data.labels import attach, class_of, with_classes
 from wavenet.errors import AudioError, ConfigError
 
@@ -44,7 +45,7 @@ def folder(tmp_path_factory):
 def prepared(folder, kind: str, silence_db: float | None = 40.0, **told):
     settings = {**conditioned.KINDS[kind], "hop": HOP, **told}
     config = dataclasses.replace(conditioned.BASE, conditioning=ConditioningConfig(**settings))
-    data = prepare(folder / "audio", folder / "cache", config, DataConfig(silence_db=silence_db))
+    data = prepare_dataset(folder / "audio", folder / "cache", config, DataConfig(silence_db=silence_db))
     if config.conditioning.class_names:
         config = with_classes(config, data)
     attach(config, data, folder / "midi" if "score" in kind else None)
@@ -109,29 +110,55 @@ def test_notes_stand_where_they_sound_in_the_middle_too(folder):
     assert seen > 50
 
 
-def test_spectra_in_training_are_those_of_the_recording(folder):
+def mel_of(audio: np.ndarray, config) -> torch.Tensor:
+    """The frames that a user makes from a recording, float32 (1, n_mels, frames)."""
+    mel = config.conditioning
+    frames = log_mel(audio, config.sample_rate, mel.n_fft, mel.hop, mel.n_mels, mel.fmin, mel.fmax)
+    return torch.from_numpy(frames)[None]
+
+
+def test_training_mel_frames_equal_the_users(folder):
+    """`log_mel` of the file gives the frames of training segments to the bit."""
     config, data = prepared(folder, "mel", silence_db=None, n_fft=128)
     clips = data.whole
-    clip, start = clips.clips[0], int(clips._starts[0])
-    targets = clips.read(np.array([start]), clip.length).targets[0].numpy()
-    from wavenet.audio import mulaw
+    for index, clip in enumerate(clips.clips):
+        expected = mel_of(load_audio(folder / "audio" / clip.name, RATE), config)
+        start = int(clips._starts[index])
+        for place in (0, HOP, 3 * HOP):
+            frames = clips.read(np.array([start + place]), 500).frames
+            # The gaps here are shorter than a window: two frames at the borders of clips include neighbours.
+            low = max(place // HOP, 2 if index else 0)
+            high = min(place // HOP + frames.values.shape[2] + frames.first, expected.shape[2] - 2)
+            assert high - low > 5
+            offset = -frames.first - place // HOP
+            assert torch.equal(frames.values[:, :, low + offset : high + offset], expected[:, :, low:high])
 
-    played = MelSource(config, mulaw.decode(targets, config.quantization_channels).astype(np.float32))
-    for place in (0, HOP, 7 * HOP):
-        frames = clips.read(np.array([start + place]), 500).frames
-        expected = played.read(frames.first + place // HOP, frames.values.shape[2])
-        assert torch.equal(frames.values, expected)
+
+def test_mel_frames_of_converted_recordings(tmp_path):
+    """Resampled and normalised audio is rounded to 16 bits; its frames agree within that rounding."""
+    save(tmp_path / "audio" / "one.wav", noise(1.0, 11025, seed=5, amplitude=0.3), 11025, encoding="FLOAT")
+    settings = {**conditioned.KINDS["mel"], "hop": HOP}
+    config = dataclasses.replace(
+        conditioned.BASE, normalization="loudness", conditioning=ConditioningConfig(**settings)
+    )
+    data = prepare_dataset(tmp_path / "audio", tmp_path / "cache", config, DataConfig(silence_db=None))
+    attach(config, data)
+    expected = mel_of(load_audio(tmp_path / "audio" / "one.wav", RATE, "loudness"), config)
+    start = int(data.whole._starts[0])
+    frames = data.whole.read(np.array([start]), 3000).frames
+    found = frames.values[:, :, -frames.first :]
+    assert not torch.equal(found[:, :, :60], expected[:, :, :60])
+    # Half a 16-bit step is 1.5e-5; the magnitudes here are above 0.05 and the scale is 2 / (HIGH - LOW).
+    assert (found[:, :, :60] - expected[:, :, :60]).abs().max() < 5e-4
 
 
-def test_a_segment_that_begins_between_frames_has_its_own(folder):
+def test_mel_frames_between_those_of_the_recording(folder):
+    """A segment at any position has frames of its own, from the audio of the recording."""
     config, data = prepared(folder, "mel", silence_db=None)
     clips = data.whole
     start = int(clips._starts[0])
-    from wavenet.audio import mulaw
-
-    targets = clips.read(np.array([start + 3]), clips.clips[0].length - 3).targets[0].numpy()
-    audio = mulaw.decode(targets, config.quantization_channels).astype(np.float32)
-    expected = MelSource(config, audio).read(5, 10)
+    audio = load_audio(folder / "audio" / clips.clips[0].name, RATE)[3:]
+    expected = mel_of(audio, config)[:, :, 5:15]
     found = clips.read(np.array([start + 3]), 1000).frames
     assert torch.equal(found.values[:, :, 5 - found.first : 15 - found.first], expected)
 
@@ -161,7 +188,7 @@ def test_training_draws_come_with_their_frames(folder):
             assert torch.equal(frames.values, again.frames.values)
             assert frames.values.shape[:2] == (3, config.conditioning.channels)
             plain = dataclasses.replace(config, conditioning=None)
-            alone = prepare(folder / "audio", folder / "cache", plain, DataConfig())
+            alone = prepare_dataset(folder / "audio", folder / "cache", plain, DataConfig())
             found = alone.train.batch(step, 3, 90, 0)
             assert torch.equal(found.inputs, inputs) and torch.equal(found.targets, targets)
 
@@ -210,7 +237,7 @@ def test_a_score_that_is_not_played_when_it_says_is_told(tmp_path):
         save(tmp_path / f"audio/{seed}.wav", audio, PIECE_RATE)
         write_midi(tmp_path / f"midi/{seed}.mid", moved(score, late))
     config = dataclasses.replace(conditioned.config("score"), sample_rate=PIECE_RATE)
-    data = prepare(tmp_path / "audio", tmp_path / "cache", config, DataConfig())
+    data = prepare_dataset(tmp_path / "audio", tmp_path / "cache", config, DataConfig())
     lines: list[str] = []
     attach(config, data, tmp_path / "midi", tell=lines.append)
     assert len(lines) == 2 and lines[0].startswith("scores      3 read")
@@ -226,7 +253,7 @@ def test_classes_need_folders(folder, tmp_path):
         AudioError, match=r"of class 'piano', which this network does not know; .*cello, harp"
     ):
         attach(dataclasses.replace(config, conditioning=other), data)
-    single = prepare(folder / "audio", folder / "cache", config, DataConfig(), patterns=["piano/*"])
+    single = prepare_dataset(folder / "audio", folder / "cache", config, DataConfig(), patterns=["piano/*"])
     with pytest.raises(AudioError, match="all recordings are in one folder, cello"):
         with_classes(config, single)
 
@@ -241,9 +268,9 @@ def faster(arrays, folder, kind, labels=None, **told):
         conditioned.BASE, quantization_channels=256, conditioning=ConditioningConfig(**settings)
     )
     encoded = [mulaw.encode(np.asarray(array)) for array in arrays]
-    clips = clips_of(folder, encoded, config.receptive_field, silence=config.silence)
+    clips = clips_of(folder, encoded, config.receptive_field)
     clips.conditions = Conditions(config, labels)
-    clips.augmentation = Augmentation(256, speed=0.3)
+    clips.augmentation = Augmentation(speed=0.3)
     return clips
 
 
@@ -293,6 +320,6 @@ def librosa_mel_frequencies(count, low, high):
 def test_scores_do_not_go_with_another_speed(folder):
     _, data = prepared(folder, "score")
     data.train.batch(0, 2, 100, 0)
-    data.train.augmentation = Augmentation(32, speed=0.1)
+    data.train.augmentation = Augmentation(speed=0.1)
     with pytest.raises(ConfigError, match="moves pitches away from the scores of --midi-dir"):
         data.train.batch(0, 2, 100, 0)

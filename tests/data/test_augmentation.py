@@ -5,8 +5,9 @@ import pytest
 import torch
 from support.datasets import clips_of
 
-from wavenet.audio import mulaw
-from wavenet.data.augmentation import Augmentation, played
+from wavenet.audio import mulaw, pcm
+from wavenet.data.augmentation import Augmentation, resampled_segment
+from wavenet.data.clips import Clip, Clips
 
 
 @pytest.fixture
@@ -28,12 +29,12 @@ def parts(clips, augmentation, step=3, rows=40, segment=100, seed=7):
 
 
 def test_off_is_the_same_to_the_bit(clips):
-    plain, off = parts(clips, None), parts(clips, Augmentation(256))
+    plain, off = parts(clips, None), parts(clips, Augmentation())
     assert all(np.array_equal(one, other) for one, other in zip(plain, off, strict=True))
 
 
 def test_polarity_turns_about_half_of_the_segments_upside_down(clips):
-    (inputs, targets), (turned, wanted) = parts(clips, None), parts(clips, Augmentation(256, 0.0, True))
+    (inputs, targets), (turned, wanted) = parts(clips, None), parts(clips, Augmentation(0.0, True))
     gaps = targets < 0
     assert gaps.any() and np.array_equal(wanted < 0, gaps)
     upside = 0
@@ -51,7 +52,7 @@ def test_polarity_turns_about_half_of_the_segments_upside_down(clips):
 
 
 def test_gain_scales_amplitudes_by_up_to_so_many_decibels(clips):
-    (_, targets), (_, softer) = parts(clips, None), parts(clips, Augmentation(256, 12.0))
+    (_, targets), (_, softer) = parts(clips, None), parts(clips, Augmentation(12.0))
     found = []
     for before, after in zip(targets, softer, strict=True):
         loud = (before >= 0) & (np.abs(linear(before)) > 0.3)
@@ -68,7 +69,7 @@ def test_gain_scales_amplitudes_by_up_to_so_many_decibels(clips):
 
 
 def test_the_draw_is_uniform_in_decibels_and_of_step_seed_and_row_alone():
-    augmentation = Augmentation(256, 6.0, True)
+    augmentation = Augmentation(6.0, True)
     factors = augmentation.factors(5, 20_000, 1)
     decibels = 20 * np.log10(np.abs(factors))
     assert decibels.min() >= -6 and decibels.max() <= 0
@@ -80,11 +81,11 @@ def test_the_draw_is_uniform_in_decibels_and_of_step_seed_and_row_alone():
     for other in (augmentation.factors(6, 10, 1), augmentation.factors(5, 10, 2)):
         assert not np.isclose(other, factors[:10]).any()
     # The gain of a row does not depend on whether its polarity is drawn.
-    assert np.array_equal(np.abs(factors), Augmentation(256, 6.0).factors(5, 20_000, 1))
+    assert np.array_equal(np.abs(factors), Augmentation(6.0).factors(5, 20_000, 1))
 
 
 def test_segments_are_the_same_whenever_they_are_drawn(clips):
-    augmentation = Augmentation(256, 6.0, True)
+    augmentation = Augmentation(6.0, True)
     forward = [parts(clips, augmentation, step) for step in range(4)]
     backward = [parts(clips, augmentation, step) for step in (3, 2, 1, 0)][::-1]
     for one, other in zip(forward, backward, strict=True):
@@ -93,18 +94,27 @@ def test_segments_are_the_same_whenever_they_are_drawn(clips):
 
 def test_windows_are_left_alone(clips):
     plain = [(inputs.clone(), targets.clone()) for inputs, targets, _ in clips.windows(100)]
-    clips.augmentation = Augmentation(256, 20.0, True)
+    clips.augmentation = Augmentation(20.0, True)
     for (inputs, targets), (one, other, _) in zip(plain, clips.windows(100), strict=True):
         assert torch.equal(inputs, one) and torch.equal(targets, other)
 
 
-@pytest.mark.parametrize("classes", [2, 64, 1024, 65536])
-def test_any_number_of_classes(classes):
-    augmentation = Augmentation(classes, 6.0, True)
-    every = np.arange(classes)
-    assert np.array_equal(augmentation.table(1.0), every)
-    assert np.array_equal(augmentation.table(-1.0), every[::-1])
-    assert (np.diff(augmentation.table(0.5)) >= 0).all()
+@pytest.mark.parametrize("classes", [64, 1024, 65536])
+def test_augmented_audio_is_encoded_once(tmp_path, classes):
+    """Gain applies to the amplitudes of the recording, not to decoded classes."""
+    rng = np.random.default_rng(1)
+    samples = pcm.from_float(rng.uniform(-1, 1, 500))
+    path = tmp_path / "clip.bin"
+    path.write_bytes(samples.tobytes())
+    clips = Clips([Clip(path, 0, len(samples))], 16, classes)
+    clips.augmentation = Augmentation(6.0, True)
+    factor = clips.augmentation.factors(0, 1, 0)[0]
+    targets = clips.batch(0, 1, 700, 0).targets.numpy()[0]
+    # As a ring of 516 positions, the segment contains the whole clip.
+    expected = mulaw.encode(pcm.to_float(samples) * np.float32(factor), classes).tolist()
+    found = np.concatenate([targets, targets])
+    gaps = np.flatnonzero((found[:-1] < 0) & (found[1:] >= 0))
+    assert any(found[gap + 1 : gap + 501].tolist() == expected for gap in gaps)
 
 
 # -- speed ---------------------------------------------------------------------------------------------
@@ -123,7 +133,7 @@ def pitch_of(audio, rate=16000):
 
 def test_speed_moves_the_pitch_by_the_factor_that_is_drawn(tmp_path):
     clips = tones(tmp_path)
-    augmentation = Augmentation(256, speed=0.25)
+    augmentation = Augmentation(speed=0.25)
     _, targets = parts(clips, augmentation, rows=30, segment=4000)
     speeds = augmentation.speeds(3, 30, 7)
     assert 1 / 1.25 <= speeds.min() < 0.9 and 1.1 < speeds.max() <= 1.25
@@ -139,37 +149,33 @@ def test_speed_moves_the_pitch_by_the_factor_that_is_drawn(tmp_path):
 @pytest.mark.parametrize("speed", [0.5, 0.93, 1.0371, 1.9])
 def test_a_stretch_at_another_speed_is_that_of_the_signal_itself(speed):
     """Against the tone computed at the places between samples; silence and borders stay where they belong."""
-    classes, length = 4096, 6000
+    length = 6000
     places = np.arange(length)
     real = (places >= 2000) & (places < 5000)
-    tone = 0.5 * np.sin(0.1 * places)
-    values = np.where(real, mulaw.encode(tone, classes), 2048)
+    audio = np.where(real, 0.5 * np.sin(0.1 * places), 0).astype(np.float32)
 
-    def cut(first, count):
+    def read(first, count):
         assert first >= 0 and first + count <= length
-        return values[first : first + count], real[first : first + count]
+        return audio[first : first + count], real[first : first + count]
 
     start, before, after = 3000, 200, 600
-    found, sounds = played(cut, start, before, after, speed, classes, 2048)
+    found, sounds = resampled_segment(read, start, before, after, speed)
     assert len(found) == len(sounds) == before + after
     at = np.arange(-before, after) * speed
     # Up to one sample of the timeline after `start`: which part of it follows from the sine itself.
     inside = sounds & (start + at > 2100) & (start + at < 4900)
     offsets = np.linspace(0, 1, 101) * max(1.0, speed)
-    errors = [
-        np.abs(mulaw.decode(found, classes) - 0.5 * np.sin(0.1 * (start + at + offset)))[inside].max()
-        for offset in offsets
-    ]
+    errors = [np.abs(found - 0.5 * np.sin(0.1 * (start + at + offset)))[inside].max() for offset in offsets]
     assert min(errors) < 2e-3
     inner = np.abs(start + at - 2000) > 2
     assert np.array_equal(sounds[inner], ((start + at >= 2000) & (start + at < 5000))[inner])
-    assert (found[~sounds] == 2048).all()
+    assert found.dtype == np.float32 and (found[~sounds] == 0).all()
 
 
 def test_speed_begins_a_clip_where_it_begins(tmp_path):
     """Segments that begin with a clip begin with it at any speed, after nothing but silence."""
     clips = tones(tmp_path)
-    clips.augmentation = Augmentation(256, speed=0.5)
+    clips.augmentation = Augmentation(speed=0.5)
     beginnings = 0
     for step in range(40):
         inputs, targets, _ = clips.batch(step, 8, 50, 0)
@@ -184,11 +190,11 @@ def test_speed_begins_a_clip_where_it_begins(tmp_path):
 
 def test_speed_has_a_key_and_leaves_other_draws_alone(tmp_path):
     clips = tones(tmp_path)
-    both = Augmentation(256, 6.0, True, 0.1)
+    both = Augmentation(6.0, True, 0.1)
     whole = parts(clips, both, rows=6)
     clips.augmentation = both
     inputs, targets, _ = clips.batch(3, 2, 100, 7, first=4)
     assert np.array_equal(inputs, whole[0][4:]) and np.array_equal(targets, whole[1][4:])
-    plain = Augmentation(256, 6.0, True)
+    plain = Augmentation(6.0, True)
     assert np.array_equal(both.factors(3, 6, 7), plain.factors(3, 6, 7))
     assert np.array_equal(plain.speeds(3, 6, 7), np.ones(6))

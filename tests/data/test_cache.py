@@ -1,23 +1,24 @@
 """The cache: what it keeps, what spoils it, and who shares it."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from support.audio_files import noise, save
-from support.datasets import CONFIG, contents, folder_of
+from support.datasets import CONFIG, contents, folder_of, prepare_dataset
 
 import wavenet.data.cache
 import wavenet.data.clips
 from wavenet.config import WaveNetConfig
-from wavenet.data.dataset import prepare
+from wavenet.data.dataset import DataConfig
 from wavenet.errors import AudioError
 
 PACKAGE_PARENT = Path(wavenet.data.cache.__file__).parent.parent
@@ -33,9 +34,9 @@ def no_decoding(monkeypatch):
 def test_a_second_run_decodes_nothing_not_even_bad_files(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "audio", 3)
     (folder / "bad.wav").write_bytes(b"text")
-    first = prepare(folder, tmp_path / "cache", CONFIG)
+    first = prepare_dataset(folder, tmp_path / "cache", CONFIG)
     no_decoding(monkeypatch)
-    assert contents(prepare(folder, tmp_path / "cache", CONFIG)) == contents(first)
+    assert contents(prepare_dataset(folder, tmp_path / "cache", CONFIG)) == contents(first)
 
 
 def test_what_was_only_out_of_reach_is_tried_again(tmp_path, monkeypatch):
@@ -48,26 +49,55 @@ def test_what_was_only_out_of_reach_is_tried_again(tmp_path, monkeypatch):
         return key_of(path, settings)
 
     monkeypatch.setattr(wavenet.data.cache, "key_of", locked)
-    report = prepare(folder, tmp_path / "cache", CONFIG).report
+    report = prepare_dataset(folder, tmp_path / "cache", CONFIG).report
     assert report.skipped == {"cannot be read (permission denied)": ["n01.wav"]}
-    assert prepare(None, tmp_path / "cache", CONFIG).report.skipped == report.skipped
+    assert prepare_dataset(None, tmp_path / "cache", CONFIG).report.skipped == report.skipped
     monkeypatch.undo()
-    assert not prepare(folder, tmp_path / "cache", CONFIG).report.skipped
+    assert not prepare_dataset(folder, tmp_path / "cache", CONFIG).report.skipped
 
 
-def test_settings_have_caches_of_their_own(tmp_path):
+def test_one_cache_serves_any_number_of_classes(tmp_path, monkeypatch):
     folder, cache = folder_of(tmp_path / "audio", 3), tmp_path / "cache"
-    expected = {}
-    for classes in (256, 64):
-        config = WaveNetConfig(sample_rate=8000, quantization_channels=classes, layers=6, stacks=2)
-        expected[classes] = contents(prepare(folder, cache, config))
-        assert contents(prepare(folder, tmp_path / f"cache{classes}", config)) == expected[classes]
-    assert expected[256] != expected[64]
-    # Both are still there for a run without the folder, and the network's shape does not matter to them.
     config = WaveNetConfig(sample_rate=8000, quantization_channels=64, layers=2, stacks=1)
-    assert Counter(np.concatenate(contents(prepare(None, cache, config)))) == Counter(
-        np.concatenate(expected[64])
-    )
+    fresh = prepare_dataset(folder, tmp_path / "other", config)
+    prepare_dataset(folder, cache, CONFIG)
+    files = {path: path.read_bytes() for path in cache.glob("*.clips")}
+    no_decoding(monkeypatch)
+    for source in (folder, None):
+        shared = prepare_dataset(source, cache, config)
+        assert contents(shared) == contents(fresh) and max(contents(shared)[0]) < 64
+    assert {path: path.read_bytes() for path in cache.glob("*.clips")} == files
+
+
+def test_the_cache_contains_16_bit_pcm(tmp_path):
+    folder = folder_of(tmp_path / "audio", 1)
+    dataset = prepare_dataset(folder, tmp_path / "cache", CONFIG, DataConfig(silence_db=None))
+    recorded = soundfile.read(folder / "n00.wav", dtype="int16")[0]
+    assert np.array_equal(dataset.whole.pcm(0), recorded)
+    (path,) = (tmp_path / "cache").glob("*.clips")
+    assert path.read_bytes().endswith(recorded.astype("<i2").tobytes())
+    audio, real = dataset.whole.audio(0, CONFIG.receptive_field + len(recorded) + 5)
+    assert audio.dtype == np.float32 and real.sum() == len(recorded)
+    assert np.array_equal(audio[real], recorded / np.float32(32768)) and not audio[~real].any()
+
+
+def test_settings_have_entries_of_their_own(tmp_path):
+    folder, cache = folder_of(tmp_path / "audio", 2), tmp_path / "cache"
+    for number, normalization in enumerate(("none", "peak", "loudness"), 1):
+        config = dataclasses.replace(CONFIG, normalization=normalization)
+        prepare_dataset(folder, cache, config)
+        assert len(list(cache.glob("*.clips"))) == 2 * number
+
+
+def test_a_recording_below_one_16_bit_step(tmp_path):
+    folder = folder_of(tmp_path / "audio", 1)
+    tone = np.sin(np.arange(8000) * 0.3)
+    save(folder / "quiet.wav", tone * 0.45 / 32768, 8000, encoding="FLOAT")
+    save(folder / "soft.wav", tone * 0.8 / 32768, 8000, encoding="FLOAT")
+    report = prepare_dataset(folder, tmp_path / "cache", CONFIG).report
+    assert report.skipped == {"too quiet: all samples round to the same 16-bit value": ["quiet.wav"]}
+    config = dataclasses.replace(CONFIG, normalization="peak")
+    assert not prepare_dataset(folder, tmp_path / "cache", config).report.skipped
 
 
 def spoil(kind, path, other):
@@ -105,68 +135,68 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_spoiled_cache_is_rebuilt(tmp_path, kind):
     folder, cache = folder_of(tmp_path / "audio", 2), tmp_path / "cache"
-    first = contents(prepare(folder, cache, CONFIG))
+    first = contents(prepare_dataset(folder, cache, CONFIG))
     one, other = sorted(cache.glob("*.clips"))
     good = one.read_bytes()
     spoil(kind, one, other)
     with pytest.raises(AudioError, match="missing or damaged"):
-        prepare(None, cache, CONFIG)
-    assert contents(prepare(folder, cache, CONFIG)) == first
+        prepare_dataset(None, cache, CONFIG)
+    assert contents(prepare_dataset(folder, cache, CONFIG)) == first
     assert one.read_bytes() == good
-    assert contents(prepare(None, cache, CONFIG)) == first
+    assert contents(prepare_dataset(None, cache, CONFIG)) == first
 
 
 def test_a_changed_recording_is_read_again(tmp_path):
     folder, cache = folder_of(tmp_path / "audio", 2), tmp_path / "cache"
-    first = contents(prepare(folder, cache, CONFIG))
+    first = contents(prepare_dataset(folder, cache, CONFIG))
     path = folder / "n00.wav"
     times = os.stat(path)
     save(path, noise(0.5, 8000, seed=77), 8000)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same time, other sound
-    second = contents(prepare(folder, cache, CONFIG))
+    second = contents(prepare_dataset(folder, cache, CONFIG))
     assert second != first
-    assert second == contents(prepare(folder, tmp_path / "fresh", CONFIG))
+    assert second == contents(prepare_dataset(folder, tmp_path / "fresh", CONFIG))
 
 
 def test_spoiled_indexes_are_no_index(tmp_path):
     folder, cache = folder_of(tmp_path / "audio", 2), tmp_path / "cache"
-    first = contents(prepare(folder, cache, CONFIG))
+    first = contents(prepare_dataset(folder, cache, CONFIG))
     (index,) = cache.glob("index-*.json")
     text = index.read_text()
     for broken in ("", "{", "[]", "null", '{"format": "other"}', text[:-10], text.replace("cached", "cash")):
         index.write_text(broken)
         with pytest.raises(AudioError, match="no prepared audio"):
-            prepare(None, cache, CONFIG)
-    assert contents(prepare(folder, cache, CONFIG)) == first
-    assert contents(prepare(None, cache, CONFIG)) == first
+            prepare_dataset(None, cache, CONFIG)
+    assert contents(prepare_dataset(folder, cache, CONFIG)) == first
+    assert contents(prepare_dataset(None, cache, CONFIG)) == first
 
 
 def test_without_a_folder_the_newest_index_counts(tmp_path):
     cache = tmp_path / "cache"
     with pytest.raises(AudioError, match="no prepared audio"):
-        prepare(None, cache, CONFIG)
-    prepare(folder_of(tmp_path / "one", 2), cache, CONFIG)
-    second = prepare(folder_of(tmp_path / "two", 5), cache, CONFIG)
+        prepare_dataset(None, cache, CONFIG)
+    prepare_dataset(folder_of(tmp_path / "one", 2), cache, CONFIG)
+    second = prepare_dataset(folder_of(tmp_path / "two", 5), cache, CONFIG)
     shutil.rmtree(tmp_path / "one")
     shutil.rmtree(tmp_path / "two")
-    again = prepare(None, cache, CONFIG)
+    again = prepare_dataset(None, cache, CONFIG)
     assert contents(again) == contents(second) and again.report.audio_dir == str(tmp_path / "two")
     assert str(again.report) == str(second.report)
     with pytest.raises(AudioError, match="8000 Hz"):
-        prepare(None, cache, WaveNetConfig(sample_rate=16000, layers=6, stacks=2))
+        prepare_dataset(None, cache, WaveNetConfig(sample_rate=16000, layers=6, stacks=2))
 
 
 def test_cache_places_that_do_not_work(tmp_path):
     folder = folder_of(tmp_path / "audio", 1)
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(AudioError, match="--cache-dir") as caught:
-        prepare(folder, tmp_path / "file", CONFIG)
-    assert str(tmp_path / "file") in str(caught.value)
+    with pytest.raises(AudioError, match="choose another") as caught:
+        prepare_dataset(folder, tmp_path / "file", CONFIG)
+    assert str(tmp_path / "file") in str(caught.value) and caught.value.argument == "cache_dir"
 
 
 def test_old_files_that_nothing_mentions_are_removed(tmp_path):
     folder, cache = folder_of(tmp_path / "audio", 2), tmp_path / "cache"
-    prepare(folder, cache, CONFIG)
+    prepare_dataset(folder, cache, CONFIG)
     before = set(cache.iterdir())
     mine = cache / "my-notes.txt"
     orphans = [cache / "0123.clips", cache / "4567.clips", cache / ".wavenet-89ab.tmp"]
@@ -174,7 +204,7 @@ def test_old_files_that_nothing_mentions_are_removed(tmp_path):
         path.touch()
         os.utime(path, (time.time() - 10**6,) * 2)
     os.utime(orphans[0])  # of a run that may be going on
-    prepare(folder, cache, CONFIG)
+    prepare_dataset(folder, cache, CONFIG)
     assert set(cache.iterdir()) == {*before, mine, orphans[0]}
 
 
@@ -186,7 +216,7 @@ for name in {blocked!r}:
 from wavenet.config import WaveNetConfig
 from wavenet.data.dataset import prepare
 config = WaveNetConfig(sample_rate=8000, layers=6, stacks=2)
-prepared = prepare({audio!r}, {cache!r}, config)
+prepared = prepare({audio!r}, {cache!r}, config.audio_format, config.receptive_field, 256)
 print(prepared.train.samples, prepared.validation.samples, prepared.report.found)
 """
 
@@ -203,7 +233,7 @@ def test_a_prepared_cache_needs_no_audio_library(tmp_path):
     blocked = ("soundfile", "librosa", "soxr", "audioread", "scipy")
     refused = subprocess.run(program(folder, cache, blocked), capture_output=True, text=True)
     assert "AudioError" in refused.stderr and "pip install soundfile" in refused.stderr
-    prepared = prepare(folder, cache, CONFIG)
+    prepared = prepare_dataset(folder, cache, CONFIG)
     wanted = f"{prepared.train.samples} {prepared.validation.samples} 3\n"
     for audio in (folder, None):
         result = subprocess.run(program(audio, cache, blocked), capture_output=True, text=True)
@@ -220,8 +250,8 @@ def test_runs_at_once_share_a_cache(tmp_path):
         for _ in range(3)
     ]
     results = [run.communicate() for run in runs]
-    alone = prepare(folder, tmp_path / "alone", CONFIG)
+    alone = prepare_dataset(folder, tmp_path / "alone", CONFIG)
     wanted = f"{alone.train.samples} {alone.validation.samples} 40\n"
     assert [(out, err) for out, err in results] == [(wanted, "")] * 3
-    assert contents(prepare(None, cache, CONFIG)) == contents(alone)
+    assert contents(prepare_dataset(None, cache, CONFIG)) == contents(alone)
     assert not [path for path in cache.iterdir() if path.suffix == ".tmp"]

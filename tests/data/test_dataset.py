@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 from support.audio_files import flac_claiming, noise, save, sine, wav_bytes
-from support.datasets import CONFIG, contents, folder_of, real_samples
+from support.datasets import CONFIG, contents, folder_of, prepare_dataset, real_samples
 
 import wavenet.data.cache
 import wavenet.data.clips
 import wavenet.data.dataset
 from wavenet.config import WaveNetConfig
-from wavenet.data.dataset import DataConfig, held_out, prepare
+from wavenet.data.dataset import DataConfig, held_out
 from wavenet.errors import AudioError
 
 CUT_SHORT = "cut short (it ends before its header says)"
@@ -38,7 +38,7 @@ def mu_law(audio, classes=256):
 def test_samples_are_the_mu_law_classes_of_the_recording(tmp_path, classes):
     folder = folder_of(tmp_path / "audio", 4)
     config = WaveNetConfig(sample_rate=8000, quantization_channels=classes, layers=6, stacks=2)
-    prepared = prepare(folder, tmp_path / "cache", config, DataConfig(validation_fraction=0.5))
+    prepared = prepare_dataset(folder, tmp_path / "cache", config, DataConfig(validation_fraction=0.5))
     wanted = {"train": [], "validation": []}
     for name in sorted(os.listdir(folder)):
         samples = mu_law(soundfile.read(folder / name)[0], classes)
@@ -57,14 +57,14 @@ def test_samples_are_the_mu_law_classes_of_the_recording(tmp_path, classes):
 def test_silence_makes_several_clips(tmp_path):
     gap, tone = np.zeros(8000, np.float32), sine(300, 1.0, 8000)
     save(tmp_path / "audio" / "x.wav", np.concatenate([gap, tone, gap, tone, gap]), 8000)
-    prepared = prepare(tmp_path / "audio", tmp_path / "cache", CONFIG)
+    prepared = prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG)
     # Each tone keeps 50 ms on either side.
     kept = 2 * (8000 + 2 * 400)
     assert prepared.train.samples + prepared.validation.samples == kept
     assert prepared.report.silence_seconds == pytest.approx((5 * 8000 - kept) / 8000)
     # The second tone is divided, as the only file's end is held out.
     assert (len(prepared.train), len(prepared.validation)) == (2, 1)
-    whole = prepare(tmp_path / "audio", tmp_path / "cache", CONFIG, DataConfig(silence_db=None))
+    whole = prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG, DataConfig(silence_db=None))
     assert whole.train.samples + whole.validation.samples == 5 * 8000
     assert "kept" in str(whole.report)
 
@@ -73,7 +73,7 @@ def test_normalization_is_applied(tmp_path):
     tone = sine(300, 1.0, 8000, 0.01)
     save(tmp_path / "audio" / "x.wav", tone, 8000, encoding="FLOAT")
     config = WaveNetConfig(sample_rate=8000, layers=6, stacks=2, normalization="peak")
-    got = np.concatenate(contents(prepare(tmp_path / "audio", tmp_path / "cache", config)))
+    got = np.concatenate(contents(prepare_dataset(tmp_path / "audio", tmp_path / "cache", config)))
     assert np.abs(got - mu_law(tone / np.abs(tone).max() * 0.95)).max() <= 1
     assert got.min() == mu_law([-0.95])[0] and got.max() == mu_law([0.95])[0]
 
@@ -81,7 +81,7 @@ def test_normalization_is_applied(tmp_path):
 def test_progress_counts_files(tmp_path):
     folder_of(tmp_path / "audio", 3)
     calls = []
-    prepare(tmp_path / "audio", tmp_path / "cache", CONFIG, progress=lambda *call: calls.append(call))
+    prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG, progress=lambda *call: calls.append(call))
     # In the order in which they are done.
     assert [call[:2] for call in calls] == [(1, 3), (2, 3), (3, 3)]
     assert sorted(call[2] for call in calls) == ["n00.wav", "n01.wav", "n02.wav"]
@@ -97,7 +97,7 @@ def test_a_long_recording_needs_little_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(wavenet.data.cache, "_MEMORY_SAMPLES", 1 << 17)
     monkeypatch.setattr(wavenet.data.cache, "_CHUNK", 1 << 17)
     tracemalloc.start()
-    prepared = prepare(tmp_path / "audio", tmp_path / "cache", CONFIG)
+    prepared = prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     samples = minutes * 60 * rate
@@ -118,17 +118,17 @@ def test_adding_files_moves_none_across(tmp_path):
     # The hash alone decides: these stand on either side at one half.
     before = {name: held_out(f"a/{name}", 0.5) for name in os.listdir(folder / "a")}
     assert len(set(before.values())) == 2
-    first = prepare(folder, cache, CONFIG, DataConfig(validation_fraction=0.5))
+    first = prepare_dataset(folder, cache, CONFIG, DataConfig(validation_fraction=0.5))
     assert first.report.split == "files"
     folder_of(folder / "Z", 5, 0.1)
     folder_of(folder / "b", 7, 0.1)
-    second = prepare(folder, cache, CONFIG, DataConfig(validation_fraction=0.5))
+    second = prepare_dataset(folder, cache, CONFIG, DataConfig(validation_fraction=0.5))
     for name in ("train", "validation"):
         old = {clip.path.name for clip in getattr(first, name).clips}
         assert old <= {clip.path.name for clip in getattr(second, name).clips}
     # Moving the whole folder moves none either.
     folder.rename(tmp_path / "renamed")
-    third = prepare(tmp_path / "renamed", cache, CONFIG, DataConfig(validation_fraction=0.5))
+    third = prepare_dataset(tmp_path / "renamed", cache, CONFIG, DataConfig(validation_fraction=0.5))
     assert contents(third) == contents(second)
 
 
@@ -144,7 +144,7 @@ def test_the_share_of_held_out_files_is_the_fraction():
 def test_a_single_file_gives_its_end_to_validation(tmp_path, length, held):
     audio = noise(length / 8000, 8000)
     save(tmp_path / "audio" / "x.wav", audio, 8000)
-    prepared = prepare(tmp_path / "audio", tmp_path / "cache", CONFIG)
+    prepared = prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG)
     train, validation = contents(prepared)
     assert len(validation) == held
     assert train + validation == mu_law(soundfile.read(tmp_path / "audio" / "x.wav")[0]).tolist()
@@ -155,7 +155,7 @@ def test_one_sample_is_too_little(tmp_path):
     save(tmp_path / "audio" / "x.wav", np.array([0.5]), 8000)
     # One sample has no level but its own, which is an offset rather than a sound.
     with pytest.raises(AudioError, match="none of the 1"):
-        prepare(tmp_path / "audio", tmp_path / "cache", CONFIG)
+        prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG)
 
 
 # -- the report ------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def spoiled_folder(folder):
 def test_bad_files_are_skipped_counted_and_named(tmp_path, capfd):
     bad = spoiled_folder(tmp_path / "audio")
     for audio_dir in (tmp_path / "audio", tmp_path / "audio", None):
-        prepared = prepare(audio_dir, tmp_path / "cache", CONFIG)
+        prepared = prepare_dataset(audio_dir, tmp_path / "cache", CONFIG)
         report = prepared.report
         assert {name for names in report.skipped.values() for name in names} == bad
         assert report.skipped[CUT_SHORT] == ["claims.flac", "short.flac", "short.wav"]
@@ -219,7 +219,7 @@ def test_the_warning_counts_by_reason_and_names_the_first(tmp_path):
     for index in range(2):
         (folder / f"text{index}.wav").write_bytes(b"text")
     (folder / "silent.wav").write_bytes(wav_bytes(bytes(4000), rate=8000))
-    lines = str(prepare(folder, tmp_path / "cache", CONFIG).report).splitlines()
+    lines = str(prepare_dataset(folder, tmp_path / "cache", CONFIG).report).splitlines()
     assert lines[-4:] == [
         "warning     7 of 9 recordings skipped:",
         f"              4 {CUT_SHORT}: cut0.wav, cut1.wav, cut2.wav, and 1 more",
@@ -233,18 +233,18 @@ def test_nothing_usable_is_an_error_that_names_files(tmp_path):
     for index in range(5):
         (tmp_path / "audio" / f"{index}.wav").write_bytes(b"text")
     with pytest.raises(AudioError, match="none of the 5") as caught:
-        prepare(tmp_path / "audio", tmp_path / "cache", CONFIG)
+        prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG)
     message = str(caught.value)
     assert "0.wav" in message and "2 more" in message and "\n" not in message
     assert str(tmp_path) in message
     with pytest.raises(AudioError, match="does not exist"):
-        prepare(tmp_path / "absent", tmp_path / "cache", CONFIG)
+        prepare_dataset(tmp_path / "absent", tmp_path / "cache", CONFIG)
 
 
 def test_minutes_rates_and_channels_are_told(tmp_path):
     save(tmp_path / "audio" / "a.wav", noise(90, 8000), 8000)
     save(tmp_path / "audio" / "b.wav", np.stack([noise(45, 16000)] * 2, axis=1), 16000)
-    report = prepare(tmp_path / "audio", tmp_path / "cache", CONFIG).report
+    report = prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG).report
     assert report.train_seconds + report.validation_seconds == pytest.approx(135, abs=1e-3)
     assert report.rates == {8000: 1, 16000: 1} and report.channels == {1: 1, 2: 1}
 
@@ -253,7 +253,7 @@ def test_clipped_recordings_are_named(tmp_path):
     audio = noise(1.0, 8000)
     audio[1000:1040] = 1.7
     save(tmp_path / "audio" / "x.wav", audio, 8000, encoding="FLOAT")
-    report = prepare(tmp_path / "audio", tmp_path / "cache", CONFIG).report
+    report = prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG).report
     assert report.clipped == {"x.wav": 40} and "x.wav (40 samples)" in str(report)
     assert report.peak_db[1] == pytest.approx(20 * math.log10(1.7), abs=0.01)
 
@@ -262,8 +262,8 @@ def test_names_that_are_not_utf8_go_all_the_way(tmp_path):
     folder = folder_of(tmp_path / "audio", 2)
     os.rename(os.fsencode(folder / "n00.wav"), os.path.join(os.fsencode(folder), b"\xe9\n.wav"))
     (folder / os.fsdecode(b"\xfftext.wav")).write_bytes(b"text")
-    first = prepare(folder, tmp_path / "cache", CONFIG)
-    second = prepare(None, tmp_path / "cache", CONFIG)
+    first = prepare_dataset(folder, tmp_path / "cache", CONFIG)
+    second = prepare_dataset(None, tmp_path / "cache", CONFIG)
     assert contents(first) == contents(second)
     for prepared in (first, second):
         assert "\\xfftext.wav" in str(prepared.report)

@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import soundfile
 from support.audio_files import noise, save
-from support.datasets import CONFIG, contents, folder_of, real_samples
+from support.datasets import CONFIG, contents, folder_of, prepare_dataset, real_samples
 
 import wavenet.data.cache
 import wavenet.data.preparation
 from wavenet.audio import decoder_stderr
-from wavenet.data.cache import Settings, obtain
-from wavenet.data.dataset import DataConfig, held_out, prepare
-from wavenet.data.preparation import matching, obtain_all
+from wavenet.config import AudioFormat
+from wavenet.data.cache import CacheSettings, load_or_build
+from wavenet.data.dataset import DataConfig, held_out
+from wavenet.data.preparation import load_or_build_all, matching
 from wavenet.errors import AudioError
 from wavenet.training.resume import fingerprint
 
-SETTINGS = Settings(8000, 256, "none", 40.0)
+SETTINGS = CacheSettings(AudioFormat(8000), 40.0)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def four_threads(monkeypatch):
 
 
 def only_some(inner, first):
-    """An `obtain` that never comes to an end of its own from some name on."""
+    """An `load_or_build` that never comes to an end of its own from some name on."""
 
     def wrapped(source, name, cache_dir, settings, check):
         while name >= first:
@@ -58,25 +59,25 @@ def test_the_cache_is_the_same_to_the_byte_as_of_one_after_another(tmp_path):
     files = files_of(tmp_path / "here")
     for name in ("one", "many"):
         (tmp_path / name).mkdir()
-    expected = {name: obtain(path, name, tmp_path / "one", SETTINGS) for name, path in files.items()}
-    found = obtain_all(files, tmp_path / "many", SETTINGS, None)
+    expected = {name: load_or_build(path, name, tmp_path / "one", SETTINGS) for name, path in files.items()}
+    found = load_or_build_all(files, tmp_path / "many", SETTINGS, None)
     assert list(found) == list(expected)
     for name, entry in expected.items():
         assert found[name].path.name == entry.path.name
         assert found[name].path.read_bytes() == entry.path.read_bytes()
-        assert (found[name].clips, found[name].facts) == (entry.clips, entry.facts)
+        assert (found[name].clips, found[name].metadata) == (entry.clips, entry.metadata)
 
 
 def test_nothing_depends_on_which_is_done_first(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "audio", 4)
     for name in ("bad0.wav", "bad1.wav"):
         (folder / name).write_bytes(b"text")
-    wanted = prepare(folder, tmp_path / "first", CONFIG)
+    wanted = prepare_dataset(folder, tmp_path / "first", CONFIG)
     names, done = sorted(os.listdir(folder)), []
     monkeypatch.setattr(wavenet.data.preparation, "workers", lambda: len(names))
     turns = {name: threading.Event() for name in names}
     turns[names[-1]].set()
-    inner = wavenet.data.preparation.obtain
+    inner = wavenet.data.preparation.load_or_build
 
     def last_first(source, name, *rest):
         assert turns[name].wait(60)
@@ -86,8 +87,8 @@ def test_nothing_depends_on_which_is_done_first(tmp_path, monkeypatch):
             turns[names[names.index(name) - 1]].set()
         return result
 
-    monkeypatch.setattr(wavenet.data.preparation, "obtain", last_first)
-    prepared = prepare(folder, tmp_path / "second", CONFIG)
+    monkeypatch.setattr(wavenet.data.preparation, "load_or_build", last_first)
+    prepared = prepare_dataset(folder, tmp_path / "second", CONFIG)
     assert done == names[::-1]
     assert contents(prepared) == contents(wanted) and fingerprint(prepared) == fingerprint(wanted)
     assert str(prepared.report) == str(wanted.report)
@@ -108,15 +109,15 @@ def test_so_many_at_once_and_no_more(tmp_path, monkeypatch):
             inside -= 1
         return "not now"
 
-    monkeypatch.setattr(wavenet.data.preparation, "obtain", counting)
+    monkeypatch.setattr(wavenet.data.preparation, "load_or_build", counting)
     files = {str(number): tmp_path / str(number) for number in range(12)}
-    assert obtain_all(files, tmp_path, SETTINGS, None) == dict.fromkeys(files, "not now")
+    assert load_or_build_all(files, tmp_path, SETTINGS, None) == dict.fromkeys(files, "not now")
     assert most == 4
 
 
 def test_an_interrupt_keeps_what_is_done_and_leaves_nothing_half_done(tmp_path, monkeypatch):
     folder, cache = folder_of(tmp_path / "audio", 12), tmp_path / "cache"
-    wanted = contents(prepare(folder, tmp_path / "whole", CONFIG))
+    wanted = contents(prepare_dataset(folder, tmp_path / "whole", CONFIG))
     finished = []
 
     def interrupt(done, total, name):
@@ -124,19 +125,19 @@ def test_an_interrupt_keeps_what_is_done_and_leaves_nothing_half_done(tmp_path, 
         if done == 3:
             raise KeyboardInterrupt
 
-    inner = wavenet.data.preparation.obtain
-    monkeypatch.setattr(wavenet.data.preparation, "obtain", only_some(inner, "n08.wav"))
+    inner = wavenet.data.preparation.load_or_build
+    monkeypatch.setattr(wavenet.data.preparation, "load_or_build", only_some(inner, "n08.wav"))
     with pytest.raises(KeyboardInterrupt):
-        prepare(folder, cache, CONFIG, progress=interrupt)
+        prepare_dataset(folder, cache, CONFIG, progress=interrupt)
     assert not [each for each in threading.enumerate() if each.name.startswith("wavenet-prepare")]
     kept = {path.name for path in cache.iterdir()}
-    monkeypatch.setattr(wavenet.data.preparation, "obtain", inner)
+    monkeypatch.setattr(wavenet.data.preparation, "load_or_build", inner)
     assert 3 <= len(kept) <= 8 and all(name.endswith(".clips") for name in kept)
     decoded, decoder = [], wavenet.data.cache.Decoder
     monkeypatch.setattr(
         wavenet.data.cache, "Decoder", lambda path, rate: decoded.append(path) or decoder(path, rate)
     )
-    assert contents(prepare(folder, cache, CONFIG)) == wanted
+    assert contents(prepare_dataset(folder, cache, CONFIG)) == wanted
     assert len(decoded) == 12 - len(kept) and not {path.name for path in decoded} & set(finished)
 
 
@@ -154,7 +155,7 @@ def test_a_long_recording_is_left_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wavenet.data.cache, "Decoder", Endless)
     save(tmp_path / "audio" / "a.wav", noise(0.1, 8000), 8000)
-    inner = wavenet.data.preparation.obtain
+    inner = wavenet.data.preparation.load_or_build
 
     def other(source, name, *rest):
         if name == "a.wav":
@@ -162,13 +163,13 @@ def test_a_long_recording_is_left_at_once(tmp_path, monkeypatch):
             return "not now"
         return inner(source, name, *rest)
 
-    monkeypatch.setattr(wavenet.data.preparation, "obtain", other)
+    monkeypatch.setattr(wavenet.data.preparation, "load_or_build", other)
 
     def interrupt(*call):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "audio", tmp_path / "cache", CONFIG, progress=interrupt)
+        prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG, progress=interrupt)
     assert blocks and not list((tmp_path / "cache").iterdir())
 
 
@@ -178,28 +179,28 @@ def test_a_cache_that_cannot_be_written_ends_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wavenet.data.cache, "_write", full)
     with pytest.raises(AudioError, match="no space left on device; free some space"):
-        prepare(folder_of(tmp_path / "audio", 6), tmp_path / "cache", CONFIG)
+        prepare_dataset(folder_of(tmp_path / "audio", 6), tmp_path / "cache", CONFIG)
 
 
 INTERRUPTED = """
 import os, signal, sys
 sys.path.insert(0, {parent!r})
 import wavenet.data.preparation
-from wavenet.config import WaveNetConfig
+from wavenet.config import AudioFormat
 from wavenet.data.dataset import prepare
 import time
 wavenet.data.preparation.workers = lambda: 2
-inner = wavenet.data.preparation.obtain
-def obtain(source, name, cache_dir, settings, check):
+inner = wavenet.data.preparation.load_or_build
+def load_or_build(source, name, cache_dir, settings, check):
     while name > "n10":
         check()
         time.sleep(1e-3)
     return inner(source, name, cache_dir, settings, check)
-wavenet.data.preparation.obtain = obtain
+wavenet.data.preparation.load_or_build = load_or_build
 def progress(done, total, name):
     if done == 2:
         os.kill(os.getpid(), signal.SIGINT)
-prepare({audio!r}, {cache!r}, WaveNetConfig(sample_rate=8000, layers=6, stacks=2), progress=progress)
+prepare({audio!r}, {cache!r}, AudioFormat(8000), 15, 256, progress=progress)
 """
 
 
@@ -219,14 +220,14 @@ def test_what_is_said_meanwhile_is_seen(capfd):
 
     def noisy():
         while not stop.is_set():
-            with decoder_stderr.quiet():
+            with decoder_stderr.muted_stderr():
                 os.write(2, b"mpg123")
 
     threads = [threading.Thread(target=noisy) for _ in range(3)]
     for thread in threads:
         thread.start()
     for number in range(20):
-        with decoder_stderr.audible():
+        with decoder_stderr.unmuted_stderr():
             os.write(2, b"%d " % number)
             time.sleep(0)
     stop.set()
@@ -256,7 +257,7 @@ def samples_of(path):
 def test_several_folders_are_used_whole_and_split_by_relative_path(tmp_path):
     one, two = two_folders(tmp_path)
     settings = DataConfig(validation_fraction=0.5)
-    prepared = prepare([one, two], tmp_path / "cache", CONFIG, settings)
+    prepared = prepare_dataset([one, two], tmp_path / "cache", CONFIG, settings)
     names = [f"in/n{index}.wav" for index in range(6)]
     for part, side in ((prepared.train, False), (prepared.validation, True)):
         chosen = [name for name in names if held_out(name, 0.5) == side]
@@ -264,18 +265,18 @@ def test_several_folders_are_used_whole_and_split_by_relative_path(tmp_path):
         wanted = [samples_of(folder / name) for folder in (one, two) for name in chosen]
         assert np.array_equal(real_samples(part), np.concatenate(wanted))
     assert prepared.report.audio_dir == f"{one}, {two}" and prepared.report.found == 12
-    again = prepare(None, tmp_path / "cache", CONFIG, settings)
+    again = prepare_dataset(None, tmp_path / "cache", CONFIG, settings)
     assert contents(again) == contents(prepared) and str(again.report) == str(prepared.report)
     # The order asked for is kept, and a folder named twice counts once.
-    turned = prepare([two, one, two], tmp_path / "cache", CONFIG, settings)
+    turned = prepare_dataset([two, one, two], tmp_path / "cache", CONFIG, settings)
     assert turned.whole.names[0] == "two/in/n0.wav" and turned.report.found == 12
 
 
 def test_one_folder_in_a_list_is_that_folder(tmp_path):
     folder = folder_of(tmp_path / "audio")
-    alone = prepare(folder, tmp_path / "cache", CONFIG)
+    alone = prepare_dataset(folder, tmp_path / "cache", CONFIG)
     files = sorted(path.name for path in (tmp_path / "cache").iterdir())
-    listed = prepare([folder], tmp_path / "cache", CONFIG)
+    listed = prepare_dataset([folder], tmp_path / "cache", CONFIG)
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == files
     assert fingerprint(listed) == fingerprint(alone) and listed.train.names == alone.train.names
     assert listed.report == alone.report
@@ -286,21 +287,23 @@ def test_the_report_tells_which_folder(tmp_path):
     for folder in (one, two):
         (folder / "bad.wav").write_bytes(b"text")
     called = []
-    report = prepare([one, two], tmp_path / "c", CONFIG, progress=lambda *call: called.append(call)).report
+    report = prepare_dataset(
+        [one, two], tmp_path / "c", CONFIG, progress=lambda *call: called.append(call)
+    ).report
     assert list(report.skipped.values()) == [["one/bad.wav", "two/bad.wav"]]
     assert {name for _, _, name in called} >= {"one/bad.wav", "two/bad.wav", "two/in/n0.wav"}
     # Folders of the same name are told by their whole paths.
     two.rename(tmp_path / "one" / "one")
     (tmp_path / "other").mkdir()
     (tmp_path / "one" / "one").rename(tmp_path / "other" / "one")
-    report = prepare([one, tmp_path / "other" / "one"], tmp_path / "c", CONFIG).report
+    report = prepare_dataset([one, tmp_path / "other" / "one"], tmp_path / "c", CONFIG).report
     assert list(report.skipped.values()) == [[f"{one}/bad.wav", f"{tmp_path}/other/one/bad.wav"]]
 
 
 def test_a_recording_in_two_folders_is_taken_once(tmp_path):
     one, _ = two_folders(tmp_path)
     save(one / "top.wav", noise(0.3, 8000, seed=90), 8000)
-    prepared = prepare([one, one / "in"], tmp_path / "cache", CONFIG)
+    prepared = prepare_dataset([one, one / "in"], tmp_path / "cache", CONFIG)
     assert prepared.report.found == 7 and all(name.startswith("one/") for name in prepared.whole.names)
 
 
@@ -309,21 +312,21 @@ def test_a_recording_in_two_folders_is_taken_once(tmp_path):
 
 def test_validation_from_a_folder_of_its_own(tmp_path):
     one, two = two_folders(tmp_path)
-    prepared = prepare(one, tmp_path / "cache", CONFIG, val_dir=two)
+    prepared = prepare_dataset(one, tmp_path / "cache", CONFIG, val_dir=two)
     for part, folder in ((prepared.train, one), (prepared.validation, two)):
         wanted = [samples_of(folder / "in" / f"n{index}.wav") for index in range(6)]
         assert np.array_equal(real_samples(part), np.concatenate(wanted))
     report = prepared.report
     assert report.split == "folders" and (report.train_files, report.validation_files) == (6, 6)
     assert report.audio_dir == f"{one}; validation {two}" and "from a folder of its own" in str(report)
-    again = prepare(None, tmp_path / "cache", CONFIG)
+    again = prepare_dataset(None, tmp_path / "cache", CONFIG)
     assert contents(again) == contents(prepared) and str(again.report) == str(report)
 
 
 def test_what_is_validated_on_is_never_trained_on(tmp_path):
     one, _ = two_folders(tmp_path)
     save(one / "top.wav", noise(0.3, 8000, seed=90), 8000)
-    prepared = prepare(one, tmp_path / "cache", CONFIG, val_dir=one / "in")
+    prepared = prepare_dataset(one, tmp_path / "cache", CONFIG, val_dir=one / "in")
     assert prepared.train.names == ["one/top.wav"] and len(prepared.validation.names) == 6
 
 
@@ -332,14 +335,15 @@ def test_folders_for_validation_that_do_not_work(tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "text.wav").write_bytes(b"text")
     for val_dir, message in (
-        (one, "is a folder of --audio-dir too"),
+        (one, "is also a training folder"),
         (tmp_path / "none", "does not exist"),
-        (tmp_path / "bad", "--val-dir .*bad: no recording in it can be used"),
+        (tmp_path / "bad", "bad: no recording in this folder can be used"),
     ):
-        with pytest.raises(AudioError, match=message):
-            prepare(one, tmp_path / "cache", CONFIG, val_dir=val_dir)
-    with pytest.raises(AudioError, match="needs --audio-dir"):
-        prepare(None, tmp_path / "cache", CONFIG, val_dir=one)
+        with pytest.raises(AudioError, match=message) as caught:
+            prepare_dataset(one, tmp_path / "cache", CONFIG, val_dir=val_dir)
+        assert caught.value.argument in ("val_dir", None)
+    with pytest.raises(AudioError, match="no training recordings beside it"):
+        prepare_dataset(None, tmp_path / "cache", CONFIG, val_dir=one)
 
 
 # -- leaving out -----------------------------------------------------------------------------------------
@@ -363,7 +367,7 @@ def test_what_is_left_out_is_counted_and_a_glob_for_nothing_is_told(tmp_path):
     folder_of(folder / "drafts", 2)
     (folder / "drafts" / "bad.wav").write_bytes(b"text")
     patterns = ("drafts/*", "n05.*", "*.mp3")
-    prepared = prepare(folder, tmp_path / "cache", CONFIG, patterns=patterns)
+    prepared = prepare_dataset(folder, tmp_path / "cache", CONFIG, patterns=patterns)
     assert prepared.whole.names == [f"n{index:02}.wav" for index in range(5)]
     report = prepared.report
     assert report.excluded == {"drafts/*": 3, "n05.*": 1, "*.mp3": 0} == report.as_dict()["excluded"]
@@ -372,10 +376,10 @@ def test_what_is_left_out_is_counted_and_a_glob_for_nothing_is_told(tmp_path):
     assert "5 found, 5 used" in text and "excluded 3 by 'drafts/*', 1 by 'n05.*'" in text
     assert "warning     --exclude '*.mp3' matches no recording" in text
     # What was prepared stays as it was left, and more can be left out of it.
-    assert str(prepare(None, tmp_path / "cache", CONFIG).report) == text
-    fewer = prepare(None, tmp_path / "cache", CONFIG, patterns=("n00.wav",))
+    assert str(prepare_dataset(None, tmp_path / "cache", CONFIG).report) == text
+    fewer = prepare_dataset(None, tmp_path / "cache", CONFIG, patterns=("n00.wav",))
     assert fewer.whole.names == prepared.whole.names[1:] and fewer.report.excluded["n00.wav"] == 1
     for source in (folder, None):
-        with pytest.raises(AudioError, match="left out by --exclude"):
-            prepare(source, tmp_path / "cache", CONFIG, patterns=("*",))
-    assert len(prepare(folder, tmp_path / "cache", CONFIG).whole.names) == 8
+        with pytest.raises(AudioError, match="the patterns exclude every"):
+            prepare_dataset(source, tmp_path / "cache", CONFIG, patterns=("*",))
+    assert len(prepare_dataset(folder, tmp_path / "cache", CONFIG).whole.names) == 8

@@ -11,12 +11,13 @@ import pytest
 import scipy.signal
 import scipy.stats
 import torch
+from support.datasets import pcm_of, prepare_dataset
 from support.naive import Shape, logits, random_weights
 
 from wavenet.audio import mulaw
 from wavenet.config import TrainingConfig, WaveNetConfig
 from wavenet.data.clips import Clip, Clips
-from wavenet.data.dataset import DataConfig, prepare
+from wavenet.data.dataset import DataConfig
 from wavenet.engine import registry
 from wavenet.errors import BackendError, CheckpointError
 from wavenet.evaluation import scoring
@@ -54,11 +55,11 @@ def clips(arrays, tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("clips"), []
     for number, (name, parts) in enumerate(arrays.items()):
         path, offset = folder / f"{number}.bin", 0
-        path.write_bytes(np.concatenate(parts).astype("u1").tobytes())
+        path.write_bytes(pcm_of(np.concatenate(parts), CLASSES))
         for part in parts:
-            made.append(Clip(path, offset, len(part), np.dtype("u1"), name))
-            offset += len(part)
-    return Clips(made, CONFIG.receptive_field, CLASSES, CONFIG.silence)
+            made.append(Clip(path, offset, len(part), name))
+            offset += 2 * len(part)
+    return Clips(made, CONFIG.receptive_field, CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +180,14 @@ def test_prepared_clips_know_their_recordings(tmp_path):
 
     folder_of(tmp_path / "audio", count=12)
     settings = DataConfig(silence_db=None, validation_fraction=0.4)
-    prepared = prepare(tmp_path / "audio", tmp_path / "cache", AUDIO, settings)
+    prepared = prepare_dataset(tmp_path / "audio", tmp_path / "cache", AUDIO, settings)
     assert prepared.report.split == "files"
     names = {f"n{index:02}.wav" for index in range(12)}
     assert set(prepared.train.names) | set(prepared.validation.names) == names == set(prepared.whole.names)
     assert not set(prepared.train.names) & set(prepared.validation.names)
     assert len(real_samples(prepared.whole)) == sum(map(len, contents(prepared)))
     # One file is divided into parts, but whole it is one stretch.
-    single = prepare(tmp_path / "audio" / "n00.wav", tmp_path / "cache", AUDIO, settings)
+    single = prepare_dataset(tmp_path / "audio" / "n00.wav", tmp_path / "cache", AUDIO, settings)
     assert single.report.split == "ends" and len(single.whole) == 1
     before, after = contents(single)
     assert real_samples(single.whole).tolist() == before + after

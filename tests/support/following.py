@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from support.datasets import prepare_dataset
 from wavenet.audio.wav import write_wav
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import ConditioningConfig, TrainingConfig, WaveNetConfig
-from wavenet.data.dataset import DataConfig, Prepared, prepare
+from wavenet.data.dataset import DataConfig, Dataset
 from wavenet.evaluation.scoring import bits_per_sample
 from wavenet.models.wavenet import WaveNet
 from wavenet.music.score import Score
@@ -50,7 +51,7 @@ def tones(seed: int, seconds: float, least: float = 0.01, most: float = 0.02) ->
     return audio.astype(np.float32), Score(onset, onset + lengths, pitch, velocity)
 
 
-def material(home: Path, seconds: float = 60.0) -> tuple[Prepared, dict[str, Score]]:
+def material(home: Path, seconds: float = 60.0) -> tuple[Dataset, dict[str, Score]]:
     """Write a minute to train on and some seconds to be scored; return them prepared, and their scores."""
     scores = {}
     for number in range(7):
@@ -59,7 +60,7 @@ def material(home: Path, seconds: float = 60.0) -> tuple[Prepared, dict[str, Sco
         folder = home / ("audio" if number < 6 else "held")
         folder.mkdir(parents=True, exist_ok=True)
         write_wav(folder / name, audio, RATE)
-    data = prepare(
+    data = prepare_dataset(
         home / "audio", home / "cache", NETWORK, DataConfig(silence_db=None), val_dir=home / "held"
     )
     return data, scores

@@ -90,9 +90,9 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
 @pytest.mark.parametrize("weighed", [False, True])
 def test_rows_of_a_draw_are_those_of_the_larger_batch(data, weighed):
     train = copy.copy(data.train)
-    train.augmentation = Augmentation(CONFIG.quantization_channels, 12.0, True)
+    train.augmentation = Augmentation(12.0, True)
     if weighed:
-        train.weigh(lambda name: 2.0)
+        train.set_weights(lambda name: 2.0)
     whole = train.batch(7, 6, 50, 1)
     for first in (0, 2, 4):
         part = train.batch(7, 2, 50, 1, first)

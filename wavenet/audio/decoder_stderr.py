@@ -1,4 +1,4 @@
-"""Standard error, closed while C libraries read damaged files and open while this program speaks."""
+"""Mutes the process's standard error while C decoders run."""
 
 from __future__ import annotations
 
@@ -7,63 +7,63 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_turn = threading.Condition()
-_inside = 0
-_asking = 0
+_state = threading.Condition()
+_muting = 0
+_waiting = 0
 _saved: int | None = None
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the process's standard error: the MP3 decoder writes there about every damaged frame.
+def muted_stderr() -> Iterator[None]:
+    """Redirect file descriptor 2 to the null device: the MP3 decoder prints a line for every damaged frame.
 
-    Several threads may be in such a block at once; the first closes it and the last opens it again.
+    Several threads may be in such a block at once; the first one mutes and the last one restores.
     """
-    global _inside
-    with _turn:
-        # Between the blocks of many threads there would never be a moment to speak in.
-        while _asking:
-            _turn.wait()
-        if not _inside:
-            _close()
-        _inside += 1
+    global _muting
+    with _state:
+        # Without this wait, many threads could overlap forever and `unmuted_stderr` would never run.
+        while _waiting:
+            _state.wait()
+        if not _muting:
+            _mute()
+        _muting += 1
     try:
         yield
     finally:
-        with _turn:
-            _inside -= 1
-            if not _inside:
-                _open()
-            _turn.notify_all()
+        with _state:
+            _muting -= 1
+            if not _muting:
+                _restore()
+            _state.notify_all()
 
 
 @contextmanager
-def audible() -> Iterator[None]:
-    """Wait until no thread is in a `quiet` block and let none enter, so that what is written is seen."""
-    global _asking
-    with _turn:
-        _asking += 1
+def unmuted_stderr() -> Iterator[None]:
+    """Wait until no thread is in a `muted_stderr` block, and keep threads out of it meanwhile."""
+    global _waiting
+    with _state:
+        _waiting += 1
         try:
-            while _inside:
-                _turn.wait()
+            while _muting:
+                _state.wait()
         finally:
-            _asking -= 1
-            _turn.notify_all()
+            _waiting -= 1
+            _state.notify_all()
         yield
 
 
-def _close() -> None:
+def _mute() -> None:
     global _saved
     try:
         _saved = os.dup(2)
     except OSError:
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
-def _open() -> None:
+def _restore() -> None:
     global _saved
     if _saved is not None:
         os.dup2(_saved, 2)

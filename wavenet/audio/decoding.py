@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wavenet.audio.decoder_stderr import quiet
+from wavenet.audio.decoder_stderr import muted_stderr
 from wavenet.audio.levels import Levels, Signal, gain, measure
 from wavenet.audio.truncation import ends_early
 from wavenet.errors import AudioError
@@ -31,14 +31,14 @@ _LARGEST_HEADER = 1 << 12
 _CUT_SHORT = "cut short (it ends before its header says)"
 
 
-class Unusable(AudioError):
+class UnusableAudio(AudioError):
     """A recording that cannot be used.
 
     Attributes
     ----------
     reason : str
         Why, without naming the file.
-    passing : bool
+    temporary : bool
         Whether the cause lies outside the file's bytes, so that the same file may be usable later.
     """
 
@@ -47,10 +47,10 @@ class Unusable(AudioError):
         path: str | os.PathLike[str],
         reason: str,
         remedy: str = "give another recording",
-        passing: bool = False,
+        temporary: bool = False,
     ) -> None:
         self.reason = reason
-        self.passing = passing
+        self.temporary = temporary
         super().__init__(f"{printable(path)}: {reason}; {remedy}")
 
 
@@ -78,17 +78,19 @@ def _open_regular(path: str | os.PathLike[str]) -> int:
     try:
         # A look before the open: opening a device can have effects of its own.
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Unusable(path, "not a regular file", "give a file with a recording", passing=True)
+            raise UnusableAudio(path, "not a regular file", "give a file with a recording", temporary=True)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags)
     except FileNotFoundError:
-        raise Unusable(path, "does not exist", "check the path", passing=True) from None
+        raise UnusableAudio(path, "does not exist", "check the path", temporary=True) from None
     except (OSError, ValueError) as error:
         why = cause(error) if isinstance(error, OSError) else str(error)
-        raise Unusable(path, f"cannot be read ({why})", "check its permissions", passing=True) from None
+        raise UnusableAudio(
+            path, f"cannot be read ({why})", "check its permissions", temporary=True
+        ) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise Unusable(path, "not a regular file", "give a file with a recording", passing=True)
+        raise UnusableAudio(path, "not a regular file", "give a file with a recording", temporary=True)
     return descriptor
 
 
@@ -124,7 +126,7 @@ class Decoder:
 
         Raises
         ------
-        Unusable
+        UnusableAudio
             If the file is no audio, is damaged or cut short, or holds values that are none. Some of that
             shows only at the end, after blocks have been yielded.
         """
@@ -132,7 +134,7 @@ class Decoder:
         try:
             size = os.fstat(descriptor).st_size
             if size == 0:
-                raise Unusable(self.path, "empty file (0 bytes)")
+                raise UnusableAudio(self.path, "empty file (0 bytes)")
             with self._open(descriptor) as sound:
                 yield from self._resampled(self._decoded(sound, descriptor, size))
         finally:
@@ -149,21 +151,23 @@ class Decoder:
         # On Windows a descriptor belongs to one C runtime and libsndfile may have another.
         source = os.fspath(self.path) if os.name == "nt" else descriptor
         try:
-            with quiet():
+            with muted_stderr():
                 sound = Forward(source, closefd=False)
         except soundfile.LibsndfileError as error:
             why = error.error_string.strip().rstrip(".").lower()
-            raise Unusable(self.path, f"not audio that can be read ({why})") from None
+            raise UnusableAudio(self.path, f"not audio that can be read ({why})") from None
         except (TypeError, ValueError):
-            raise Unusable(self.path, "not audio that can be read (headerless data)") from None
+            raise UnusableAudio(self.path, "not audio that can be read (headerless data)") from None
         self.source_rate, self.channels, self.format = sound.samplerate, sound.channels, sound.format
         self.claimed = sound.frames if 0 < sound.frames < 1 << 62 else 0
         try:
             if not RATES[0] <= self.source_rate <= RATES[1]:
-                raise Unusable(self.path, f"a sample rate of {self.source_rate} Hz (usable: 100 Hz to 1 MHz)")
+                raise UnusableAudio(
+                    self.path, f"a sample rate of {self.source_rate} Hz (usable: 100 Hz to 1 MHz)"
+                )
             if not 1 <= self.channels <= MAX_CHANNELS:
-                raise Unusable(self.path, f"{self.channels} channels (usable: 1 to {MAX_CHANNELS})")
-        except Unusable:
+                raise UnusableAudio(self.path, f"{self.channels} channels (usable: 1 to {MAX_CHANNELS})")
+        except UnusableAudio:
             sound.close()
             raise
         return sound
@@ -175,14 +179,14 @@ class Decoder:
             # Never past the last frame, where a FLAC decoder takes a tag for damage.
             wanted = min(_BLOCK_FRAMES, self.claimed - self.frames) if self.claimed else _BLOCK_FRAMES
             try:
-                with quiet():
+                with muted_stderr():
                     block = sound.read(out=buffer[:wanted]) if wanted else buffer[:0]
             except (soundfile.LibsndfileError, RuntimeError) as error:
                 # If the decoder had read the file to its end, the rest is missing rather than wrong.
                 if self.frames and os.name != "nt" and os.lseek(descriptor, 0, os.SEEK_CUR) >= size:
                     raise self._cut_short() from None
                 why = str(getattr(error, "error_string", error)).removeprefix("Error :").strip().rstrip(".")
-                raise Unusable(self.path, f"damaged: {why.lower()}") from None
+                raise UnusableAudio(self.path, f"damaged: {why.lower()}") from None
             if not len(block):
                 break
             self.frames += len(block)
@@ -192,23 +196,23 @@ class Decoder:
     def _mono(self, block: np.ndarray) -> np.ndarray:
         peak = max(float(block.max()), -float(block.min()))
         if not np.isfinite(peak):
-            raise Unusable(self.path, "holds NaN or infinite samples")
+            raise UnusableAudio(self.path, "holds NaN or infinite samples")
         if peak > _MAX_AMPLITUDE:
-            raise Unusable(self.path, f"samples as large as {peak:.3g}, where full scale is 1")
+            raise UnusableAudio(self.path, f"samples as large as {peak:.3g}, where full scale is 1")
         self.peak = max(self.peak, peak)
         if self.channels == 1:
             return block[:, 0].copy()
         return block.mean(axis=1, dtype=np.float64).astype(np.float32)
 
-    def _cut_short(self) -> Unusable:
-        return Unusable(self.path, _CUT_SHORT, "get a whole copy of it")
+    def _cut_short(self) -> UnusableAudio:
+        return UnusableAudio(self.path, _CUT_SHORT, "get a whole copy of it")
 
     def _check_length(self, sound: Any, descriptor: int, size: int) -> None:
         if ends_early(descriptor, size, sound.format, sound.extra_info, self.claimed, self.frames):
             raise self._cut_short()
         if not self.frames:
             unsure = " by its header, which its recorder may never have completed"
-            raise Unusable(self.path, "no samples in it" + (unsure if size > _LARGEST_HEADER else ""))
+            raise UnusableAudio(self.path, "no samples in it" + (unsure if size > _LARGEST_HEADER else ""))
 
     def _resampled(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         first = next(blocks)
@@ -231,23 +235,24 @@ class Decoder:
         yield np.pad(tail[: max(0, wanted)], (0, max(0, wanted - len(tail))))
 
 
-def settle(signal: Signal, decoder: Decoder, normalization: str) -> tuple[Levels, float]:
-    """Measure a decoded signal and return its levels and the gain that the normalisation asks for.
+def check_levels(signal: Signal, decoder: Decoder, normalization: str) -> tuple[Levels, float]:
+    """Measure a decoded signal; return its levels and the gain of the normalisation.
 
-    Raises `Unusable` if it is empty or silent, or if much of it lies beyond full scale and is to stay there.
+    Raises `UnusableAudio` if it is empty or silent, or if without normalisation much of it exceeds
+    full scale.
     """
     if not len(signal):
-        raise Unusable(decoder.path, "no samples in it")
+        raise UnusableAudio(decoder.path, "no samples in it")
     levels = measure(signal, decoder.sample_rate, clip=normalization == "none")
     if normalization == "none" and levels.over > _MAX_OVER * len(signal):
-        raise Unusable(
+        raise UnusableAudio(
             decoder.path,
-            f"{levels.over / len(signal):.0%} of its samples lie beyond full scale (peak {decoder.peak:.3g})",
-            "normalise it, or train with --normalization peak",
+            f"{levels.over / len(signal):.0%} of its samples exceed full scale (peak {decoder.peak:.3g})",
+            'normalise it, or use normalization "peak"',
         )
     if levels.high == levels.low or (levels.high - levels.low < _SILENT_RANGE and normalization == "none"):
         reason = "silent once mixed to mono" if decoder.peak > 1e-3 else "silent"
-        raise Unusable(decoder.path, reason, "give a recording with sound in it")
+        raise UnusableAudio(decoder.path, reason, "give a recording with sound in it")
     return levels, gain(levels, normalization)
 
 
@@ -275,5 +280,5 @@ def load_audio(path: str | os.PathLike[str], sample_rate: int, normalization: st
     decoder = Decoder(path, sample_rate)
     parts = list(decoder.blocks())
     signal = np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
-    _, factor = settle(signal, decoder, normalization)
+    _, factor = check_levels(signal, decoder, normalization)
     return np.clip(signal * np.float32(factor), -1, 1)

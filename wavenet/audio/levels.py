@@ -104,7 +104,7 @@ def gain(levels: Levels, normalization: str) -> float:
     return min(10 ** (LOUDNESS_DB / 20) / rms, to_peak) if rms > 0 else to_peak
 
 
-def sounding(
+def non_silent_spans(
     levels: Levels, length: int, sample_rate: int, silence_db: float | None
 ) -> list[tuple[int, int]]:
     """Return the stretches of a signal that are not silence.

@@ -265,7 +265,7 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
 
     from wavenet.data.dataset import DataConfig, prepare
     from wavenet.data.labels import attach
-    from wavenet.data.report import reasons_told
+    from wavenet.data.report import reason_lines
     from wavenet.training.resume import fingerprint
     from wavenet.utils.files import printable, user_cache
 
@@ -282,7 +282,9 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
         )
     trained = {} if past is None else past[1].get("source") or {}
     data = prepare(
-        config=model.config,
+        audio_format=model.config.audio_format,
+        receptive_field=model.config.receptive_field,
+        quantization_channels=model.config.quantization_channels,
         data=settings,
         progress=lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
         cache_dir=options.cache_dir or user_cache(),
@@ -293,7 +295,7 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
     attach(model.config, data, scores)
     report = data.report
     console.line(f"data  {printable(report.audio_dir)}: {report.used} of {report.found} recordings used")
-    for text in reasons_told(report.skipped):
+    for text in reason_lines(report.skipped):
         console.line(f"warning: skipped {text}")
     known = None if past is None else past[1].get("data")
     if known is not None and part != "all" and known != fingerprint(data):

@@ -174,13 +174,8 @@ def _features(options: Namespace, config: WaveNetConfig) -> tuple[FrameSource, f
             raise AudioError(f"{printable(options.midi)}: holds no notes; choose another score")
         return ScoreSource(config, score), score.seconds + TAIL
     if options.mel_from is not None:
-        from wavenet.audio import mulaw
-
         require_features(config, "mel")
         audio = load_audio(options.mel_from, config.sample_rate, config.normalization)
-        # In training, spectra are those of quantised audio.
-        classes = mulaw.encode(audio, config.quantization_channels)
-        audio = mulaw.decode(classes, config.quantization_channels)
         return MelSource(config, audio), len(audio) / config.sample_rate
     frames = SuppliedFrames(config, _array(options.features))
     return frames, frames.ready / config.sample_rate

@@ -166,7 +166,9 @@ def _prepared(
     data = prepare(
         source["audio_dir"],
         Path(source["cache_dir"]),
-        config,
+        config.audio_format,
+        config.receptive_field,
+        config.quantization_channels,
         DataConfig(silence_db=training.silence_db, validation_fraction=training.validation_fraction),
         lambda done, total, name: console.status(f"preparing {done}/{total}: {name}"),
         # What a run generates is no recording, nor is anything beside it.
@@ -178,13 +180,10 @@ def _prepared(
     console.line(str(data.report))
     if training.augment_gain or training.augment_polarity or training.augment_speed:
         data.train.augmentation = Augmentation(
-            config.quantization_channels,
-            training.augment_gain,
-            training.augment_polarity,
-            training.augment_speed,
+            training.augment_gain, training.augment_polarity, training.augment_speed
         )
     if source.get("weight"):
-        data.train.weigh(weights(data.train.names, source["weight"]))
+        data.train.set_weights(weights(data.train.names, source["weight"]))
     return data
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from wavenet.audio import mulaw
 from wavenet.audio.mel import log_mel_frames
 from wavenet.conditioning.base import Frames, Timeline, context_frames
 from wavenet.config import ConditioningConfig, WaveNetConfig
@@ -77,8 +76,7 @@ class Conditions:
         self,
         clips: Timeline,
         starts: Sequence[int],
-        values: np.ndarray,
-        real: np.ndarray,
+        audio: np.ndarray,
         segment: int,
         key: tuple[int, int, int] | None = None,
         speeds: Sequence[float] | None = None,
@@ -90,10 +88,8 @@ class Conditions:
         clips : Timeline
         starts : sequence of int
             Place of each segment's first target on the timeline.
-        values : int64 array (batch, before + after)
-            The classes that `audio_window` asks for.
-        real : bool array (batch, before + after)
-            Which of them are of recordings; between these there is silence.
+        audio : float32 array (batch, before + after)
+            The amplitudes that `audio_window` asks for, 0 between recordings.
         segment : int
             Targets of each segment.
         key : (int, int, int), optional
@@ -111,12 +107,12 @@ class Conditions:
             refuse_speed(self.conditioning)
         first, stop = self.frame_range(segment)
         rows = []
-        for start, row, sounds, speed in zip(starts, values, real, speeds, strict=True):
+        for start, row, speed in zip(starts, audio, speeds, strict=True):
             parts = []
             if self.labels is not None:
                 parts.append(self._classes(clips, start, first, stop, key is not None, speed))
             if self.conditioning.features == "mel":
-                parts.append(self._mel(row, sounds, segment))
+                parts.append(self._mel(row, segment))
             if self.conditioning.features == "score":
                 parts.append(self._score(clips, start, first, stop, key is not None))
             rows.append(np.concatenate(parts))
@@ -133,10 +129,8 @@ class Conditions:
         labels = self.labels[clips.owners(places, ring)]
         return (labels == np.arange(len(self.conditioning.class_names))[:, None]).astype(np.float32)
 
-    def _mel(self, row: np.ndarray, real: np.ndarray, segment: int) -> np.ndarray:
+    def _mel(self, audio: np.ndarray, segment: int) -> np.ndarray:
         conditioning, (first, stop) = self.conditioning, self.frame_range(segment)
-        # No class is an amplitude of exactly 0, as generation has it before a stream.
-        audio = np.where(real, mulaw.decode(row, self.config.quantization_channels), 0).astype(np.float32)
         begun = self.audio_window(segment)[0] // conditioning.hop
         return log_mel_frames(
             audio,

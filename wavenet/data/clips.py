@@ -1,4 +1,4 @@
-"""Quantised clips as one long timeline from which training and validation cut their segments."""
+"""Clips of PCM as one long timeline from which training and validation read their segments."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from wavenet.audio import mulaw, pcm
 from wavenet.conditioning.segments import Conditions
-from wavenet.data.augmentation import Augmentation, played
+from wavenet.data.augmentation import Augmentation, resampled_segment
 from wavenet.data.batch import IGNORED, Segments
 from wavenet.errors import AudioError
 from wavenet.utils.files import printable
@@ -23,37 +23,36 @@ from wavenet.utils.statistics import entropy
 
 # Each open map holds a file descriptor, of which a process may have as few as 256.
 _OPEN_MAPS = 64
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 START_SHARE = 1 / 16
 """Share of training segments that begin with a clip.
 
-Every generated stream begins in the silence before a clip; long recordings have so few beginnings that a
-network would otherwise hardly learn to leave it.
+Every generated stream starts from the silence before a clip. Long recordings contain so few clip beginnings
+that a network would otherwise hardly learn to start.
 """
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of sound in a cache file: `length` classes of type `dtype`, from byte `offset` on.
+    """A non-silent span of a recording: `length` samples of 16-bit PCM from byte `offset` of a cache file.
 
-    `name` is the relative path of the recording that it was cut from, from sample `start` on.
+    `name` is the relative path of the recording; the clip begins at its sample `start`.
     """
 
     path: Path
     offset: int
     length: int
-    dtype: np.dtype[Any]
     name: str = ""
     start: int = 0
 
 
 class Clips:
-    """All clips of one part of the data, packed end to end.
+    """All clips of one part of the data, end to end on one timeline.
 
-    Each clip is preceded by `receptive_field` samples of silence that are context only: their targets are
-    -1. So a network sees the start of a clip from the state in which generation starts, and a clip may be of
-    any length.
+    Each clip is preceded by a gap: `receptive_field` samples of silence (amplitude 0) that serve as context
+    only; their targets are -1. So a network sees the start of a clip from the same state in which generation
+    starts, and a clip may have any length. Samples become mu-law classes when a batch is made.
 
     Parameters
     ----------
@@ -62,29 +61,24 @@ class Clips:
     receptive_field : int
         Past samples that a prediction depends on.
     quantization_channels : int
-        Number of classes.
-    silence : int
-        The class of silence.
+        Number of mu-law classes of the batches.
 
     Attributes
     ----------
     samples : int
         Real samples, without the gaps.
     names : list of str
-        The recordings that the clips were cut from, in the order of the timeline.
+        The recordings that the clips belong to, in the order of the timeline.
     augmentation : Augmentation or None
-        What is done to the segments of `batch`; None, as at first, leaves them as they are.
+        Applied to the segments of `batch`; initially None, for no change.
     conditions : Conditions or None
-        What comes with every segment; None, as at first, for nothing.
+        Makes the conditioning frames of every segment; initially None, for no frames.
     """
 
-    def __init__(
-        self, clips: Sequence[Clip], receptive_field: int, quantization_channels: int, silence: int
-    ) -> None:
+    def __init__(self, clips: Sequence[Clip], receptive_field: int, quantization_channels: int) -> None:
         self.clips = [clip for clip in clips if clip.length > 0]
         self.receptive_field = receptive_field
         self.quantization_channels = quantization_channels
-        self.silence = silence
         lengths = np.array([clip.length for clip in self.clips], dtype=np.int64)
         self._ends = np.cumsum(lengths + receptive_field)
         self._starts = self._ends - lengths
@@ -94,8 +88,8 @@ class Clips:
         numbers = {name: number for number, name in enumerate(self.names)}
         self._recordings = np.array([numbers[clip.name] for clip in self.clips], dtype=np.int64)
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
-        # Training may read segments ahead while something else is read for a sample.
-        self._mapping = threading.Lock()
+        # A training thread may read ahead while another thread reads for a validation.
+        self._map_lock = threading.Lock()
         self.augmentation: Augmentation | None = None
         self.conditions: Conditions | None = None
         self._weights: np.ndarray | None = None
@@ -104,11 +98,11 @@ class Clips:
         return len(self.clips)
 
     def batch(self, step: int, batch: int, segment: int, seed: int, first: int = 0) -> Segments:
-        """Return segments at random places, the same ones whenever `step` and `seed` are the same.
+        """Return segments at random positions; equal `step` and `seed` give equal segments.
 
-        A share `START_SHARE` of the segments begins where some clip begins. For the others the timeline is
-        taken as a ring and places are drawn uniformly among those whose segment holds a real sample, so that
-        every real sample is equally likely to be a target. `weigh` makes some more likely than others.
+        A share `START_SHARE` of the segments begins where a clip begins. For the others the timeline is a
+        ring, and positions are drawn uniformly among those whose segment contains a real sample, so that
+        every real sample is equally likely to be a target. `set_weights` changes these odds.
 
         Parameters
         ----------
@@ -119,7 +113,12 @@ class Clips:
         segment : int
             Targets per segment, in samples.
         first : int
-            Segments of the draw to pass over: those of a larger batch that others take.
+            Segments of the draw to skip, for processes that share a larger batch.
+
+        Raises
+        ------
+        AudioError
+            If there are no clips, or a cache file is missing.
         """
         if not self.clips:
             raise AudioError("no audio to draw segments from: add recordings")
@@ -135,20 +134,21 @@ class Clips:
             for start, speed in zip(starts, speeds, strict=True)
         ]
         if self.augmentation is not None:
-            rows = self.augmentation.apply(rows, step, seed, first)
+            scaled = self.augmentation.apply([audio for audio, _ in rows], step, seed, first)
+            rows = [(audio, real) for audio, (_, real) in zip(scaled, rows, strict=True)]
         return self._segments(rows, starts, segment, key, speeds)
 
-    def weigh(self, weight_of: Callable[[str], float]) -> None:
-        """Draw segments from some recordings more or less often than their length alone would have it.
+    def set_weights(self, weight_of: Callable[[str], float]) -> None:
+        """Draw segments from recordings in proportion to length times weight.
 
-        `weight_of` is asked for each of `names`; only the ratios of its answers, all above 0, count.
+        `weight_of` is called with each of `names` and returns a number above 0; only the ratios matter.
         """
         weights = {name: weight_of(name) for name in self.names}
         self._weights = np.array([weights[clip.name] for clip in self.clips], dtype=np.float64)
 
     def _drawn(self, pairs: Iterable[tuple[int, int]], segment: int) -> Iterator[int]:
-        """Yield where segments begin, each decided by two words of 64 random bits."""
-        # Of a gap longer than the segment only the part counts from which a segment reaches the clip.
+        """Yield the positions of segments, each determined by two words of 64 random bits."""
+        # In a gap longer than the segment, only positions whose segment reaches the clip count.
         gap = min(self.receptive_field, segment - 1)
         sizes = self._ends - self._starts + gap
         if self._weights is not None:
@@ -177,19 +177,19 @@ class Clips:
                 continue
             place = share * ends[-1]
             clip = min(int(np.searchsorted(ends, place, side="right")), last)
-            # Rounding may reach past either end of the clip's places.
+            # Rounding may give a position outside the clip.
             before_end = math.ceil((ends[clip] - place) / weights[clip])
             yield int(self._ends[clip]) - min(max(before_end, 1), int(sizes[clip]))
 
     def windows(self, segment: int, max_samples: int | None = None, batch: int = 1) -> Iterator[Segments]:
-        """Yield the timeline in order, each real sample once as a target, always with its whole context.
+        """Yield the timeline in order: each real sample once as a target, with its full context.
 
         Parameters
         ----------
         segment : int
             Targets per window, in samples.
         max_samples : int, optional
-            Only so many windows as hold about this many targets (at least one), evenly spread.
+            Yield only about as many windows as contain this many targets (at least one), evenly spread.
         batch : int
             Windows per yield; the last may have fewer.
         """
@@ -198,7 +198,7 @@ class Clips:
             yield self.read(places[first : first + batch], segment)
 
     def places(self, segment: int, max_samples: int | None = None) -> np.ndarray:
-        """Return where the windows of `windows` begin on the timeline, int64 (windows,)."""
+        """Return the positions of the windows of `windows` on the timeline, int64 (windows,)."""
         count = -(-(self._total - self.receptive_field) // segment)
         used = np.zeros(max(count, 0), dtype=bool)
         for start, end in zip(
@@ -212,38 +212,72 @@ class Clips:
         return places * segment + self.receptive_field
 
     def read(self, places: np.ndarray, segment: int) -> Segments:
-        """Return the windows that begin at some `places`."""
+        """Return the windows at the given positions."""
         starts = [int(start) for start in places]
         return self._segments([self._read(start, segment) for start in starts], starts, segment)
 
     def recordings(self, places: np.ndarray, segment: int) -> np.ndarray:
-        """Return which of `names` each target of `read` is of, int64 (windows, segment).
+        """Return the index into `names` of each target of `read`, int64 (windows, segment).
 
-        Where nothing is to be predicted it is any of them.
+        The value is arbitrary where the target is -1.
         """
         positions = places[:, None] + np.arange(segment)
         clips = np.searchsorted(self._ends, positions, side="right")
         return self._recordings[np.minimum(clips, len(self.clips) - 1)]
 
     def histogram(self) -> np.ndarray:
-        """Return how often each class occurs, int64 (quantization_channels,)."""
-        counts = np.zeros(self.quantization_channels, dtype=np.int64)
+        """Return how often each mu-law class occurs, int64 (quantization_channels,)."""
+        counts = np.zeros(1 << 16, dtype=np.int64)
         for index, clip in enumerate(self.clips):
             for start in range(0, clip.length, _CHUNK):
-                block = self.mapped(index)[start : start + _CHUNK]
-                counts += np.bincount(block, minlength=self.quantization_channels)
-        return counts
+                block = self.pcm(index)[start : start + _CHUNK]
+                counts += np.bincount(block.view("<u2"), minlength=len(counts))
+        levels = np.arange(1 << 16, dtype="<u2").view(pcm.DTYPE)
+        found = np.zeros(self.quantization_channels, dtype=np.int64)
+        np.add.at(found, self._encode(pcm.to_float(levels)), counts)
+        return found
 
     @property
     def unigram_bits(self) -> float:
         """Entropy of single samples in bits: the score of a model that knows only the histogram."""
         return entropy(self.histogram().tolist())
 
-    def spans(self, first: int, stop: int, ring: bool) -> Iterator[tuple[int, int, int, int]]:
-        """Yield the clips that touch [first, stop) of the timeline.
+    def audio(self, first: int, count: int, ring: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Return a stretch of the timeline.
 
-        Each as its number, where it begins and ends, and which sample of its recording it begins with. As a
-        ring the timeline goes on past both of its ends.
+        Parameters
+        ----------
+        first : int
+            Position of the first sample.
+        count : int
+            Number of samples.
+        ring : bool
+            Whether the timeline repeats past both of its ends; otherwise there is silence.
+
+        Returns
+        -------
+        float32 array (count,)
+            Amplitudes in [-1, 1), 0 between clips.
+        bool array (count,)
+            Which of them are real.
+        """
+        values = np.zeros(count, dtype=np.float32)
+        real = np.zeros(count, dtype=bool)
+        position, done = first, 0
+        while done < count:
+            if ring:
+                position %= self._total
+            # Silence follows the end of the timeline, unless it is a ring.
+            length = min(count - done, self._total - position) if ring else count - done
+            self._fill(position, values[done : done + length], real[done : done + length])
+            position, done = position + length, done + length
+        return values, real
+
+    def spans(self, first: int, stop: int, ring: bool) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the clips that overlap [first, stop) of the timeline.
+
+        Each as its number, its begin and end on the timeline, and its first sample within its recording. As
+        a ring the timeline repeats past both of its ends.
         """
         laps = range(first // self._total, (stop - 1) // self._total + 1) if ring else range(1)
         for lap in laps:
@@ -255,7 +289,7 @@ class Clips:
                 index += 1
 
     def owners(self, places: np.ndarray, ring: bool) -> np.ndarray:
-        """Return the number of the clip that each place belongs to, itself or as the gap before it."""
+        """Return the number of the clip that contains each position, or whose gap contains it."""
         places = places % self._total if ring else places
         return np.minimum(np.searchsorted(self._ends, places, side="right"), len(self.clips) - 1)
 
@@ -267,46 +301,34 @@ class Clips:
         key: tuple[int, int, int] | None = None,
         speeds: list[float] | None = None,
     ) -> Segments:
-        """Cut rows, as `_read` returns them, into inputs and targets, and add what comes with them."""
-        values, real = (np.stack(part) for part in zip(*rows, strict=True))
+        """Encode rows, as `_read` returns them, into inputs and targets, and add their frames."""
+        audio, real = (np.stack(part) for part in zip(*rows, strict=True))
         frames, before = None, self.receptive_field
         if self.conditions is not None:
             before, _ = self.conditions.audio_window(segment)
-            frames = self.conditions.frames(self, starts, values, real, segment, key, speeds)
+            frames = self.conditions.frames(self, starts, audio, segment, key, speeds)
         cut = slice(before - self.receptive_field, before + segment)
-        values, real = values[:, cut], real[:, cut]
-        targets = np.where(real, values, IGNORED)[:, self.receptive_field :]
+        values = self._encode(audio[:, cut])
+        targets = np.where(real[:, cut], values, IGNORED)[:, self.receptive_field :]
         return Segments(torch.from_numpy(values[:, :-1].copy()), torch.from_numpy(targets), frames)
+
+    def _encode(self, audio: np.ndarray) -> np.ndarray:
+        return mulaw.encode(audio, self.quantization_channels)
 
     def _read(
         self, start: int, segment: int, ring: bool = False, speed: float = 1.0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the classes about a segment that begins at `start`, and which of them are real.
+        """Return the audio of a segment whose targets begin at `start`, and which of it is real.
 
-        They reach from `receptive_field` before it to its end, or further as its conditions need; played
-        `speed` times as fast, they are of so many times as much of the timeline.
+        It extends from `receptive_field` samples before `start` to the segment's end, or further if the
+        conditioning needs more. At another speed it covers `speed` times as much of the timeline.
         """
         before, after = self.receptive_field, segment
         if self.conditions is not None:
             before, after = self.conditions.audio_window(segment)
         if speed == 1:
-            return self._cut(start - before, before + after, ring)
-        cut, classes = partial(self._cut, ring=ring), self.quantization_channels
-        return played(cut, start, before, after, speed, classes, self.silence)
-
-    def _cut(self, first: int, length: int, ring: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return a stretch of the timeline, and which of it is real."""
-        values = np.full(length, self.silence, dtype=np.int64)
-        real = np.zeros(length, dtype=bool)
-        position, done = first, 0
-        while done < length:
-            if ring:
-                position %= self._total
-            # Past the end of the timeline lies silence, unless it is a ring.
-            count = min(length - done, self._total - position) if ring else length - done
-            self._fill(position, values[done : done + count], real[done : done + count])
-            position, done = position + count, done + count
-        return values, real
+            return self.audio(start - before, before + after, ring)
+        return resampled_segment(partial(self.audio, ring=ring), start, before, after, speed)
 
     def _fill(self, start: int, values: np.ndarray, real: np.ndarray) -> None:
         stop = start + len(values)
@@ -315,27 +337,29 @@ class Clips:
             first = max(start, int(self._starts[index]))
             last = min(stop, int(self._ends[index]))
             offset = int(self._starts[index])
-            values[first - start : last - start] = self.mapped(index)[first - offset : last - offset]
+            block = self.pcm(index)[first - offset : last - offset]
+            values[first - start : last - start] = pcm.to_float(block)
             real[first - start : last - start] = True
             index += 1
 
-    def mapped(self, index: int) -> np.ndarray:
-        """Return the classes of one of `clips`, mapped from its file."""
-        with self._mapping:
+    def pcm(self, index: int) -> np.ndarray:
+        """Return the samples of one of `clips`, int16 (length,), mapped from its file.
+
+        Raises `AudioError` if the file is missing.
+        """
+        with self._map_lock:
             if index in self._maps:
                 self._maps.move_to_end(index)
                 return self._maps[index]
         clip = self.clips[index]
         try:
-            mapped = np.memmap(
-                clip.path, dtype=clip.dtype, mode="r", offset=clip.offset, shape=(clip.length,)
-            )
+            mapped = np.memmap(clip.path, dtype=pcm.DTYPE, mode="r", offset=clip.offset, shape=(clip.length,))
         except (OSError, ValueError):
             raise AudioError(
-                f"the cached recording {printable(clip.path)} has gone: "
-                "run again with --audio-dir to make it anew"
+                f"the cached recording {printable(clip.path)} is missing: "
+                "prepare the folder of recordings again"
             ) from None
-        with self._mapping:
+        with self._map_lock:
             self._maps[index] = mapped
             if len(self._maps) > _OPEN_MAPS:
                 self._maps.popitem(last=False)

@@ -1,4 +1,4 @@
-"""A folder of recordings as training and validation clips, quantised once and cached on disk."""
+"""Folders of recordings as training and validation clips, decoded once and cached as 16-bit PCM."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wavenet.audio import pcm
 from wavenet.conditioning.base import Frames
-from wavenet.config import WaveNetConfig
-from wavenet.data.cache import Entry, Index, Settings
+from wavenet.config import AudioFormat
+from wavenet.data.cache import CacheSettings, Entry, Index
 from wavenet.data.clips import Clip, Clips
 from wavenet.data.preparation import (
     VALIDATION,
@@ -23,19 +24,19 @@ from wavenet.data.preparation import (
     from_cache,
     from_folders,
 )
-from wavenet.data.report import DataReport, by_reason, reasons_told
+from wavenet.data.report import DataReport, by_reason, reason_lines
 from wavenet.errors import AudioError
 from wavenet.utils.files import printable
 
-__all__ = ["Clips", "DataConfig", "DataReport", "Prepared", "held_out", "prepare"]
+__all__ = ["Clips", "DataConfig", "DataReport", "Dataset", "held_out", "prepare"]
 
-# A recording is reported as clipped from this share of its samples on; less happens to any loud master.
+# Share of clipped samples from which a recording is reported; loud masters stay below it.
 _CLIPPED_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How recordings become clips, besides the audio format that the network fixes.
+    """How recordings are divided into clips and parts; the network determines the audio format.
 
     Attributes
     ----------
@@ -50,19 +51,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The data ready for training.
+class Dataset:
+    """Recordings prepared for training.
 
     Attributes
     ----------
     train, validation : Clips
         The two parts.
     report : DataReport
-        About them.
+        Facts and figures about them.
     whole : Clips
-        Both as one, with no file divided.
+        All clips together, with no file divided.
     seconds : dict from str to float
-        How long each recording is, with its silence.
+        Length of each recording, with its silence.
+    audio_format : AudioFormat
+        Format of all clips.
     """
 
     train: Clips
@@ -70,15 +73,16 @@ class Prepared:
     report: DataReport
     whole: Clips
     seconds: dict[str, float]
+    audio_format: AudioFormat
 
-    def beginning(self, steps: int) -> Frames | None:
-        """Return what the first samples of the validation part (or else of training's) come with."""
+    def first_frames(self, steps: int) -> Frames | None:
+        """Return the conditioning frames of the first samples of validation (of training if it is empty)."""
         clips = self.validation if self.validation.samples else self.train
         return clips.read(clips.places(steps)[:1], steps).frames
 
 
 def held_out(name: str, validation_fraction: float) -> bool:
-    """Whether a recording belongs to validation, decided by its relative path ("/" between parts) alone."""
+    """Whether a recording belongs to validation, from a hash of its relative path ("/" between parts)."""
     digest = hashlib.sha256(os.fsencode(name)).digest()
     return int.from_bytes(digest[:8], "little") < validation_fraction * 2**64
 
@@ -86,29 +90,36 @@ def held_out(name: str, validation_fraction: float) -> bool:
 def prepare(
     audio_dir: PathLike | Sequence[PathLike] | None,
     cache_dir: PathLike,
-    config: WaveNetConfig,
+    audio_format: AudioFormat,
+    receptive_field: int,
+    quantization_channels: int,
     data: DataConfig | None = None,
     progress: Progress | None = None,
     exclude: Iterable[PathLike] = (),
     val_dir: PathLike | None = None,
     patterns: Iterable[str] = (),
-) -> Prepared:
-    """Find, decode and quantise recordings, or take them from the cache, and split them.
+) -> Dataset:
+    """Find and decode recordings, or read them from the cache, and divide them into two parts.
 
-    A file that cannot be used is skipped, and named in the report. Several files are prepared at once, one
-    per core; what comes of it does not depend on which is done first, and an interrupt loses only those at
-    hand. Memory does not grow with the length of the recordings; the cache takes one byte per sample (two
-    above 256 classes), and for a while four per sample of the recordings at hand.
+    An unusable file is skipped and named in the report. Several files are decoded at once, one per core; the
+    result does not depend on the order in which they finish, and an interrupt loses only unfinished files.
+    Memory does not grow with the length of the recordings. The cache takes two bytes per sample, and
+    temporarily four more per sample of the recordings that are being decoded. It does not depend on the last
+    two of the network's settings, so networks of one audio format share it.
 
     Parameters
     ----------
     audio_dir : path, sequence of paths, or None
-        Folder or folders of recordings, searched recursively. None takes what `cache_dir` holds in this
-        format, without looking at any recording and without needing a library that reads them.
+        Folder or folders of recordings, searched recursively. None reads what `cache_dir` contains in this
+        format, without the recordings and without the libraries that decode them.
     cache_dir : path
-        Made if missing. Several runs may share it, also at the same time.
-    config : WaveNetConfig
-        For the audio format and the receptive field.
+        Created if missing. Several runs may share it, also at the same time.
+    audio_format : AudioFormat
+        Sample rate and normalisation.
+    receptive_field : int
+        Length of the silence before each clip, in samples; see `Clips`.
+    quantization_channels : int
+        Number of mu-law classes of the batches and of the report.
     data : DataConfig, optional
         Silence removal and split.
     progress : callable, optional
@@ -116,9 +127,9 @@ def prepare(
     exclude : paths
         Folders below `audio_dir` that are not searched.
     val_dir : path, optional
-        Folder of the recordings for validation; those of `audio_dir` are then all for training.
+        Folder of the validation recordings; those of `audio_dir` are then all for training.
     patterns : strings
-        Globs of relative paths to leave out, as "drafts/*" or "*.mp3".
+        Globs of relative paths to leave out, such as "drafts/*" or "*.mp3".
 
     Raises
     ------
@@ -127,14 +138,14 @@ def prepare(
     """
     data = data or DataConfig()
     cache_dir = Path(cache_dir)
-    silence_db = None if data.silence_db is None else float(data.silence_db)
-    settings = Settings(config.sample_rate, config.quantization_channels, config.normalization, silence_db)
+    settings = CacheSettings(audio_format, None if data.silence_db is None else float(data.silence_db))
     if isinstance(patterns, str):
         raise TypeError(f"patterns = {patterns!r}: must be several strings")
     if audio_dir is None:
         if val_dir is not None:
             raise AudioError(
-                f"--val-dir {printable(val_dir)}: needs --audio-dir for what is to be trained on"
+                f"{printable(val_dir)}: there are no training recordings beside it; give a folder of them",
+                argument="val_dir",
             )
         index, entries = from_cache(cache_dir, settings, tuple(patterns), progress)
     else:
@@ -144,24 +155,27 @@ def prepare(
     names = Names(index.folders)
     usable = [entry for entry in entries if entry.clips]
     skipped = {names.shown(name): why for name, why in index.skipped.items()}
-    skipped.update({names.shown(entry.name): entry.facts["skipped"] for entry in entries if not entry.clips})
+    skipped.update(
+        {names.shown(entry.name): entry.metadata["skipped"] for entry in entries if not entry.clips}
+    )
     if not usable:
         raise AudioError(_all_skipped(index.audio_dir, skipped))
     _check_parts(usable, names)
-    train, validation, whole, split = _split(usable, names, config, data, settings)
+    parts, split = _split(usable, names, receptive_field, data)
+    train, validation, whole = (Clips(part, receptive_field, quantization_channels) for part in parts)
     if not train.samples or not validation.samples:
         raise AudioError(
-            f"{printable(index.audio_dir)} holds {train.samples + validation.samples} sample(s) of sound: "
-            "too little to train on; add recordings"
+            f"{printable(index.audio_dir)} contains {train.samples + validation.samples} sample(s) of sound: "
+            "too few to train on; add recordings"
         )
     report = _report(index, usable, names, skipped, train, validation, split, data)
-    rate = config.sample_rate
-    seconds = {names.shown(entry.name): entry.facts["samples"] / rate for entry in usable}
-    return Prepared(train, validation, report, whole, seconds)
+    rate = audio_format.sample_rate
+    seconds = {names.shown(entry.name): entry.metadata["samples"] / rate for entry in usable}
+    return Dataset(train, validation, report, whole, seconds, audio_format)
 
 
 def _all_skipped(audio_dir: str, skipped: dict[str, str]) -> str:
-    shown = "; ".join(reasons_told(by_reason(skipped)))
+    shown = "; ".join(reason_lines(by_reason(skipped)))
     return f"none of the {len(skipped)} recording(s) in {printable(audio_dir)} can be used ({shown})"
 
 
@@ -170,16 +184,18 @@ def _check_parts(usable: list[Entry], names: Names) -> None:
     parts = {names.part(entry.name) for entry in usable}
     for path, part in names.folders:
         if part and part not in parts:
-            flag = "--val-dir" if part == VALIDATION else "--audio-dir"
-            raise AudioError(f"{flag} {printable(path)}: no recording in it can be used; add others")
+            raise AudioError(
+                f"{printable(path)}: no recording in this folder can be used; add others",
+                argument="val_dir" if part == VALIDATION else "audio_dir",
+            )
 
 
 def _split(
-    usable: list[Entry], names: Names, config: WaveNetConfig, data: DataConfig, settings: Settings
-) -> tuple[Clips, Clips, Clips, str]:
-    """Divide as the folders say, or by file or, where a part would be empty, hold out the end of every file.
+    usable: list[Entry], names: Names, receptive_field: int, data: DataConfig
+) -> tuple[tuple[list[Clip], list[Clip], list[Clip]], str]:
+    """Divide the recordings by folder, by file, or, if a part would be empty, at the end of every file.
 
-    Returns the training part, the validation part, all of it undivided, and the way of division.
+    Returns the clips of training, of validation, and of both undivided; and the kind of split.
     """
     parts: tuple[list[Clip], list[Clip], list[Clip]] = ([], [], [])
     given = [names.part(entry.name) for entry in usable]
@@ -193,21 +209,18 @@ def _split(
         if split != "ends":
             border = 0 if side else samples
         else:
-            # With less than a receptive field there is little to score; but never more than half of a file.
-            wanted = max(round(samples * data.validation_fraction), config.receptive_field + 1)
+            # Scores need at least a receptive field of audio; training keeps at least half of each file.
+            wanted = max(round(samples * data.validation_fraction), receptive_field + 1)
             border = samples - min(wanted, samples // 2)
         position = 0
         for length, first in zip(entry.clips, entry.starts, strict=True):
             before = min(max(border - position, 0), length)
             for part, start, stop in zip(parts, (0, before, 0), (before, length, length), strict=True):
-                offset = entry.offset + (position + start) * settings.dtype.itemsize
+                offset = entry.offset + (position + start) * pcm.DTYPE.itemsize
                 name = names.shown(entry.name)
-                part.append(Clip(entry.path, offset, stop - start, settings.dtype, name, first + start))
+                part.append(Clip(entry.path, offset, stop - start, name, first + start))
             position += length
-    made = [
-        Clips(part, config.receptive_field, config.quantization_channels, config.silence) for part in parts
-    ]
-    return made[0], made[1], made[2], split
+    return parts, split
 
 
 def _report(
@@ -220,16 +233,16 @@ def _report(
     split: str,
     data: DataConfig,
 ) -> DataReport:
-    facts = {names.shown(entry.name): entry.facts for entry in usable}
+    facts = {names.shown(entry.name): entry.metadata for entry in usable}
     files = [len({clip.path for clip in part.clips}) for part in (train, validation)]
-    settings, rate = index.settings, index.settings.sample_rate
+    audio_format, rate = index.settings.audio_format, index.settings.audio_format.sample_rate
     peaks = [20 * math.log10(fact["peak"]) for fact in facts.values()]
     removed = sum(fact["samples"] for fact in facts.values()) - train.samples - validation.samples
     return DataReport(
         audio_dir=index.audio_dir,
         sample_rate=rate,
-        quantization_channels=settings.quantization_channels,
-        normalization=settings.normalization,
+        quantization_channels=train.quantization_channels,
+        normalization=audio_format.normalization,
         silence_db=data.silence_db,
         found=len(index.cached) + len(index.skipped),
         used=len(usable),

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from wavenet.audio import mulaw
+from wavenet.audio import pcm
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import WaveNetConfig
-from wavenet.data.dataset import Prepared
+from wavenet.data.dataset import Dataset
 from wavenet.errors import AudioError, ConfigError
 from wavenet.music.alignment import Loudness, alignment_problem
 from wavenet.music.midi_file import read_midi
@@ -22,7 +22,7 @@ _NAMES_SHOWN = 3
 _STRETCH = 1 << 20
 
 
-def with_classes(config: WaveNetConfig, data: Prepared) -> WaveNetConfig:
+def with_classes(config: WaveNetConfig, data: Dataset) -> WaveNetConfig:
     """Return the configuration with the folders of the recordings as its classes, in order of name.
 
     Raises `AudioError` if some recording lies in no folder, or all in the same.
@@ -51,7 +51,7 @@ def class_of(name: str) -> str:
 
 def attach(
     config: WaveNetConfig,
-    data: Prepared,
+    data: Dataset,
     midi_dir: Path | None = None,
     condition_dropout: float = 0.0,
     tell: Callable[[str], None] = lambda text: None,
@@ -62,7 +62,7 @@ def attach(
     ----------
     config : WaveNetConfig
         Nothing is done if it has no `conditioning`.
-    data : Prepared
+    data : Dataset
         Its clips get their `conditions`.
     midi_dir : path, optional
         Of a network with scores: a folder with a MIDI file for each recording, under the same name.
@@ -116,7 +116,7 @@ def _number(name: str, classes: Sequence[str]) -> int:
     return classes.index(found)
 
 
-def read_scores(data: Prepared, midi_dir: Path) -> dict[str, Score]:
+def read_scores(data: Dataset, midi_dir: Path) -> dict[str, Score]:
     """Return the score of every recording by its name.
 
     Raises `AudioError` if one is missing or does not fit its recording's length, naming the first few.
@@ -142,14 +142,14 @@ def read_scores(data: Prepared, midi_dir: Path) -> dict[str, Score]:
     return scores
 
 
-def doubtful(config: WaveNetConfig, data: Prepared, scores: Mapping[str, Score]) -> dict[str, str]:
+def doubtful(config: WaveNetConfig, data: Dataset, scores: Mapping[str, Score]) -> dict[str, str]:
     """Return by recording what speaks against its score's being aligned with the sound; see `alignment`."""
     rate = config.sample_rate
     heard = {name: Loudness(data.seconds[name], rate) for name in scores}
     for index, clip in enumerate(data.whole.clips):
-        classes = data.whole.mapped(index)
+        samples = data.whole.pcm(index)
         for first in range(0, clip.length, _STRETCH):
-            audio = mulaw.decode(classes[first : first + _STRETCH], config.quantization_channels)
+            audio = pcm.to_float(samples[first : first + _STRETCH])
             heard[clip.name].add(clip.start + first, audio)
     found = {name: alignment_problem(heard[name].rises(), score) for name, score in scores.items()}
     return {name: why for name, why in found.items() if why is not None}

@@ -14,8 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from wavenet.audio.decoder_stderr import audible
-from wavenet.data.cache import Entry, Index, Settings, load, obtain, read_indexes, remove_stale, save_index
+from wavenet.audio.decoder_stderr import unmuted_stderr
+from wavenet.data.cache import (
+    CacheSettings,
+    Entry,
+    Index,
+    load,
+    load_or_build,
+    read_indexes,
+    remove_stale,
+    save_index,
+)
 from wavenet.data.discovery import FoundFiles, find_audio
 from wavenet.errors import AudioError
 from wavenet.utils.files import cause, printable
@@ -125,14 +134,18 @@ def weights(names: Iterable[str], asked: Iterable[str]) -> Callable[[str], float
             weight = math.nan
         if not folder or not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
             raise AudioError(
-                f"--weight {printable(text)}: must be FOLDER=W with W from {LEAST_WEIGHT:g} to "
-                f"{1 / LEAST_WEIGHT:g}, as studio=2"
+                f"{printable(text)}: must be FOLDER=W with W from {LEAST_WEIGHT:g} to "
+                f"{1 / LEAST_WEIGHT:g}, such as studio=2",
+                argument="weight",
             )
         prefix = folder.rstrip("/") + "/"
         if not any(name.startswith(prefix) for name in names):
             folders = sorted({name.partition("/")[0] for name in names if "/" in name.lstrip("/")})
-            there = f"those there are: {', '.join(map(printable, folders[:8]))}" if folders else "it has none"
-            raise AudioError(f"--weight {printable(text)}: no folder of that name to train on; {there}")
+            known = ", ".join(map(printable, folders[:8])) if folders else "none"
+            raise AudioError(
+                f"{printable(text)}: the training recordings have no such folder; folders: {known}",
+                argument="weight",
+            )
         found[prefix] = weight
     deepest = sorted(found, key=len, reverse=True)
     return lambda name: next((found[prefix] for prefix in deepest if name.startswith(prefix)), 1.0)
@@ -148,14 +161,14 @@ class _Stopped(Exception):
     """Ends a thread's work on a recording, as nobody waits for it any more."""
 
 
-def obtain_all(
+def load_or_build_all(
     files: Mapping[str, Path],
     cache_dir: Path,
-    settings: Settings,
+    settings: CacheSettings,
     progress: Progress | None,
     shown: Callable[[str], str] = str,
 ) -> dict[str, Entry | str]:
-    """Return what `obtain` makes of each file, by name and in the order given.
+    """Return what `load_or_build` makes of each file, by name and in the order given.
 
     Threads rather than processes, as decoding, resampling and arithmetic all release the interpreter.
     Whatever ends the wait, an interrupt or a full disk, stops the threads within milliseconds; what they have
@@ -165,7 +178,7 @@ def obtain_all(
     ----------
     files : mapping from str to Path
     cache_dir, settings
-        As for `obtain`.
+        As for `load_or_build`.
     progress : callable, optional
         Called in the caller's thread with (files done, files in all, printable name), as they finish.
     shown : callable, optional
@@ -179,7 +192,7 @@ def obtain_all(
 
     def work(name: str, source: Path) -> tuple[str, Entry | str]:
         check()
-        return name, obtain(source, name, cache_dir, settings, check)
+        return name, load_or_build(source, name, cache_dir, settings, check)
 
     finished: SimpleQueue[Future[tuple[str, Entry | str]]] = SimpleQueue()
     results: dict[str, Entry | str] = {}
@@ -194,7 +207,7 @@ def obtain_all(
                 continue
             results[name] = result
             if progress is not None:
-                with audible():
+                with unmuted_stderr():
                     progress(len(results), len(files), printable(shown(name)))
     finally:
         stop.set()
@@ -203,7 +216,7 @@ def obtain_all(
 
 
 def from_folders(
-    sources: Sources, cache_dir: Path, settings: Settings, progress: Progress | None
+    sources: Sources, cache_dir: Path, settings: CacheSettings, progress: Progress | None
 ) -> tuple[Index, list[Entry]]:
     """Find the recordings of all folders and return an index, which is saved, and their cached forms."""
     folders, found = _find(sources)
@@ -211,8 +224,8 @@ def from_folders(
         cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AudioError(
-            f"cannot make the cache folder {printable(cache_dir)} ({cause(error)}): "
-            "choose another with --cache-dir"
+            f"cannot create the cache folder {printable(cache_dir)} ({cause(error)}): choose another",
+            argument="cache_dir",
         ) from None
     files: dict[str, Path] = {}
     skipped: dict[str, str] = {}
@@ -235,12 +248,15 @@ def from_folders(
         )
         ignored.update(each.ignored)
     if not files and any(excluded.values()):
-        raise AudioError(f"every recording in {_told(folders)} is left out by --exclude: give fewer patterns")
-    results = obtain_all(files, cache_dir, settings, progress, Names(several).shown)
+        raise AudioError(
+            f"the patterns exclude every recording in {_listed(folders)}: give fewer patterns",
+            argument="exclude",
+        )
+    results = load_or_build_all(files, cache_dir, settings, progress, Names(several).shown)
     entries = [result for result in results.values() if isinstance(result, Entry)]
     skipped.update({name: result for name, result in results.items() if isinstance(result, str)})
     index = Index(
-        audio_dir=_told(folders),
+        audio_dir=_listed(folders),
         settings=settings,
         cached={entry.name: entry.path.stem for entry in entries},
         skipped=skipped,
@@ -254,15 +270,15 @@ def from_folders(
     return index, entries
 
 
-def _told(folders: Sequence[Sequence[str]]) -> str:
-    told = ", ".join(path for path, part in folders if part != VALIDATION)
-    return told + "".join(f"; validation {path}" for path, part in folders if part == VALIDATION)
+def _listed(folders: Sequence[Sequence[str]]) -> str:
+    listed = ", ".join(path for path, part in folders if part != VALIDATION)
+    return listed + "".join(f"; validation {path}" for path, part in folders if part == VALIDATION)
 
 
 def _find(sources: Sources) -> tuple[list[list[str]], list[FoundFiles]]:
-    """Return each folder's real path and part, and what it holds that no other one does.
+    """Return each folder's real path and part, and the recordings that no other folder contains.
 
-    A recording in two of the folders is taken once: for validation, or else from the first.
+    A recording in two of the folders is used once: for validation, otherwise from the first folder.
     """
     part = "" if sources.val_dir is None else TRAIN
     wanted: dict[str, tuple[PathLike, str]] = {}
@@ -271,8 +287,9 @@ def _find(sources: Sources) -> tuple[list[list[str]], list[FoundFiles]]:
     if sources.val_dir is not None:
         if os.path.realpath(sources.val_dir) in wanted:
             raise AudioError(
-                f"--val-dir {printable(sources.val_dir)}: is a folder of --audio-dir too; give another, "
-                "or leave it out to have a share of the recordings held out"
+                f"{printable(sources.val_dir)} is also a training folder: give another folder, "
+                "or none to hold out a share of the recordings",
+                argument="val_dir",
             )
         wanted[os.path.realpath(sources.val_dir)] = (sources.val_dir, VALIDATION)
     found = {real: find_audio(path, sources.avoid) for real, (path, _) in wanted.items()}
@@ -287,29 +304,30 @@ def _find(sources: Sources) -> tuple[list[list[str]], list[FoundFiles]]:
 
 
 def from_cache(
-    cache_dir: Path, settings: Settings, patterns: Sequence[str], progress: Progress | None
+    cache_dir: Path, settings: CacheSettings, patterns: Sequence[str], progress: Progress | None
 ) -> tuple[Index, list[Entry]]:
-    """Return the newest index of this format in a cache, and its recordings, without looking at folders."""
+    """Return the newest index of this format in a cache, and its recordings, without reading the folders."""
     shown = printable(cache_dir)
     indexes = read_indexes(cache_dir)
-    fitting = [index for index in indexes if index.settings == settings]
+    matching_indexes = [index for index in indexes if index.settings == settings]
     if not indexes:
-        raise AudioError(f"no prepared audio in {shown}: name the folder of recordings with --audio-dir")
-    if not fitting:
-        held = indexes[0].settings
+        raise AudioError(f"no prepared audio in {shown}: name the folder of recordings", argument="audio_dir")
+    if not matching_indexes:
+        found, silence_db = indexes[0].settings.audio_format, indexes[0].settings.silence_db
         raise AudioError(
-            f"the audio prepared in {shown} has another format ({held.sample_rate} Hz, "
-            f"{held.quantization_channels} classes, normalization {held.normalization}, "
-            f"silence_db {held.silence_db}): use these or name the folder of recordings with --audio-dir"
+            f"the audio prepared in {shown} has another format ({found.sample_rate} Hz, normalization "
+            f"{found.normalization}, silence_db {silence_db}): use it or name the folder of recordings",
+            argument="audio_dir",
         )
-    index, entries = _without(fitting[0], patterns), []
+    index, entries = _without(matching_indexes[0], patterns), []
     names = Names(index.folders)
     for number, (name, key) in enumerate(index.cached.items(), 1):
-        entry = load(cache_dir / f"{key}.clips", name, key, settings)
+        entry = load(cache_dir / f"{key}.clips", name, key)
         if entry is None:
             raise AudioError(
-                f"the cached form of {printable(names.shown(name))} in {shown} is missing or damaged: "
-                "run once with --audio-dir to make it anew"
+                f"the cache entry of {printable(names.shown(name))} in {shown} is missing or damaged: "
+                "name the folder of recordings to rebuild it",
+                argument="audio_dir",
             )
         entries.append(entry)
         if progress is not None:
@@ -331,5 +349,7 @@ def _without(index: Index, patterns: Sequence[str]) -> Index:
     cached = {name: key for name, key in index.cached.items() if name not in out}
     skipped = {name: why for name, why in index.skipped.items() if name not in out}
     if not cached:
-        raise AudioError("every prepared recording is left out by --exclude: give fewer patterns")
+        raise AudioError(
+            "the patterns exclude every prepared recording: give fewer patterns", argument="exclude"
+        )
     return replace(index, cached=cached, skipped=skipped, excluded=excluded)

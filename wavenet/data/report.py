@@ -116,7 +116,7 @@ class DataReport:
         if self.skipped:
             count = sum(map(len, self.skipped.values()))
             lines.append(("warning", f"{count} of {self.found} recordings skipped:"))
-            lines += [("", f"  {text}") for text in reasons_told(self.skipped)]
+            lines += [("", f"  {text}") for text in reason_lines(self.skipped)]
         return "\n".join(f"{label:<12}{text}" for label, text in lines)
 
     def _files(self) -> str:
@@ -164,7 +164,7 @@ def by_reason(skipped: dict[str, str]) -> dict[str, list[str]]:
     return dict(sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def reasons_told(reasons: dict[str, list[str]]) -> list[str]:
+def reason_lines(reasons: dict[str, list[str]]) -> list[str]:
     """Return a text for each of the first reasons, with its count and first names, and one for the rest."""
     told = [
         f"{len(names)} {why}: {_first(map(printable, names), _NAMES_SHOWN)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from wavenet.data.dataset import Prepared
+from wavenet.data.dataset import Dataset
 from wavenet.errors import CheckpointError
 from wavenet.models.serialization import WEIGHTS_FILE, check_tensors
 from wavenet.models.wavenet import WaveNet
@@ -97,7 +97,7 @@ def counters_of(file: Path, progress: Mapping[str, Any], like: Mapping[str, Any]
     return counters
 
 
-def fingerprint(data: Prepared) -> str:
+def fingerprint(data: Dataset) -> str:
     """Return a name for the data: which clips there are and what samples they hold, wherever they lie."""
     digest = hashlib.sha256()
     for part in (data.train, data.validation):

@@ -15,7 +15,7 @@ import torch
 from wavenet.audio.wav import write_wav
 from wavenet.config import TrainingConfig, WaveNetConfig, flat
 from wavenet.data.batch import Segments
-from wavenet.data.dataset import Prepared
+from wavenet.data.dataset import Dataset
 from wavenet.data.loader import Loader
 from wavenet.errors import CheckpointError, WaveNetError
 from wavenet.evaluation.scoring import bits_per_sample
@@ -56,7 +56,7 @@ class Trainer:
     config : WaveNetConfig
     training : TrainingConfig
         With its precision resolved to "fp32" or "bf16".
-    data : Prepared
+    data : Dataset
         Training and validation clips.
     run : Path
         Directory the run writes to.
@@ -73,7 +73,7 @@ class Trainer:
         self,
         config: WaveNetConfig,
         training: TrainingConfig,
-        data: Prepared,
+        data: Dataset,
         run: Path,
         device: torch.device,
         source: dict[str, Any],
@@ -310,7 +310,7 @@ class Trainer:
         try:
             generator = Generator(self.averaged)
             steps = round(self.training.sample_seconds * self.config.sample_rate)
-            bias = generator.gate_bias(self.data.beginning(steps))
+            bias = generator.gate_bias(self.data.first_frames(steps))
             chunks = generator.stream(generator.start(1, self.training.seed, 0, bias), steps, gate_bias=bias)
             chunks = list(itertools.takewhile(lambda chunk: not stop(), chunks))
             if stop():
