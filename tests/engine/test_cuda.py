@@ -40,21 +40,6 @@ SAMPLINGS = [
 
 @gpu
 @needs_device
-@pytest.mark.parametrize("seed", range(12))
-def test_logits_match_a_float64_convolution(seed):
-    shape, weights, model = random_model(seed, classes=[2, 33, 256, 1024][seed % 4])
-    steps = shape.context + 300
-    samples = np.random.default_rng(seed).integers(0, shape.classes, steps + 1)
-    state = empty_state(shape, last_sample=int(samples[0])).to(DEVICE)
-    found = CudaBackend(model).advance(state, torch.from_numpy(samples[1:])[None].to(DEVICE))[0]
-    exact = naive.logits(shape, weights, samples[:-1])
-    error = np.abs(found[shape.context :].cpu().numpy() - exact).max(axis=-1) / np.abs(exact).max(axis=-1)
-    assert error.max() <= 1e-5
-    assert state.position.tolist() == [steps] and state.last_sample.tolist() == [samples[-1]]
-
-
-@gpu
-@needs_device
 @pytest.mark.parametrize("seed", range(8))
 def test_half_precision_is_close_to_float64(seed):
     shape, weights, _ = random_model(seed, classes=[2, 33, 256, 1024][seed % 4])

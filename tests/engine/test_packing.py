@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from support import naive
+from support import naive, rounding
 from support.engines import model_of
 
 from wavenet.engine.packing import pack
@@ -141,7 +141,7 @@ def test_every_weight_is_where_the_layout_says(shape, precision):
     found["head2.bias"] = split(read.vector(up(shape.classes)), shape.classes)[0]
     assert read.at == len(read.data)
     assert found.keys() == weights.keys()
-    kept = naive.balance_heads(weights) if precision == "int8" else weights
+    kept = rounding.balance_heads(weights) if precision == "int8" else weights
     for name, value in kept.items():
         if precision == "fp32" or name.endswith("bias") or name.startswith("embedding"):
             if kept is weights or not name.startswith("head"):

@@ -154,32 +154,3 @@ def draw(
         if reached > uniform * total:
             return index
     return max(index for index in kept if weights[index] > 0)
-
-
-def balance_heads(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return weights that give the same probabilities, with heads that lose less by rounding.
-
-    Without what all classes have in common, and with the largest weights that meet each channel between the
-    heads brought half the way, as factors go, to their median, by at most 4.
-    """
-    heads = {name: value.astype(np.float64) for name, value in weights.items() if name.startswith("head")}
-    weight = heads["head2.weight"] - heads["head2.weight"].mean(axis=0, keepdims=True)
-    largest = np.abs(weight).max(axis=0)
-    middle = np.sort(largest)[(len(largest) - 1) // 2]
-    factor = np.ones_like(largest)
-    if middle > 0:
-        factor = np.exp(0.5 * np.log(np.clip(largest / middle, 1 / 16, 16)))
-    return weights | {
-        "head1.weight": factor[:, np.newaxis] * heads["head1.weight"],
-        "head1.bias": factor * heads["head1.bias"],
-        "head2.weight": weight / factor,
-        "head2.bias": heads["head2.bias"] - heads["head2.bias"].mean(),
-    }
-
-
-def rough_exp(x: np.ndarray) -> np.ndarray:
-    """Return exp(x) as the gates of int8 take it: a polynomial of degree 3 between whole powers of two."""
-    power = x / math.log(2)
-    whole = np.rint(power)
-    rest = power - whole
-    return np.exp2(whole) * (1 + rest * (0.69328293 + rest * (0.24221096 + rest * 0.05500893)))
