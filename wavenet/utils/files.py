@@ -1,4 +1,4 @@
-"""Files on disk: which recordings a folder holds, names that print safely, output that is whole or absent."""
+"""Files on disk: names that print safely, output that is complete or absent, and the cache folder."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line that any terminal can show: controls and bytes that are not UTF-8 escaped."""
+    """Return a text as one printable line: control characters and bytes that are not UTF-8 are escaped."""
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:
-    # os.fsdecode leaves bytes that are not UTF-8 as these surrogates.
+    # os.fsdecode represents bytes that are not UTF-8 by these surrogates.
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
 
 
 def printable(path: str | bytes | os.PathLike[str]) -> str:
-    """Return a path as one line that any terminal can show."""
+    """Return a path as one line that any terminal can print."""
     return one_line(os.fsdecode(path))
 
 
 def free_name(path: Path, word: str) -> Path:
-    """Return a path that nothing stands at, beside another: for out.wav out-word.wav, out-word-1.wav, ..."""
+    """Return an unused path next to `path`: for out.wav the first of out-word.wav, out-word-1.wav, ..."""
     names = (f"{path.stem}-{word}{f'-{number}' if number else ''}{path.suffix}" for number in count())
     return next(each for name in names if not os.path.lexists(each := path.with_name(name)))
 
 
 def user_cache() -> Path:
-    """Return the folder for what can be made anew: `wavenet` under the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "wavenet"
+    """Return the folder for files that can be rebuilt; Linux: $XDG_CACHE_HOME/wavenet or ~/.cache/wavenet."""
+    from platformdirs import user_cache_path  # It takes 20 ms, and most commands need no cache.
+
+    return user_cache_path("wavenet", appauthor=False)
 
 
 def cause(error: OSError) -> str:
@@ -54,24 +55,24 @@ def cause(error: OSError) -> str:
 def atomic_output(
     path: str | os.PathLike[str], rename: Callable[[], str | os.PathLike[str]] | None = None
 ) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name only when the block ends without an exception.
+    """Open a file for writing that appears at `path` only when the block ends without an exception.
 
-    The bytes go to a temporary file in the same folder, which is flushed to the disk and then renamed over
-    `path`; on any failure it is removed and what stood at `path` stays. A device or pipe at `path` is written
-    directly.
+    The bytes go to a temporary file in the same folder, which is flushed to the disk and then renamed to
+    `path`. On any failure it is removed, and an existing file at `path` stays. A device or pipe at `path` is
+    written directly.
 
     Parameters
     ----------
     path : path
     rename : callable, optional
-        Asked at the end for the name to take, in the same folder, instead of `path`.
+        Called at the end; returns the path to use instead of `path`, in the same folder.
 
     Raises
     ------
     AudioError
         If the folder is missing or not writable, `path` is a folder, or the disk is full.
     """
-    import secrets  # It loads a cryptographic library, and commands answer --help without one.
+    import secrets  # It loads a cryptographic library, which --help does not need.
 
     shown = printable(path)
     target = os.path.realpath(path)
@@ -85,7 +86,7 @@ def atomic_output(
     except FileNotFoundError:
         raise AudioError(f"cannot write {shown}: its folder does not exist; create it first") from None
     except OSError as error:
-        raise AudioError(f"cannot write {shown}: {cause(error)}; choose another place") from None
+        raise AudioError(f"cannot write {shown}: {cause(error)}; choose another path") from None
     try:
         with stream:
             yield stream
@@ -98,7 +99,7 @@ def atomic_output(
         if error.errno not in _DISK_ERRORS:
             raise
         raise AudioError(
-            f"cannot write {shown}: {cause(error)}; free space or choose another place"
+            f"cannot write {shown}: {cause(error)}; free some space or choose another path"
         ) from None
     finally:
         with suppress(OSError):
@@ -106,7 +107,7 @@ def atomic_output(
 
 
 def _mode(path: str) -> int:
-    """Return the kind and permissions of what stands at a path, 0 if nothing does."""
+    """Return the mode of the file at a path, 0 if there is none."""
     try:
         return os.stat(path).st_mode
     except FileNotFoundError:
