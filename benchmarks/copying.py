@@ -58,13 +58,13 @@ def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
     from wavenet.evaluation.scoring import Parallel, evaluate
     from wavenet.models import locate
     from wavenet.models.wavenet import WaveNet
-    from wavenet.training.checkpoint import history
+    from wavenet.training.checkpoint import read_record
     from wavenet.utils.files import user_cache
 
     model = WaveNet.from_pretrained(directory)
-    past = history(directory)
-    assert past is not None
-    settings = DataConfig(past[0].silence_db, past[0].validation_fraction)
+    record = read_record(directory)
+    assert record is not None
+    settings = DataConfig(record.training.silence_db, record.training.validation_fraction)
     config = model.config
     data = prepare(
         options.audio_dir,

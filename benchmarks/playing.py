@@ -26,15 +26,16 @@ def held_out(checkpoint: Path, audio_dir: Path) -> dict[str, np.ndarray]:
     from wavenet.data.dataset import held_out
     from wavenet.data.discovery import find_audio
     from wavenet.models.serialization import read_config
-    from wavenet.training.checkpoint import history
+    from wavenet.training.checkpoint import read_record
 
-    past = history(checkpoint)
-    if past is None:
+    record = read_record(checkpoint)
+    if record is None:
         raise SystemExit(
             f"{checkpoint}: has no record of the held-out recordings; choose a checkpoint of a training run"
         )
     config = read_config(checkpoint)
-    names = [name for name in find_audio(audio_dir).names if held_out(name, past[0].validation_fraction)]
+    fraction = record.training.validation_fraction
+    names = [name for name in find_audio(audio_dir).names if held_out(name, fraction)]
     return {name: load_audio(audio_dir / name, config.sample_rate, config.normalization) for name in names}
 
 

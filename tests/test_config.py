@@ -59,15 +59,6 @@ def test_unknown_missing_and_mistyped_keys_are_named(cls):
         cls.from_json([1])
 
 
-def test_settings_younger_than_a_checkpoint_are_their_defaults():
-    values = TrainingConfig(dropout=0.1).to_json()
-    for name in TrainingConfig.LATER:
-        less = {key: value for key, value in values.items() if key != name}
-        found = TrainingConfig.from_json(less)
-        assert getattr(found, name) == getattr(TrainingConfig(), name)
-        assert found == dataclasses.replace(TrainingConfig(dropout=0.1), **{name: getattr(found, name)})
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [

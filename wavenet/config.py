@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from wavenet.errors import ConfigError
 from wavenet.utils.json_config import JsonConfig
@@ -127,8 +127,6 @@ class WaveNetConfig(JsonConfig):
     conditioning : ConditioningConfig or None
         What the network is told besides the samples.
     """
-
-    LATER: ClassVar[tuple[str, ...]] = ("conditioning",)
 
     sample_rate: int = 16000
     quantization_channels: int = 256
@@ -289,20 +287,6 @@ class TrainingConfig(JsonConfig):
     checkpoint_layers: bool = False
     augment_speed: float = 0.0
     compile: bool = False
-
-    LATER: ClassVar[tuple[str, ...]] = (
-        "schedule",
-        "accumulate",
-        "dropout",
-        "label_smoothing",
-        "patience",
-        "augment_gain",
-        "augment_polarity",
-        "condition_dropout",
-        "checkpoint_layers",
-        "augment_speed",
-        "compile",
-    )
 
     def __post_init__(self) -> None:
         self._require_int("steps", 1, 10**9)

@@ -22,6 +22,7 @@ from support.commands import (
     temporaries,
 )
 from support.datasets import prepare_dataset
+from support.trainers import write_record
 
 from wavenet.audio.wav import write_wav
 from wavenet.cli.evaluate import main
@@ -30,7 +31,6 @@ from wavenet.data.dataset import DataConfig
 from wavenet.engine import registry
 from wavenet.evaluation.scoring import bits_per_sample
 from wavenet.models.wavenet import WaveNet
-from wavenet.training import checkpoint
 from wavenet.training.resume import fingerprint
 
 TRAINING = TrainingConfig(silence_db=None, validation_fraction=0.5)
@@ -44,8 +44,7 @@ def home(tmp_path_factory):
     where = make_checkpoint(folder / "checkpoints" / "step-00000007")
     data = prepare_dataset(folder / "audio", folder / "cache", CONFIG, DataConfig(None, 0.5))
     assert data.report.split == "files" and data.report.validation_files == 2
-    notes = {"step": 7, "training": TRAINING.to_json(), "data": fingerprint(data)}
-    (where / checkpoint.PROGRESS_FILE).write_text(json.dumps(notes))
+    write_record(where, TRAINING, data=fingerprint(data), step=7)
     make_checkpoint(folder / "bare")
     return folder
 
@@ -303,8 +302,7 @@ def test_the_folders_of_training_are_divided_as_it_was_told(home, tmp_path, monk
     held = make_audio(tmp_path / "held", files=2)
     where = make_checkpoint(tmp_path / "run" / "step-00000003")
     source = {"audio_dir": str(home / "audio"), "val_dir": str(held), "exclude": ["take-3.wav"]}
-    notes = {"step": 3, "training": TRAINING.to_json(), "source": source}
-    (where / checkpoint.PROGRESS_FILE).write_text(json.dumps(notes))
+    write_record(where, TRAINING, source, step=3)
 
     def recordings(*arguments):
         chosen = ("--checkpoint", where, *arguments, "--part", "validation", "--json", "-")

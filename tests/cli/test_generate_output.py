@@ -16,6 +16,7 @@ from support.audio_device import Hand, Hungry
 from support.commands import CONFIG, chord, make_checkpoint
 from support.conditioned import config, network
 from support.faulty_networks import SILENT, troubled
+from support.trainers import write_record
 
 from wavenet.audio.wav import write_wav
 from wavenet.cli import generate_output
@@ -26,7 +27,6 @@ from wavenet.generation.generator import Generator
 from wavenet.generation.likelihood import predictions
 from wavenet.generation.saved_state import save_state
 from wavenet.models.serialization import serialized
-from wavenet.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -211,15 +211,15 @@ def test_the_best_of_some_is_one_of_them(generate, home):
 
 
 def test_typical_is_what_training_has_found(generate, home):
-    notes = home / "checkpoints" / "step-00000001" / checkpoint.PROGRESS_FILE
-    notes.write_text(json.dumps({"step": 1, "validation_bits": 3.25}))
+    directory = home / "checkpoints" / "step-00000001"
+    write_record(directory, step=1, validation_bits=3.25)
     try:
         common = ("--seconds", 0.1, "--best-of", 2, "--force")
         assert "typical 3.250" in generate(*common, "typical.wav")[2]
         # After a primer another figure would be due.
         assert "typical 3.250" not in generate(*common, "--prime", "primer.wav", "typical.wav")[2]
     finally:
-        notes.unlink()
+        (directory / "training.json").unlink()
 
 
 # -- seeing --------------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_a_torn_checkpoint_is_passed_over(home):
     assert result.returncode == 0 and "warning: run/step-00000005" in result.stderr
     assert "resuming from run/step-00000004" in result.stderr and "done: 5 steps" in result.stderr
     whole = json.loads((home / "run/step-00000005/training.json").read_text())
-    assert whole["step"] == 5 and metrics(home / "run")[2]["step"] == 5
+    assert whole["progress"]["step"] == 5 and metrics(home / "run")[2]["step"] == 5
 
 
 LONG = NETWORK_FLAGS + shlex.split(

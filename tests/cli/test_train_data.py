@@ -13,7 +13,6 @@ from support.trainers import metrics
 from wavenet.cli.train_options import build_parser, complete, read_settings
 from wavenet.config import TrainingConfig
 from wavenet.errors import ConfigError
-from wavenet.training.checkpoint import SUMS_FILE
 
 SHORT = shlex.split(
     "--steps 4 --batch 2 --segment 0.05 --validate-every 2 --validation-seconds 0.5 --checkpoint-every 2 "
@@ -89,26 +88,6 @@ def test_resuming_with_another_folder_for_validation_is_refused(home):
     home, _ = home
     result = train("--resume", "--out-dir", "run", "--val-dir", "one", cwd=home)
     assert_one_line_error(result, "--val-dir one", f"has {home}/held", "leave it out when resuming")
-
-
-def test_a_checkpoint_from_before_these_settings_goes_on(home, tmp_path):
-    make_audio(tmp_path / "audio")
-    arguments = ["--audio-dir", "audio", "--out-dir", "run", *NETWORK_FLAGS, *SHORT]
-    assert train(*arguments, cwd=tmp_path).returncode == 0
-    whole = (tmp_path / "run/step-00000004/model.safetensors").read_bytes()
-    shutil.rmtree(tmp_path / "run/step-00000004")
-    file = tmp_path / "run/step-00000002/training.json"
-    progress = json.loads(file.read_text())
-    for name in ("augment_gain", "augment_polarity", "augment_speed", "compile"):
-        del progress["training"][name]
-    for name in ("val_dir", "exclude", "weight"):
-        del progress["source"][name]
-    assert isinstance(progress["source"]["audio_dir"], str)
-    file.write_text(json.dumps(progress))
-    (file.parent / SUMS_FILE).unlink()
-    result = train("--resume", "--out-dir", "run", cwd=tmp_path)
-    assert result.returncode == 0 and "has changed" not in result.stderr, result.stderr
-    assert (tmp_path / "run/step-00000004/model.safetensors").read_bytes() == whole
 
 
 # -- flags and files -------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 
 import numpy as np
@@ -15,19 +14,17 @@ from support.datasets import pcm_of, prepare_dataset
 from support.naive import Shape, logits, random_weights
 
 from wavenet.audio import mulaw
-from wavenet.config import TrainingConfig, WaveNetConfig
+from wavenet.config import WaveNetConfig
 from wavenet.data.clips import Clip, Clips
 from wavenet.data.dataset import DataConfig
 from wavenet.engine import registry
-from wavenet.errors import BackendError, CheckpointError
+from wavenet.errors import BackendError
 from wavenet.evaluation import scoring
 from wavenet.evaluation.linear_prediction import ORDER, LinearPrediction, class_edges, laplace_nats
 from wavenet.evaluation.results import Evaluation, Sums
 from wavenet.evaluation.scoring import Loop, Parallel, bits_per_sample, evaluate, rows_per_pass
 from wavenet.generation.generator import Generator
 from wavenet.models.wavenet import WaveNet
-from wavenet.training import checkpoint
-from wavenet.training.checkpoint import history
 from wavenet.utils.statistics import ratio_interval, student_quantile
 
 CLASSES = 24
@@ -191,20 +188,6 @@ def test_prepared_clips_know_their_recordings(tmp_path):
     assert single.report.split == "ends" and len(single.whole) == 1
     before, after = contents(single)
     assert real_samples(single.whole).tolist() == before + after
-
-
-def test_how_a_network_was_trained_is_found_beside_it(tmp_path):
-    training = TrainingConfig(silence_db=40.0, validation_fraction=0.3)
-    notes = {"step": 5, "training": training.to_json(), "data": "abc"}
-    for name, values in (("step-00000005", notes), ("best", {"step": 3}), ("step-00000004", {"step": 4})):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / checkpoint.PROGRESS_FILE).write_text(json.dumps(values))
-    assert history(tmp_path / "step-00000005") == history(tmp_path / "best") == (training, notes)
-    assert history(tmp_path / "step-00000004") is None and history(tmp_path) is None
-    notes["training"]["speed"] = 1
-    (tmp_path / "step-00000005" / checkpoint.PROGRESS_FILE).write_text(json.dumps(notes))
-    with pytest.raises(CheckpointError, match="unknown key 'speed'"):
-        history(tmp_path / "best")
 
 
 # -- intervals ----------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from wavenet.models.gate_bias import GateBias
 from wavenet.models.precision import autocast
 from wavenet.models.wavenet import WaveNet
 from wavenet.training import checkpoint
-from wavenet.training.step import set_dropout
 
 DEEP = WaveNetConfig(
     sample_rate=4000, quantization_channels=32, layers=6, stacks=2, kernel_size=3, residual_channels=12,
@@ -25,7 +24,7 @@ DEEP = WaveNetConfig(
 def gradients(config, recompute, precision="fp32", dropout=0.0, linear=None):
     """Logits and all gradients, those of a gate bias included if `linear` says how it is interpolated."""
     torch.manual_seed(3)
-    model = WaveNet(config, checkpoint_layers=recompute)
+    model = WaveNet(config, checkpoint_layers=recompute, dropout=dropout)
     samples = torch.randint(0, config.quantization_channels, (2, config.receptive_field + 40))
     found = list(model.parameters())
     bias = None
@@ -33,8 +32,7 @@ def gradients(config, recompute, precision="fp32", dropout=0.0, linear=None):
         values = torch.randn(2, 5, config.layers, 2 * config.dilation_channels).requires_grad_()
         bias = GateBias(values, hop=16, start=-20, linear=linear)
         found.append(values)
-    if dropout:
-        set_dropout(model, dropout, 7, 1, 2)
+    torch.manual_seed(7)
     with autocast(torch.device("cpu"), precision):
         logits = model(samples, bias, position=9)
     weight = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
@@ -93,7 +91,7 @@ def test_resuming_equals_not_stopping(data, tmp_path, precision):
     whole = trainer(data, tmp_path / "whole", training)
     assert whole.train()
     first = trainer(data, tmp_path / "parts", training)
-    assert not first.train(lambda: first.counters["step"] >= 7)
+    assert not first.train(lambda: first.progress.step >= 7)
     second = trainer(data, tmp_path / "parts", training)
     second.restore(*checkpoint.load_latest(tmp_path / "parts", lambda text: None))
     assert second.train()

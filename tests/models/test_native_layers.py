@@ -21,7 +21,8 @@ from wavenet.models import native_layers
 from wavenet.models.gate_bias import GateBias
 from wavenet.models.losses import cross_entropy
 from wavenet.models.wavenet import WaveNet
-from wavenet.training.step import add_gradients
+from wavenet.training.step import accumulate_gradients
+from wavenet.training.wavenet_objective import WaveNetObjective
 
 pytestmark = pytest.mark.skipif(
     UNAVAILABLE is not None or not torch.ops.wavenet.cpu_can_train(False),
@@ -265,7 +266,8 @@ def test_dropout_goes_another_way(counted):
     segments = Segments(samples, samples[:, -20:].clone(), None)
     for dropout, calls in ((0.5, 0), (0.0, 1)):
         training = TrainingConfig(batch=2, dropout=dropout, precision="fp32")
-        add_gradients(network(EVEN), training, 0, segments, torch.device("cpu"))
+        objective = WaveNetObjective(EVEN, training)
+        accumulate_gradients(objective, objective.build(), training, 0, segments, torch.device("cpu"))
         assert len(counted) == calls
 
 
@@ -279,7 +281,7 @@ def test_instruction_sets_agree(tmp_path):
         "torch.save(differentiate(model, samples, None, weights), sys.argv[1])\n"
     )
     results = {}
-    path = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:2])
+    path = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:3])
     for name in torch.ops.wavenet.cpu_instruction_sets().split():
         result = subprocess.run(
             [sys.executable, str(program), str(tmp_path / name)],

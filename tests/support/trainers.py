@@ -10,9 +10,12 @@ from pathlib import Path
 import torch
 
 from wavenet.config import TrainingConfig, WaveNetConfig
-from wavenet.models.losses import cross_entropy
+from wavenet.models.serialization import write_json
 from wavenet.models.wavenet import WaveNet
+from wavenet.training.checkpoint import RECORD_FILE
 from wavenet.training.metrics import TIMED
+from wavenet.training.objective import Losses
+from wavenet.training.progress import TrainingProgress, TrainingRecord
 from wavenet.training.trainer import Trainer
 from wavenet.utils.console import Console
 
@@ -31,6 +34,15 @@ def trainer(data, run: Path, training: TrainingConfig = TRAINING, device: str = 
     return Trainer(
         CONFIG, training, data, run, torch.device(device), {"audio_dir": None, "cache_dir": "x"}, console
     )
+
+
+def write_record(
+    directory: Path, training: TrainingConfig = TRAINING, source=None, data="", **counters
+) -> None:
+    """Write `training.json` into a checkpoint's directory."""
+    progress = TrainingProgress(**counters)
+    record = TrainingRecord(progress, training, source or {}, data, threads=1, processes=1)
+    write_json(directory / RECORD_FILE, record.to_json())
 
 
 def said(trainer: Trainer) -> str:
@@ -52,10 +64,11 @@ def metrics(run: Path) -> list[dict]:
 
 def poison(subject: Trainer, steps: set[int], monkeypatch) -> None:
     """Make the loss of some steps infinite."""
-    plain = cross_entropy
+    plain = subject.objective.losses
 
-    def poisoned(logits, targets, reduction="mean"):
-        loss = plain(logits, targets, reduction)
-        return loss * math.inf if reduction == "mean" and subject.counters["step"] in steps else loss
+    def poisoned(*arguments):
+        objective, loss = plain(*arguments)
+        factor = math.inf if subject.progress.step in steps else 1
+        return Losses(objective * factor, loss * factor)
 
-    monkeypatch.setattr("wavenet.training.step.cross_entropy", poisoned)
+    monkeypatch.setattr(subject.objective, "losses", poisoned)

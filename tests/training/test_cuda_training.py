@@ -39,9 +39,9 @@ def test_a_compiled_network_learns_the_same(data, tmp_path):
 
 def test_a_run_goes_on_and_its_network_serves_anywhere(data, tmp_path):
     first = trainer(data, tmp_path, TRAINING, DEVICE)
-    assert not first.train(lambda: first.counters["step"] >= 5)
+    assert not first.train(lambda: first.progress.step >= 5)
     again = trainer(data, tmp_path, TRAINING, DEVICE)
     again.restore(*checkpoint.load_latest(tmp_path, pytest.fail))
-    assert again.counters["step"] == 5 and again.train()
+    assert again.progress.step == 5 and again.train()
     model = WaveNet.from_pretrained(tmp_path / checkpoint.step_name(TRAINING.steps))
     assert Generator(model, "reference").generate(20).shape == (1, 20)

@@ -118,17 +118,19 @@ from wavenet.data.batch import Segments
 from wavenet.config import TrainingConfig, preset
 from wavenet.training.memory_plan import counted_bytes
 from wavenet.utils.memory import give_back_freed_blocks
-from wavenet.models.wavenet import WaveNet
-from wavenet.training.step import add_gradients
+from wavenet.training.step import accumulate_gradients
+from wavenet.training.wavenet_objective import WaveNetObjective
 config = preset("tiny", layers=18)
 training = TrainingConfig(batch=4, segment=2.0, precision="fp32", checkpoint_layers=sys.argv[1] == "1")
 counted = counted_bytes(config, training)
 give_back_freed_blocks()
-model = WaveNet(config, training.checkpoint_layers)
+objective = WaveNetObjective(config, training)
+model = objective.build()
 inputs = torch.randint(256, (4, config.receptive_field - 1 + 32000))
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 for step in range(2):
-    add_gradients(model, training, step, Segments(inputs, inputs[:, -32000:]), torch.device("cpu"))
+    segments = Segments(inputs, inputs[:, -32000:])
+    accumulate_gradients(objective, model, training, step, segments, torch.device("cpu"))
 print(counted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 """
 

@@ -1,4 +1,4 @@
-"""The account of a run: whole lines, whatever the disk and a kill do."""
+"""Records of a run: whole lines, whatever the disk and a kill do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from wavenet.training.metrics import Metrics, read
 
 
 def test_lines_come_back_in_order(tmp_path):
-    account = Metrics(tmp_path, pytest.fail)
+    metrics = Metrics(tmp_path, pytest.fail)
     records = [{"step": 1, "lr": 0.5}, {"step": 2, "name": "ß"}]
     for record in records:
-        account.add(record)
-    account.sync()
+        metrics.add(record)
+    metrics.sync()
     assert read(tmp_path / "metrics.jsonl") == records
-    assert account.holds(2, "name") and not account.holds(1, "name") and not account.holds(3, "lr")
+    assert metrics.contains(2, "name") and not metrics.contains(1, "name") and not metrics.contains(3, "lr")
 
 
 def test_torn_lines_and_those_of_later_steps_are_dropped(tmp_path):
@@ -38,8 +38,8 @@ def test_a_line_that_does_not_fit_leaves_no_part_of_itself(tmp_path):
         "from wavenet.training.metrics import Metrics\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
-        "account = Metrics(Path('.'), print)\n"
-        "for step in range(9): account.add({'step': step, 'text': 'x' * 20})\n"
+        "metrics = Metrics(Path('.'), print)\n"
+        "for step in range(9): metrics.add({'step': step, 'text': 'x' * 20})\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
@@ -50,10 +50,10 @@ def test_a_line_that_does_not_fit_leaves_no_part_of_itself(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
 
 
-def test_an_account_that_cannot_be_written_is_told(tmp_path):
+def test_an_metrics_that_cannot_be_written_is_told(tmp_path):
     told = []
-    account = Metrics(tmp_path / "missing", told.append)
-    account.add({"step": 1})
-    account.beside("effective.json", {})
-    account.trim(1)
+    metrics = Metrics(tmp_path / "missing", told.append)
+    metrics.add({"step": 1})
+    metrics.write_beside("effective.json", {})
+    metrics.trim(1)
     assert len(told) == 2 and all("no such file" in each for each in told)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from support.trainers import CONFIG, TRAINING, equal, metrics, poison, said, trainer, weights
 
-from wavenet.config import TrainingConfig
 from wavenet.errors import CheckpointError
 from wavenet.models.wavenet import WaveNet
 from wavenet.training import checkpoint
@@ -27,14 +26,14 @@ def test_resuming_equals_not_stopping(data, tmp_path, precision, interrupted_at,
     whole = trainer(data, tmp_path / "whole", training)
     assert whole.train()
     first = trainer(data, tmp_path / "parts", training)
-    assert not first.train(lambda: first.counters["step"] >= interrupted_at)
+    assert not first.train(lambda: first.progress.step >= interrupted_at)
     # Lines beyond the checkpoint are what a kill would leave.
     with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "train_bits": 0}\n{"step": 1')
     torch.manual_seed(999)
     second = trainer(data, tmp_path / "parts", training)
     second.restore(*checkpoint.load_latest(tmp_path / "parts", lambda text: None))
-    assert second.counters["step"] == interrupted_at
+    assert second.progress.step == interrupted_at
     assert second.train()
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert equal(weights(tmp_path / "parts" / "best"), weights(tmp_path / "whole" / "best"))
@@ -116,24 +115,6 @@ def test_checksums_are_those_of_any_other_tool(finished):
         assert hashlib.sha256((latest / name).read_bytes()).hexdigest() == digest
 
 
-def test_a_checkpoint_from_before_there_were_these_settings_goes_on(data, finished, tmp_path):
-    """As an older release wrote it: without checksums, later settings and later counters."""
-    run = shutil.copytree(finished, tmp_path / "run")
-    for path in checkpoint.numbered(run):
-        (path / "SHA256SUMS").unlink()
-        progress = json.loads((path / "training.json").read_text())
-        for name in ("schedule", "accumulate", "dropout", "label_smoothing", "patience"):
-            del progress["training"][name]
-        for name in ("stale", "risen_told", "clip_steps", "clip_hits", "clip_told"):
-            del progress[name]
-        (path / "training.json").write_text(json.dumps(progress))
-    path, moment = checkpoint.load_latest(run, pytest.fail)
-    assert TrainingConfig.from_json(moment.progress["training"]) == TRAINING
-    subject = trainer(data, run, dataclasses.replace(TRAINING, steps=14))
-    subject.restore(path, moment)
-    assert subject.train() and subject.counters["step"] == 14
-
-
 def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):
     trainer(data, tmp_path).train(lambda: True)
     path, moment = checkpoint.load_latest(tmp_path, lambda text: None)
@@ -154,7 +135,7 @@ def test_the_checkpoint_just_written_outlives_damaged_later_ones(data, tmp_path)
     path, moment = checkpoint.load_latest(tmp_path, told.append)
     assert path == before and "config.json" in told[0]
     subject.restore(path, moment)
-    subject.train(lambda: subject.counters["step"] >= 10)
+    subject.train(lambda: subject.progress.step >= 10)
     assert checkpoint.load_latest(tmp_path, told.append)[0].name == "step-00000010"
     assert (tmp_path / f"damaged-{latest.name}").is_dir()
 
@@ -165,14 +146,14 @@ def test_resuming_after_skipped_steps_equals_not_stopping(data, tmp_path, monkey
         if checkpoint.numbered(folder):
             subject.restore(*checkpoint.load_latest(folder, lambda text: None))
         poison(subject, {0, 2, 6}, monkeypatch)
-        subject.train(lambda: subject.counters["step"] >= stop_at)
+        subject.train(lambda: subject.progress.step >= stop_at)
         monkeypatch.undo()
         return subject
 
     whole = run(tmp_path / "whole", 99)
     for stop_at in (1, 3, 99):
         parts = run(tmp_path / "parts", stop_at)
-    assert parts.counters == whole.counters and whole.counters["skipped"] == 3
+    assert parts.progress == whole.progress and whole.progress.skipped == 3
     assert equal(parts.model.state_dict(), whole.model.state_dict())
     assert equal(parts.averaged.state_dict(), whole.averaged.state_dict())
 
@@ -188,11 +169,6 @@ def reshape(state):
         (lambda m: reshape(m.state), r"exp_avg.skip.bias' is torch.float32 \(1,\)"),
         (lambda m: m.state.update({"random.torch": torch.zeros(3)}), "random.torch"),
         (lambda m: m.state.update(extra=torch.zeros(3)), "unknown tensor 'extra'"),
-        (lambda m: m.progress.update(step=-7), "step = -7"),
-        (lambda m: m.progress.update(step=True), "step = True"),
-        (lambda m: m.progress.update(skipped=1.5), "skipped = 1.5"),
-        (lambda m: m.progress.update(window_bits=None), "window_bits = None"),
-        (lambda m: m.progress.pop("best_bits"), "best_bits"),
     ],
 )
 def test_training_states_that_do_not_fit_are_one_line(data, tmp_path, damage, message):
@@ -204,21 +180,44 @@ def test_training_states_that_do_not_fit_are_one_line(data, tmp_path, damage, me
     with pytest.raises(CheckpointError, match=message) as caught:
         subject.restore(path, moment)
     assert f"remove {path}" in str(caught.value)
-    assert equal(subject.model.state_dict(), before) and subject.counters["step"] == 0
+    assert equal(subject.model.state_dict(), before) and subject.progress.step == 0
 
 
-def test_other_audio_is_noticed_and_the_best_chosen_anew(data, tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda r: r["progress"].update(step=-7), "step = -7"),
+        (lambda r: r["progress"].update(step=True), "step = True"),
+        (lambda r: r["progress"].update(skipped=1.5), "skipped = 1.5"),
+        (lambda r: r["progress"].update(window_bits=None), "window_bits = None"),
+        (lambda r: r["progress"].pop("best_bits"), "'best_bits' is missing"),
+        (lambda r: r["training"].pop("schedule"), "'schedule' is missing"),
+        (lambda r: r.update(source=[]), "source = "),
+        (lambda r: r.update(extra=1), "unknown key 'extra'"),
+    ],
+)
+def test_damaged_records_are_one_line(finished, tmp_path, damage, message):
+    path = tmp_path / "training.json"
+    record = json.loads((checkpoint.numbered(finished)[0] / "training.json").read_text())
+    assert checkpoint.TrainingRecord.from_json(record).to_json() == record
+    damage(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read_record(tmp_path)
+
+
+def test_changed_audio_resets_the_best(data, tmp_path):
     trainer(data, tmp_path).train()
-    path, moment = checkpoint.load_latest(tmp_path, lambda text: None)
+    path, saved = checkpoint.load_latest(tmp_path, lambda text: None)
     subject = trainer(data, tmp_path)
-    subject.restore(path, moment)
-    assert subject.counters["best_bits"] is not None and "has changed" not in said(subject)
-    moment.progress["data"] = "another"
-    subject.restore(path, moment)
-    assert subject.counters["best_bits"] is None and "the audio has changed" in said(subject)
+    subject.restore(path, saved)
+    assert subject.progress.best_bits is not None and "has changed" not in said(subject)
+    saved.record = dataclasses.replace(saved.record, data="another")
+    subject.restore(path, saved)
+    assert subject.progress.best_bits is None and "the audio has changed" in said(subject)
 
 
 def test_one_run_at_a_time(data, tmp_path):
-    with checkpoint.lock(tmp_path), pytest.raises(CheckpointError, match="another wavenet-train"):
+    with checkpoint.lock(tmp_path), pytest.raises(CheckpointError, match="another training run"):
         trainer(data, tmp_path).train()
     assert trainer(data, tmp_path).train()

@@ -15,7 +15,8 @@ from wavenet.data.batch import Segments
 from wavenet.models.losses import smoothed_cross_entropy
 from wavenet.models.wavenet import WaveNet
 from wavenet.training import checkpoint
-from wavenet.training.step import parameter_groups, set_dropout
+from wavenet.training.optimizers import parameter_groups
+from wavenet.training.wavenet_objective import WaveNetObjective
 
 
 def after(data, folder, steps=3, **settings):
@@ -76,12 +77,10 @@ def test_smoothing_changes_the_gradient_but_not_the_bits_that_are_told(data, tmp
 def test_dropout_of_the_dilated_layers_inputs():
     """Half of the values fall away, the rest are doubled; the residual path goes on undisturbed."""
     torch.manual_seed(0)
-    model = WaveNet(CONFIG)
-    layer = model.residual_layers[0]
+    layer = WaveNet(CONFIG, dropout=0.5).residual_layers[0]
     seen = []
     layer.dilated.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     hidden = torch.randn(2, 500, CONFIG.residual_channels)
-    set_dropout(model, 0.5, 7, 0)
     with torch.no_grad():
         activation, output = layer(hidden)
         residual = output - layer.residual(activation)
@@ -95,19 +94,21 @@ def test_dropout_of_the_dilated_layers_inputs():
     assert torch.equal(dropped[:, 1:, :channels], dropped[:, :-1, channels:])
 
 
-def test_dropout_depends_on_seed_step_batch_and_layer_alone():
-    model = WaveNet(CONFIG)
-    values = torch.ones(1, 40, CONFIG.residual_channels)
-    found = {}
-    for place in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        set_dropout(model, 0.5, *place)
-        for number in (0, 1):
-            drop = model.residual_layers[number].dropout
-            torch.rand(3)
-            found[(*place, number)] = drop(values)
-            assert torch.equal(drop(values), found[(*place, number)])
-    masks = [tuple((mask != 0).flatten().tolist()) for mask in found.values()]
-    assert len(set(masks)) == len(masks)
+def test_dropout_depends_on_the_key_alone():
+    training = dataclasses.replace(TRAINING, dropout=0.5)
+    objective = WaveNetObjective(CONFIG, training)
+    torch.manual_seed(0)
+    model = objective.build()
+    inputs = torch.randint(0, 64, (1, CONFIG.receptive_field - 1 + 20))
+    segments = Segments(inputs, inputs[:, -20:].clone())
+
+    def loss(*key):
+        torch.rand(3)
+        return float(objective.losses(model, segments, 20, torch.device("cpu"), key).objective.detach())
+
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    found = [loss(*key) for key in keys]
+    assert found == [loss(*key) for key in keys] and len(set(found)) == len(keys)
 
 
 def test_dropout_is_no_part_of_validation_or_of_what_is_saved(data, tmp_path):
@@ -115,7 +116,7 @@ def test_dropout_is_no_part_of_validation_or_of_what_is_saved(data, tmp_path):
     subject = trainer(data, tmp_path / "dropping", dataclasses.replace(TRAINING, dropout=0.5))
     before = copy.deepcopy(plain.averaged.state_dict())
     subject.step()
-    assert all(layer.dropout is None for layer in subject.averaged.residual_layers)
+    assert not subject.averaged.training
     subject.averaged.load_state_dict(before)
     assert subject.validate() == plain.validate()
     assert equal(WaveNet.from_pretrained(tmp_path / "dropping" / "best").state_dict(), before)
@@ -127,7 +128,7 @@ def test_resuming_with_them_is_to_the_bit(data, tmp_path, settings):
     whole = trainer(data, tmp_path / "whole", training)
     whole.train()
     first = trainer(data, tmp_path / "parts", training)
-    first.train(lambda: first.counters["step"] >= 5)
+    first.train(lambda: first.progress.step >= 5)
     torch.manual_seed(999)
     second = trainer(data, tmp_path / "parts", training)
     second.restore(*checkpoint.load_latest(tmp_path / "parts", lambda text: None))

@@ -73,7 +73,7 @@ def test_it_changes_nothing_and_goes_on_where_a_run_does(data, tmp_path, writers
     plain.train()
     assert not writers and not (tmp_path / "plain" / "tensorboard").exists()
     first = trainer(data, tmp_path / "parts", SOUNDING)
-    first.train(lambda: first.counters["step"] >= 7, tensorboard=True)
+    first.train(lambda: first.progress.step >= 7, tensorboard=True)
     second = trainer(data, tmp_path / "parts", SOUNDING)
     second.restore(*checkpoint.load_latest(tmp_path / "parts", pytest.fail))
     second.train(tensorboard=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import math
 import os
 from pathlib import Path
@@ -112,11 +111,11 @@ def test_files_of_a_run(data, tmp_path):
     assert (len(audio), rate) == (200, 4000)
     validations = [line for line in metrics(run) if "validation_bits" in line]
     assert [line["step"] for line in validations] == [4, 8, 12]
-    best = json.loads((run / "best" / "training.json").read_text())
-    assert best["validation_bits"] == min(line["validation_bits"] for line in validations)
+    best = checkpoint.read_record(run / "best").progress.validation_bits
+    assert best == min(line["validation_bits"] for line in validations)
     model = WaveNet.from_pretrained(run / "best")
     windows = data.validation.windows(400, max_samples=4000)
-    assert bits_per_sample(model, windows) == pytest.approx(best["validation_bits"], rel=1e-6)
+    assert bits_per_sample(model, windows) == pytest.approx(best, rel=1e-6)
     assert locate.find(run) == run / "step-00000012"
     assert equal(weights(run / "step-00000012"), subject.averaged.state_dict())
 
@@ -156,7 +155,7 @@ def test_non_finite_steps_change_nothing_and_are_counted(data, tmp_path, monkeyp
     subject.step()
     subject.step()
     assert equal(subject.model.state_dict(), before)
-    assert subject.counters["skipped"] == 2
+    assert subject.progress.skipped == 2
     subject.step()
     assert not equal(subject.model.state_dict(), before)
     assert all(torch.isfinite(tensor).all() for tensor in subject.model.state_dict().values())
@@ -174,14 +173,14 @@ def test_a_full_disk_does_not_end_training(data, tmp_path, monkeypatch):
     subject = trainer(data, tmp_path)
     plain = checkpoint.save
 
-    def full(run, config, moment):
-        if moment.progress["step"] == 4:
+    def full(run, config, saved):
+        if saved.record.progress.step == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return plain(run, config, moment)
+        return plain(run, config, saved)
 
     monkeypatch.setattr(checkpoint, "save", full)
     assert subject.train()
-    assert "no checkpoint at step 4: no space left on device; training goes on" in said(subject)
+    assert "no checkpoint at step 4: no space left on device; training continues" in said(subject)
     assert [path.name for path in checkpoint.numbered(tmp_path)] == ["step-00000012", "step-00000008"]
 
 
@@ -236,10 +235,10 @@ def test_a_kill_between_renames_is_made_good(tmp_path):
 
 def test_a_validation_that_is_not_a_number_is_never_the_best(data, tmp_path, monkeypatch):
     scores = iter([math.nan, 3.0, 4.0])
-    monkeypatch.setattr("wavenet.training.trainer.bits_per_sample", lambda *args: next(scores, 5.0))
+    monkeypatch.setattr("wavenet.training.wavenet_objective.bits_per_sample", lambda *args: next(scores, 5.0))
     subject = trainer(data, tmp_path)
     subject.train()
-    assert subject.counters["best_bits"] == 3.0 and "validation gave nan" in said(subject)
+    assert subject.progress.best_bits == 3.0 and "validation returned nan" in said(subject)
     assert [line["validation_bits"] for line in metrics(tmp_path) if "validation_bits" in line] == [
         None,
         3.0,
@@ -251,4 +250,4 @@ def test_no_better_than_counting_is_told(data, tmp_path):
     training = dataclasses.replace(TRAINING, warmup_steps=0, lr=1e-9)
     subject = trainer(data, tmp_path, training)
     subject.train()
-    assert "no better yet than counting classes" in said(subject)
+    assert "not yet better than the unigram baseline" in said(subject)

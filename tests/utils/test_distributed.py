@@ -14,9 +14,9 @@ from support.trainers import CONFIG, TRAINING
 from wavenet.data.augmentation import Augmentation
 from wavenet.data.batch import Segments
 from wavenet.errors import ConfigError
-from wavenet.models.wavenet import WaveNet
-from wavenet.training.step import add_gradients
-from wavenet.utils.distributed import World, told_by
+from wavenet.training.step import accumulate_gradients
+from wavenet.training.wavenet_objective import WaveNetObjective
+from wavenet.utils.distributed import World, process_prefix
 
 TOLD = {
     "RANK": "3",
@@ -40,14 +40,18 @@ def test_alone_without_an_environment(monkeypatch):
     for name in TOLD:
         monkeypatch.delenv(name, raising=False)
     world = World.from_environment()
-    assert world == World() and world.leads and told_by() == ""
-    assert world.in_turn(lambda: 3) == 3 and world.once(lambda: 2) is True and world.any(False) is False
+    assert world == World() and world.is_main and process_prefix() == ""
+    assert (
+        world.run_main_first(lambda: 3) == 3
+        and world.run_on_main(lambda: 2) is True
+        and world.any_rank(False) is False
+    )
     assert list(world.share(5)) == [0, 1, 2, 3, 4]
 
 
 def test_the_environment_of_torchrun(told):
     assert World.from_environment() == World(3, 4, 1, 2)
-    assert not World.from_environment().leads and told_by() == "process 3: "
+    assert not World.from_environment().is_main and process_prefix() == "process 3: "
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,7 @@ class Counting(World):
     def count(self, number):
         return Counting.total
 
-    def add_up(self, parameters, loss):
+    def all_reduce_gradients(self, parameters, loss):
         return loss
 
 
@@ -124,13 +128,14 @@ def test_gradients_of_the_processes_add_up_to_those_of_one(settings):
     targets = torch.randint(0, 64, (8, 20))
     targets[1, 3:] = -1
     targets[4:6] = -1  # a whole batch of the second process
-    model = WaveNet(CONFIG)
+    model = WaveNetObjective(CONFIG, training).build()
 
     def gradients(rows, world, accumulate):
         model.zero_grad()
         changed = dataclasses.replace(training, accumulate=accumulate)
         segments = Segments(inputs[rows], targets[rows])
-        loss = add_gradients(model, changed, 3, segments, torch.device("cpu"), world)
+        objective = WaveNetObjective(CONFIG, changed)
+        loss = accumulate_gradients(objective, model, changed, 3, segments, torch.device("cpu"), world)
         return loss, [parameter.grad.clone() for parameter in model.parameters()]
 
     loss, expected = gradients(slice(0, 8), World(), 4)

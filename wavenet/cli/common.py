@@ -17,7 +17,7 @@ from wavenet.cli import interrupted
 from wavenet.cli.signals import interrupts
 from wavenet.errors import ConfigError, WaveNetError
 from wavenet.utils.console import Console
-from wavenet.utils.distributed import told_by
+from wavenet.utils.distributed import process_prefix
 from wavenet.utils.files import cause, one_line, printable
 from wavenet.utils.memory import out_of_memory
 
@@ -135,7 +135,7 @@ def run(
                 import traceback
 
                 Console().line(traceback.format_exc().rstrip())
-    Console().line(f"{parser.prog}: error: {told_by()}{message}")
+    Console().line(f"{parser.prog}: error: {process_prefix()}{message}")
     return USER_ERROR
 
 

@@ -11,7 +11,6 @@ from wavenet.cli import interrupted
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
-    from pathlib import Path
 
     from wavenet.cli.common import Parser
 
@@ -158,7 +157,7 @@ def work(options: Namespace) -> int:
     from wavenet.evaluation.scoring import evaluate
     from wavenet.models import locate
     from wavenet.models.wavenet import WaveNet
-    from wavenet.training.checkpoint import history
+    from wavenet.training.checkpoint import read_record
     from wavenet.utils.console import Console
     from wavenet.utils.files import printable
 
@@ -167,12 +166,12 @@ def work(options: Namespace) -> int:
         torch.set_num_threads(options.threads)
     console = Console()
     directory = locate.find(options.checkpoint or locate.RUN)
-    past = history(directory)
+    record = read_record(directory)
     model = WaveNet.from_pretrained(directory)
     console.line(f"checkpoint {locate.display_name(directory)}  {model.parameter_count:,} parameters")
     scorers, facts = _scorers(model, options, console)
     interrupts.check()
-    part, data = _data(model, options, past, console)
+    part, data = _data(model, options, record, console)
     clips = {"validation": data.validation, "train": data.train, "all": data.whole}[part]
     if not clips.samples:
         raise AudioError(f"--part {part}: holds no sound; choose another part, or add recordings")
@@ -189,7 +188,7 @@ def work(options: Namespace) -> int:
     reference = next((name for name in networks if name.endswith(EXACT)), networks[0])
     values = {
         "checkpoint": printable(directory),
-        "step": _step(directory),
+        "step": None if record is None else record.progress.step,
         "audio_dir": printable(data.report.audio_dir),
         "part": part,
         "split": data.report.split,
@@ -209,15 +208,6 @@ def work(options: Namespace) -> int:
 def _segment(model: Any) -> int:
     # Of a shorter window most of the work would be its context.
     return max(round(WINDOW_SECONDS * model.config.sample_rate), model.config.receptive_field)
-
-
-def _step(directory: Path) -> int | None:
-    from wavenet.models.serialization import read_json
-    from wavenet.training.checkpoint import PROGRESS_FILE
-
-    file = directory / PROGRESS_FILE
-    notes = read_json(file) if file.is_file() else None
-    return notes.get("step") if isinstance(notes, dict) else None
 
 
 def _scorers(model: Any, options: Namespace, console: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -259,7 +249,7 @@ def _sources(options: Namespace, trained: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str, Any]:
+def _data(model: Any, options: Namespace, record: Any, console: Any) -> tuple[str, Any]:
     """Return the part to score and the prepared data, divided and cleaned as for training."""
     from pathlib import Path
 
@@ -270,8 +260,8 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
     from wavenet.utils.files import printable, user_cache
 
     settings, part = DataConfig(), options.part or "validation"
-    if past is not None:
-        settings = DataConfig(past[0].silence_db, past[0].validation_fraction)
+    if record is not None:
+        settings = DataConfig(record.training.silence_db, record.training.validation_fraction)
     elif options.part is None:
         part = "all"
         console.line("the checkpoint does not tell how its audio was divided: scoring all of it")
@@ -280,7 +270,7 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
             "warning: the checkpoint does not tell how its audio was divided: "
             f"its {part} part may have been another"
         )
-    trained = {} if past is None else past[1].get("source") or {}
+    trained = {} if record is None else record.source
     data = prepare(
         audio_format=model.config.audio_format,
         receptive_field=model.config.receptive_field,
@@ -297,8 +287,7 @@ def _data(model: Any, options: Namespace, past: Any, console: Any) -> tuple[str,
     console.line(f"data  {printable(report.audio_dir)}: {report.used} of {report.found} recordings used")
     for text in reason_lines(report.skipped):
         console.line(f"warning: skipped {text}")
-    known = None if past is None else past[1].get("data")
-    if known is not None and part != "all" and known != fingerprint(data):
+    if record is not None and part != "all" and record.data != fingerprint(data):
         console.line(
             "warning: this is not the audio, or not all of it, that the network was trained on: "
             f"what is {part} here may have been another part then"

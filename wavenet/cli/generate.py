@@ -55,7 +55,7 @@ def work(options: Namespace) -> int:
 
     interrupts.check()
     Sampling(options.temperature, options.top_k, options.top_p)
-    console = Console(silent=not world.leads)
+    console = Console(silent=not world.is_main)
     directory = locate.find(options.checkpoint) if options.checkpoint else locate.default_checkpoint()
     if directory == locate.SHIPPED and not options.checkpoint:
         console.line("no checkpoint lies under ./checkpoints: the piano that comes with wavenet plays")

@@ -20,9 +20,8 @@ from wavenet.generation.conditioned import Steering
 from wavenet.generation.generator import Generator
 from wavenet.generation.saved_state import Origin
 from wavenet.generation.session import Beginning
-from wavenet.models.serialization import read_json
 from wavenet.music.midi_file import read_midi
-from wavenet.training.checkpoint import PROGRESS_FILE
+from wavenet.training.checkpoint import read_record
 from wavenet.utils.console import Console
 from wavenet.utils.files import cause, printable
 
@@ -200,9 +199,7 @@ def _array(path: Path) -> Any:
 
 def typical_bits(directory: Path, beginning: Beginning, told: FrameSource | None) -> float | None:
     """Return what the network needed for held-out recordings; None where that is no measure for a take."""
-    file = directory / PROGRESS_FILE
-    if told is not None or not beginning.fresh or not file.is_file():
+    if told is not None or not beginning.fresh:
         return None
-    notes = read_json(file)
-    bits = notes.get("validation_bits") if isinstance(notes, dict) else None
-    return float(bits) if isinstance(bits, (int, float)) and 0 < bits < 64 else None
+    record = read_record(directory)
+    return None if record is None else record.progress.validation_bits

@@ -86,7 +86,7 @@ def work(options: argparse.Namespace) -> int:
     interrupts.check()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    console = Console(silent=not world.leads)
+    console = Console(silent=not world.is_main)
     device = world.device(device_named(options.device))
     source = _source(options)
     if options.tensorboard:
@@ -99,12 +99,12 @@ def work(options: argparse.Namespace) -> int:
         own = locate.find(options.init_from) == locate.SHIPPED
         source["init_from"] = locate.SHIPPED.name if own else str(options.init_from.resolve())
     if options.resume:
-        found = world.in_turn(
+        found = world.run_main_first(
             lambda: checkpoint.load_latest(options.out_dir, lambda text: console.line(f"warning: {text}"))
         )
         config, training, source = _resumed(options, found, network, settings, source)
-        if found[1].progress.get("processes", 1) == world.size:
-            _set_threads(options.threads, found[1].progress.get("threads"))
+        if found[1].record.processes == world.size:
+            _set_threads(options.threads, found[1].record.threads)
     elif not options.dry_run and checkpoint.numbered(options.out_dir):
         latest = checkpoint.numbered(options.out_dir)[0]
         raise CheckpointError(
@@ -115,7 +115,7 @@ def work(options: argparse.Namespace) -> int:
         raise ConfigError(
             "name the folder of recordings with --audio-dir DIR (or prepared audio: --cache-dir)"
         )
-    if not options.dry_run and world.leads:
+    if not options.dry_run and world.is_main:
         _check_place(options.out_dir)
     if training.augment_speed:
         refuse_speed(config.conditioning)
@@ -125,7 +125,7 @@ def work(options: argparse.Namespace) -> int:
     # A run that goes on has a batch already.
     training = fitted(config, training, device, auto and not options.resume, console.line)
 
-    data = world.in_turn(lambda: _prepared(options, source, config, training, console))
+    data = world.run_main_first(lambda: _prepared(options, source, config, training, console))
     if config.conditioning is not None and config.conditioning.class_names == (UNKNOWN,):
         config = with_classes(config, data)
     midi_dir = source.get("midi_dir")
@@ -285,12 +285,8 @@ def _resumed(
                 f"{known.get(name)}; "
                 "leave network flags out when resuming, or start another run with --out-dir"
             )
-    try:
-        training = TrainingConfig.from_json(moment.progress.get("training"))
-        before = moment.progress["source"]
-        kept = {**before, **{key: before[key] for key in ("audio_dir", "cache_dir")}}
-    except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / 'training.json'}: {error}; use another checkpoint") from None
+    training, before = moment.record.training, moment.record.source
+    kept = dict(before)
     for name in DATA_FLAGS:
         if name in settings and settings[name] != getattr(training, name):
             raise ConfigError(
@@ -316,11 +312,11 @@ def _resumed(
     return config, dataclasses.replace(training, **settings), kept
 
 
-def _set_threads(asked: int | None, before: Any) -> None:
+def _set_threads(asked: int | None, before: int) -> None:
     """Use as many threads as the run did: with another number, sums are rounded differently."""
     import torch
 
-    if asked is None and isinstance(before, int) and 1 <= before <= MAX_THREADS:
+    if asked is None and 1 <= before <= MAX_THREADS:
         torch.set_num_threads(before)
 
 
@@ -364,12 +360,12 @@ def _train(trainer: Any, console: Any, options: argparse.Namespace, end: float |
     from wavenet.cli.signals import Limit, Stopper
 
     # Clocks differ a little: the first process's counts.
-    limit = Limit(options.max_time, end if trainer.world.leads else None, console)
+    limit = Limit(options.max_time, end if trainer.world.is_main else None, console)
     with Stopper(console) as asked:
         finished = trainer.train(lambda: asked() or limit(), options.tensorboard)
-    step = trainer.counters["step"]
+    step = trainer.progress.step
     run_dir = shlex.quote(str(options.out_dir))
-    best = trainer.counters["best_bits"]
+    best = trainer.progress.best_bits
     told = f", best validation {best:.3f} bits per sample" if best is not None else ""
     if finished:
         console.line(f"done: {step} steps{told}; checkpoints in {options.out_dir}")
@@ -381,7 +377,7 @@ def _train(trainer: Any, console: Any, options: argparse.Namespace, end: float |
     again += "" if options.threads is None else f" --threads {options.threads}"
     again += " --tensorboard" if options.tensorboard else ""
     console.line(f"  {_command(trainer.world)} --resume --out-dir {run_dir}{again}")
-    return 0 if trainer.world.any(limit.passed) else INTERRUPTED
+    return 0 if trainer.world.any_rank(limit.passed) else INTERRUPTED
 
 
 def _command(world: World) -> str:

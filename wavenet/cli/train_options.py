@@ -337,7 +337,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         kinds.update(typing.get_type_hints(config))
     kinds.update(dict.fromkeys(LISTS, str | list | None))
     kinds.update(preset=str, out_dir=str, device=str, threads=int | None, tensorboard=bool)
-    for name in ("LATER", "conditioning", "class_names"):
+    for name in ("conditioning", "class_names"):
         del kinds[name]
     refuse_unknown(values, list(kinds), where)
     for name, value in values.items():

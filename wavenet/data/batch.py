@@ -28,6 +28,11 @@ class Segments(NamedTuple):
     targets: torch.Tensor
     frames: Frames | None = None
 
+    def rows(self, rows: slice) -> Segments:
+        """Return some of the batch."""
+        frames = self.frames and self.frames.rows(rows)
+        return Segments(self.inputs[rows], self.targets[rows], frames)
+
     def pinned(self) -> Segments:
         """Return them in memory from which a GPU copies while it computes; themselves where there is none."""
         if not torch.cuda.is_available():

@@ -21,6 +21,7 @@ from wavenet.errors import BackendError
 from wavenet.evaluation.results import Evaluation, Sums
 from wavenet.generation.generator import Generator
 from wavenet.models.losses import cross_entropy
+from wavenet.models.native_layers import cross_entropy_per_target
 from wavenet.models.precision import autocast
 from wavenet.models.wavenet import WaveNet
 from wavenet.utils.files import printable
@@ -83,7 +84,9 @@ class Parallel:
             with autocast(self.device, self.precision):
                 gate_bias = self.model.gate_bias_for(frames and frames.rows(some, self.device))
                 logits = self.model(inputs[some].to(self.device), gate_bias)
-            found.append(cross_entropy(logits, targets[some].to(self.device), "none").cpu())
+            found.append(
+                cross_entropy(logits, targets[some].to(self.device), "none", cross_entropy_per_target).cpu()
+            )
         return torch.cat(found).numpy()
 
 
@@ -115,7 +118,7 @@ class Loop:
         found = []
         for samples, wanted in zip(fed.split(steps, dim=1), targets.split(steps, dim=1), strict=True):
             logits = self.generator.advance(state, samples, gate_bias).cpu()
-            found.append(cross_entropy(logits, wanted, "none"))
+            found.append(cross_entropy(logits, wanted, "none", cross_entropy_per_target))
         return torch.cat(found, dim=1).numpy()
 
 

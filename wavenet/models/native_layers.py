@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from wavenet.data.batch import IGNORED
 from wavenet.extension import load_extension
 from wavenet.models.gate_bias import GateBias
+from wavenet.models.losses import reference_per_target
 
 
 class LayerWeights(NamedTuple):
@@ -237,6 +239,16 @@ def can_score(logits: torch.Tensor) -> bool:
     if logits.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return logits.dtype in (torch.float32, torch.bfloat16) and _can_train(logits.dtype == torch.bfloat16)
+
+
+def cross_entropy_per_target(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of each target, here where possible and with torch elsewhere.
+
+    A `wavenet.models.losses.PerTarget`.
+    """
+    if can_score(logits):
+        return cross_entropies(logits, targets, IGNORED)
+    return reference_per_target(logits, targets)
 
 
 def cross_entropies(logits: torch.Tensor, targets: torch.Tensor, ignored: int) -> torch.Tensor:

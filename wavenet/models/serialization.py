@@ -18,6 +18,8 @@ import torch
 
 from wavenet.config import WaveNetConfig
 from wavenet.errors import CheckpointError, ConfigError
+from wavenet.models import registry
+from wavenet.models.registry import NetworkConfig
 
 FORMAT = "wavenet"
 VERSION = 1
@@ -142,39 +144,67 @@ def read_notes(path: Path) -> dict[str, str]:
 
 
 def write_network(
-    directory: Path, config: WaveNetConfig, tensors: Mapping[str, torch.Tensor], half: bool = False
+    directory: Path, config: NetworkConfig, tensors: Mapping[str, torch.Tensor], half: bool = False
 ) -> None:
-    """Write configuration and weights, as float16 if `half`, into an existing directory."""
+    """Write configuration and weights, as float16 if `half`, into an existing directory.
+
+    Raises `ConfigError` if a weight is too large for float16, or the configuration's class is not registered.
+    """
     if half:
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ConfigError(f"tensor {name!r} does not fit float16: store float32")
-    write_json(directory / CONFIG_FILE, {"format": FORMAT, "version": VERSION, "network": config.to_json()})
+    values = {
+        "architecture": registry.architecture_name(config),
+        "format": FORMAT,
+        "version": VERSION,
+        "network": config.to_json(),
+    }
+    write_json(directory / CONFIG_FILE, values)
     save_tensors(directory / WEIGHTS_FILE, tensors)
 
 
 def read_config(directory: Path) -> WaveNetConfig:
-    """Read a network's configuration from its directory.
+    """Read the configuration of a WaveNet from its directory.
 
-    Raises `CheckpointError` if the directory is missing, holds no checkpoint, or one of another format
-    or version, or a configuration that is not valid.
+    Raises `CheckpointError` as `read_network_config` does, and for a network of another architecture.
+    """
+    config = read_network_config(directory)
+    if not isinstance(config, WaveNetConfig):
+        name = registry.architecture_name(config)
+        raise CheckpointError(
+            f"{directory / CONFIG_FILE}: architecture {name!r} cannot be used here; "
+            "use a 'wavenet' checkpoint"
+        )
+    return config
+
+
+def read_network_config(directory: Path) -> NetworkConfig:
+    """Read a network's configuration, of any registered architecture, from its directory.
+
+    Raises `CheckpointError` if the directory is missing or contains no checkpoint, if format, version or
+    architecture is unknown, or if the configuration is not valid.
     """
     if not directory.is_dir():
         kind = "is not a folder" if directory.exists() else "does not exist"
         raise CheckpointError(f"{directory}: {kind}; name a checkpoint folder, as written by wavenet-train")
-    values = read_json(directory / CONFIG_FILE)
+    path = directory / CONFIG_FILE
+    values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise CheckpointError(f"{directory / CONFIG_FILE}: is not a wavenet checkpoint's configuration")
+        raise CheckpointError(f"{path}: is not a wavenet checkpoint's configuration")
     if values.get("version") != VERSION:
         raise CheckpointError(
-            f"{directory / CONFIG_FILE}: has format version {values.get('version')!r}, this program reads "
+            f"{path}: has format version {values.get('version')!r}, this program reads "
             f"{VERSION}; use the release that wrote it, or a newer one"
         )
+    if "architecture" not in values:
+        raise CheckpointError(f"{path}: key 'architecture' is missing; use another checkpoint")
     try:
-        return WaveNetConfig.from_json(values.get("network"))
-    except ConfigError as error:
-        raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from None
+        entry = registry.architecture(values["architecture"])
+        return entry.load("config").from_json(values.get("network"))
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def check_tensors(

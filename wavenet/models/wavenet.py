@@ -8,7 +8,6 @@ loop and the context of training segments all mean the same thing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from wavenet.models.serialization import (
 class ResidualLayer(nn.Module):
     """One gated, dilated causal layer (van den Oord et al. 2016, figure 4), on (batch, time, channels)."""
 
-    def __init__(self, config: WaveNetConfig, dilation: int, last: bool):
+    def __init__(self, config: WaveNetConfig, dilation: int, last: bool, dropout: float = 0.0):
         super().__init__()
         self.dilation = dilation
         self.taps = config.kernel_size
@@ -45,8 +44,7 @@ class ResidualLayer(nn.Module):
         self.dilated = nn.Linear(config.kernel_size * config.residual_channels, 2 * channels)
         # The last layer's residual output would go nowhere.
         self.residual = None if last else nn.Linear(channels, config.residual_channels)
-        # Of the dilated convolution's input; only training sets it.
-        self.dropout: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.dropout = dropout
 
     @property
     def weights(self) -> native_layers.LayerWeights:
@@ -69,7 +67,7 @@ class ResidualLayer(nn.Module):
         self, inputs: torch.Tensor, bias: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the gated activation and the next layer's input (None after the last layer)."""
-        activation = self.gate(inputs if self.dropout is None else self.dropout(inputs), bias)
+        activation = self.gate(F.dropout(inputs, self.dropout, self.training), bias)
         if self.residual is None:
             return activation, None
         return activation, inputs[:, self.context :] + self.residual(activation)
@@ -86,15 +84,18 @@ class WaveNet(nn.Module):
     checkpoint_layers : bool
         In the backward pass compute every layer again from its input, which is all that is kept of it: less
         memory, for one more forward pass. The values are the same but for rounding.
+    dropout : float
+        Probability of each value of a dilated convolution's input, in training mode.
     """
 
-    def __init__(self, config: WaveNetConfig, checkpoint_layers: bool = False):
+    def __init__(self, config: WaveNetConfig, checkpoint_layers: bool = False, dropout: float = 0.0):
         super().__init__()
         self.config = config
         self.checkpoint_layers = checkpoint_layers
+        self.dropout = dropout
         self.embedding = nn.Embedding(config.quantization_channels, config.residual_channels)
         self.layers = nn.ModuleList(
-            ResidualLayer(config, dilation, last=index == config.layers - 1)
+            ResidualLayer(config, dilation, last=index == config.layers - 1, dropout=dropout)
             for index, dilation in enumerate(config.dilations)
         )
         # All layers' skip convolutions and their sum are one product over the concatenated gates.
@@ -144,8 +145,8 @@ class WaveNet(nn.Module):
                 f"{self.config.receptive_field}: put silence (class {self.config.silence}) before them"
             )
         hidden, end = self.embedding(samples), position + steps
-        dropped = any(layer.dropout for layer in self.residual_layers)
-        if native_layers.usable(hidden) and not self.checkpoint_layers and not dropped:
+        drops = self.dropout > 0 and self.training
+        if native_layers.usable(hidden) and not self.checkpoint_layers and not drops:
             layers = [layer.weights for layer in self.residual_layers]
             heads = [(head.weight, head.bias) for head in (self.skip, self.head1, self.head2)]
             return native_layers.heads(
@@ -181,9 +182,15 @@ class WaveNet(nn.Module):
         skip = part = None
         weights = self.skip.weight.split(self.config.dilation_channels, dim=1)
         for index, layer in enumerate(self.residual_layers):
-            # Nothing is drawn from torch's own state: what is dropped has a key.
+            # With dropout, the second computation must draw the same random numbers.
             part, hidden = checkpoint(
-                compute, index, layer, hidden, weights[index], use_reentrant=False, preserve_rng_state=False
+                compute,
+                index,
+                layer,
+                hidden,
+                weights[index],
+                use_reentrant=False,
+                preserve_rng_state=self.dropout > 0 and self.training,
             )
             skip = part + self.skip.bias if skip is None else skip.add_(part)
         assert skip is not None and part is not None

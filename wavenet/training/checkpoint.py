@@ -1,8 +1,8 @@
-"""What a training run leaves on disk, and how it is found again.
+"""Checkpoints of a training run: their files, how they are written, and how the latest one is found.
 
-A run directory holds `step-00001000/` and so on (a network with everything needed to go on), `best/` (the
-network with the lowest validation bits), `metrics.jsonl` and `samples/`. The network in a checkpoint is the
-one with averaged weights; the raw weights stand with the optimiser in `training_state.safetensors`.
+A run directory contains `step-00001000/` and so on (a network with everything needed to continue), `best/`
+(the network with the lowest validation score), `metrics.jsonl` and `samples/`. The network of a checkpoint
+has the averaged weights; the raw weights and the optimiser's state are in `training_state.safetensors`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from wavenet.config import TrainingConfig, WaveNetConfig
 from wavenet.errors import CheckpointError, ConfigError
-from wavenet.models import locate
 from wavenet.models.locate import BEST
+from wavenet.models.registry import NetworkConfig
 from wavenet.models.serialization import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     new_directory,
-    read_config,
     read_json,
+    read_network_config,
     read_tensors,
     recover,
     save_tensors,
@@ -35,31 +33,30 @@ from wavenet.models.serialization import (
     write_json,
     write_network,
 )
-from wavenet.training import checkpoint
+from wavenet.training.progress import TrainingRecord
 from wavenet.utils.files import cause
 
 STATE_FILE = "training_state.safetensors"
-PROGRESS_FILE = "training.json"
+RECORD_FILE = "training.json"
 SUMS_FILE = "SHA256SUMS"
 
 
 @dataclass
 class Checkpoint:
-    """One moment of a run.
+    """The state of a run after a step.
 
     Attributes
     ----------
     network : dict of tensors
         The averaged weights, for use.
     state : dict of tensors
-        Raw weights, optimiser moments and random state, under prefixed names.
-    progress : dict
-        JSON values: step, counters, configuration.
+        Raw weights, optimiser state and random state, under prefixed names.
+    record : TrainingRecord
     """
 
     network: Mapping[str, torch.Tensor]
     state: Mapping[str, torch.Tensor]
-    progress: dict[str, Any]
+    record: TrainingRecord
 
 
 def step_name(step: int) -> str:
@@ -75,35 +72,36 @@ def numbered(run: Path) -> list[Path]:
     return sorted(names, key=lambda path: int(path.name[5:]), reverse=True)
 
 
-def save(run: Path, config: WaveNetConfig, checkpoint: Checkpoint) -> Path:
-    """Write a numbered checkpoint; it appears under its name only once it is whole."""
-    target = run / step_name(checkpoint.progress["step"])
+def save(run: Path, config: NetworkConfig, checkpoint: Checkpoint) -> Path:
+    """Write a numbered checkpoint; it gets its name only when it is complete."""
+    target = run / step_name(checkpoint.record.progress.step)
     with new_directory(target) as directory:
         write_network(directory, config, checkpoint.network)
         save_tensors(directory / STATE_FILE, checkpoint.state)
-        write_json(directory / PROGRESS_FILE, checkpoint.progress)
+        write_json(directory / RECORD_FILE, checkpoint.record.to_json())
         _write_sums(directory)
     return target
 
 
 def _write_sums(directory: Path) -> None:
-    """Write what `sha256sum --check` reads: a disk may lose the middle of a file, and no format notices."""
+    """Write checksums in the format of `sha256sum --check`: the file formats do not detect damaged blocks."""
     sums = [f"{_sum(path)}  {path.name}\n" for path in sorted(directory.iterdir())]
     (directory / SUMS_FILE).write_text("".join(sums), encoding="utf-8")
 
 
 def _check_sums(directory: Path) -> None:
-    """Raise `CheckpointError` if a file is not what was written; checkpoints of old have no sums."""
+    """Raise `CheckpointError` if a file differs from what was written."""
+    path = directory / SUMS_FILE
     try:
-        lines = (directory / SUMS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
-        return
+        raise CheckpointError(f"{directory}: {SUMS_FILE} is missing") from None
     except OSError as error:
-        raise CheckpointError(f"{directory / SUMS_FILE}: cannot be read: {cause(error)}") from None
+        raise CheckpointError(f"{path}: cannot be read: {cause(error)}") from None
     sums = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
-    for name in (CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, PROGRESS_FILE):
+    for name in (CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, RECORD_FILE):
         if sums.get(name) != _sum(directory / name):
-            raise CheckpointError(f"{directory / name}: is damaged (its checksum is another)")
+            raise CheckpointError(f"{directory / name}: is damaged (wrong checksum)")
 
 
 def _sum(path: Path) -> str:
@@ -115,18 +113,18 @@ def _sum(path: Path) -> str:
 
 
 def save_best(
-    run: Path, config: WaveNetConfig, network: Mapping[str, torch.Tensor], progress: dict[str, Any]
+    run: Path, config: NetworkConfig, network: Mapping[str, torch.Tensor], record: TrainingRecord
 ) -> None:
     """Replace the run's best network."""
     with new_directory(run / BEST) as directory:
         write_network(directory, config, network)
-        write_json(directory / PROGRESS_FILE, progress)
+        write_json(directory / RECORD_FILE, record.to_json())
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the latest `keep` numbered checkpoints, and what interrupted writes have left."""
+    """Delete all but the latest `keep` numbered checkpoints, and the leftovers of interrupted writes."""
     for path in numbered(run)[keep:]:
-        # Renamed first: deleting takes a while, and no half of a checkpoint may stand under its name.
+        # Renamed first, because deleting takes time: a partial checkpoint must not keep its name.
         with contextlib.suppress(OSError):
             path = path.rename(path.with_name(f".{path.name}.pruned.tmp"))
         shutil.rmtree(path, ignore_errors=True)
@@ -136,7 +134,7 @@ def prune(run: Path, keep: int) -> None:
 
 
 def set_aside_beyond(run: Path, step: int) -> None:
-    """Rename the checkpoints of later steps, which could not be read, lest one be taken for the latest."""
+    """Rename the damaged checkpoints of later steps, so that none of them counts as the latest."""
     for path in numbered(run):
         if int(path.name[5:]) > step:
             aside = path.with_name(f"damaged-{path.name}")
@@ -146,7 +144,7 @@ def set_aside_beyond(run: Path, step: int) -> None:
 
 @contextlib.contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Hold a run directory; `CheckpointError` if another process trains into it."""
+    """Lock a run directory; raise `CheckpointError` if another process trains in it."""
     run.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
         sync(run.parent)
@@ -160,59 +158,47 @@ def lock(run: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CheckpointError(
-                f"{run}: another wavenet-train is writing to it; wait for it, or choose another --out-dir"
+                f"{run}: another training run is writing to it; wait for it, or choose another directory"
             ) from None
         except OSError:
-            # Some network file systems have no locks.
+            # Some network file systems do not support locks.
             pass
         yield
 
 
 def load_latest(run: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]:
-    """Read the latest checkpoint that is whole, telling of those passed over.
+    """Read the latest complete checkpoint; `warn` gets a line for each damaged one that is skipped.
 
     Raises `CheckpointError` if there is none.
     """
     recover(run)
     for path in numbered(run):
         try:
-            read_config(path)
-            moment = Checkpoint(
+            read_network_config(path)
+            record = read_record(path)
+            if record is None:
+                raise CheckpointError(f"{path}: {RECORD_FILE} is missing")
+            checkpoint = Checkpoint(
                 network=read_tensors(path / WEIGHTS_FILE),
                 state=read_tensors(path / STATE_FILE),
-                progress=_progress(path),
+                record=record,
             )
             _check_sums(path)
-            return path, moment
+            return path, checkpoint
         except CheckpointError as error:
             warn(f"{error}; trying the one before")
-    raise CheckpointError(f"{run}: no checkpoint to resume from; leave out --resume to start a run there")
+    raise CheckpointError(f"{run}: no checkpoint to resume from")
 
 
-def _progress(path: Path) -> dict[str, Any]:
-    progress = read_json(path / PROGRESS_FILE)
-    if not isinstance(progress, dict) or not isinstance(progress.get("step"), int):
-        raise CheckpointError(f"{path / PROGRESS_FILE}: is damaged (no step); use another checkpoint")
-    return progress
+def read_record(directory: Path) -> TrainingRecord | None:
+    """Return how the network in a directory was trained, None if the directory does not contain a record.
 
-
-def history(directory: Path) -> tuple[TrainingConfig, dict[str, Any]] | None:
-    """Return how the network in a checkpoint was trained and what else was noted; None if nothing says so.
-
-    Raises `CheckpointError` if the notes are damaged.
+    Raises `CheckpointError` if the record is damaged.
     """
-    places = [directory]
-    if directory.name == locate.BEST:
-        # Of a run's best network only the step is noted there.
-        places += checkpoint.numbered(directory.parent)[:1]
-    for place in places:
-        file = place / checkpoint.PROGRESS_FILE
-        if not file.is_file():
-            continue
-        notes = read_json(file)
-        if isinstance(notes, dict) and "training" in notes:
-            try:
-                return TrainingConfig.from_json(notes["training"]), notes
-            except ConfigError as error:
-                raise CheckpointError(f"{file}: {error}; use another checkpoint") from None
-    return None
+    path = directory / RECORD_FILE
+    if not path.is_file():
+        return None
+    try:
+        return TrainingRecord.from_json(read_json(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}; use another checkpoint") from None

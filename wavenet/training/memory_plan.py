@@ -21,11 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wavenet.conditioning.base import Frames
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig
+from wavenet.data.batch import Segments
 from wavenet.errors import ConfigError
-from wavenet.models.losses import cross_entropy, smoothed_cross_entropy
-from wavenet.models.precision import autocast
-from wavenet.models.wavenet import WaveNet
-from wavenet.training.step import set_dropout
+from wavenet.training.wavenet_objective import WaveNetObjective
 from wavenet.utils.memory import available_bytes, give_back_freed_blocks, out_of_memory
 
 LARGEST_BATCH = 64
@@ -42,7 +40,7 @@ SHORTEST = 0.01
 """Seconds; a shorter segment is not proposed."""
 
 
-class _Alive(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that are alive at once."""
 
     def __init__(self) -> None:
@@ -83,22 +81,18 @@ def counted_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     steps = max(1, round(training.segment * config.sample_rate))
-    device = torch.device("cpu")
-    with FakeTensorMode(), _Alive() as alive:
-        model = WaveNet(config, training.checkpoint_layers)
-        if training.dropout:
-            set_dropout(model, training.dropout, 0)
+    objective = WaveNetObjective(config, training)
+    # The random state is the same afterwards: dropout would set it.
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), _LiveBytes() as live:
+        model = objective.build()
         inputs = torch.zeros(training.batch, config.receptive_field - 1 + steps, dtype=torch.long)
         targets = torch.zeros(training.batch, steps, dtype=torch.long)
-        with autocast(device, training.precision):
-            logits = model(inputs, model.gate_bias_for(_frames(config, training.batch, steps)))
-        objective = loss = cross_entropy(logits, targets)
-        if training.label_smoothing:
-            objective = smoothed_cross_entropy(logits, targets, training.label_smoothing)
-        objective.backward()
-        del objective, loss
-    # Adam's two moments and the averaged weights are there all the while.
-    return alive.peak + 3 * 4 * sum(parameter.numel() for parameter in model.parameters())
+        segments = Segments(inputs, targets, _frames(config, training.batch, steps))
+        losses = objective.losses(model, segments, targets.numel(), torch.device("cpu"), (0,))
+        losses.objective.backward()
+        del losses
+    # Adam's two moments and the averaged weights are allocated all the time.
+    return live.peak + 3 * 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def _frames(config: WaveNetConfig, batch: int, steps: int) -> Frames | None:

@@ -1,116 +1,113 @@
-"""What a run watches of itself: the best validation, and signs that it goes wrong, each told in words."""
+"""Watches a run: keeps track of the best validation, and warns of signs that training fails."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from wavenet.config import TrainingConfig
+from wavenet.training.progress import TrainingProgress
 
-COUNTERS: dict[str, Any] = {"stale": 0, "risen_told": 0, "clip_steps": 0, "clip_hits": 0, "clip_told": 0}
-"""The counters kept here, with the values that older checkpoints, which have not got them, stand for."""
+STALE_LIMIT = 5
+"""Validations in a row without a new best after which a rise is reported."""
 
-RISEN_AFTER = 5
-"""Validations in a row without a new best after which a rise is no chance."""
-
-RISEN_BY = 1.01
-"""Times the best that a validation must be to have risen rather than levelled off."""
+RISE_FACTOR = 1.01
+"""A validation has risen, rather than levelled off, if it is more than this many times the best."""
 
 CLIP_WINDOW = 200
-"""Steps over which clipping is looked at."""
+"""Steps per window of clipping statistics."""
 
 CLIP_SHARE = 0.9
+"""Share of heavily clipped steps in a window above which clipping is reported."""
 
 
-class Watch:
-    """Looks at steps and validations and tells what stands out.
+class Monitor:
+    """Checks steps and validations, and reports what the user should know.
 
     Parameters
     ----------
     training : TrainingConfig
-    counters : dict
-        Of the run; those in `COUNTERS` and of the best validation are changed, and saved with it.
-    tell : callable
-        Takes a line for the user.
+    progress : TrainingProgress
+        The counters of the run; those of validations and clipping are updated here.
+    report : callable
+        Gets a line for the user.
     """
 
-    def __init__(self, training: TrainingConfig, counters: dict[str, Any], tell: Callable[[str], None]):
+    def __init__(self, training: TrainingConfig, progress: TrainingProgress, report: Callable[[str], None]):
         self.training = training
-        self.counters = counters
-        self.tell = tell
+        self.progress = progress
+        self.report = report
 
     @property
     def warmed_up(self) -> bool:
-        """Whether the learning rate has been at its peak for as long as it took to get there."""
-        return self.counters["step"] > 2 * self.training.warmup_steps
+        """Whether the learning rate has been at its peak for as long as the warm-up took."""
+        return self.progress.step > 2 * self.training.warmup_steps
 
     @property
     def patience_is_over(self) -> bool:
-        """Whether validations have brought nothing new for as long as `training.patience` allows."""
-        return 0 < self.training.patience <= self.counters["stale"]
+        """Whether as many validations as `training.patience` have brought no new best."""
+        return 0 < self.training.patience <= self.progress.stale_validations
 
     def step(self, norm: float) -> None:
-        """Look at a step's gradient norm before clipping."""
-        counters, limit = self.counters, self.training.clip_norm
-        if counters["clip_told"] or not self.warmed_up:
+        """Check a step's gradient norm before clipping."""
+        progress, limit = self.progress, self.training.clip_norm
+        if progress.clipping_reported or not self.warmed_up:
             return
-        counters["clip_steps"] += 1
-        # Healthy runs are clipped a little at most steps; counted is where most of the gradient is lost.
-        counters["clip_hits"] += not norm <= 2 * limit
-        if counters["clip_steps"] < CLIP_WINDOW:
+        progress.clip_steps += 1
+        # Healthy runs clip a little at most steps; only steps that lose most of the gradient count.
+        progress.heavily_clipped_steps += not norm <= 2 * limit
+        if progress.clip_steps < CLIP_WINDOW:
             return
-        share = counters["clip_hits"] / counters["clip_steps"]
-        counters["clip_steps"] = counters["clip_hits"] = 0
+        share = progress.heavily_clipped_steps / progress.clip_steps
+        progress.clip_steps = progress.heavily_clipped_steps = 0
         if share > CLIP_SHARE:
-            counters["clip_told"] = 1
-            self.tell(
-                f"warning: clipping took more than half of the gradient in {share:.0%} of the last "
-                f"{CLIP_WINDOW} steps (the last norm was {norm:.3g}): raise --clip-norm (now {limit:g}), "
-                "or lower --lr"
+            progress.clipping_reported = True
+            self.report(
+                f"warning: clipping removed more than half of the gradient in {share:.0%} of the last "
+                f"{CLIP_WINDOW} steps (last norm: {norm:.3g}): raise clip_norm (now {limit:g}) or lower lr"
             )
 
     def validation(self, bits: float, unigram: float) -> bool:
-        """Look at a validation, in bits per sample; return whether it is the best so far."""
-        counters = self.counters
+        """Check a validation, in bits per sample; return whether it is the best so far."""
+        progress = self.progress
         if self.warmed_up and bits > unigram:
-            self.tell(
-                "warning: the network is no better yet than counting classes; if this stays, lower --lr"
+            self.report(
+                "warning: the network is not yet better than the unigram baseline; if this persists, lower lr"
             )
         if not math.isfinite(bits):
-            self.tell(f"warning: validation gave {bits}; if this stays, lower --lr")
-        best = counters["best_bits"]
+            self.report(f"warning: validation returned {bits}; if this persists, lower lr")
+        best = progress.best_bits
         if math.isfinite(bits) and (best is None or bits < best):
-            counters["stale"] = counters["risen_told"] = 0
+            progress.stale_validations, progress.overfitting_reported = 0, False
             return True
-        counters["stale"] += 1
-        risen = best is not None and bits > RISEN_BY * best
-        if risen and counters["stale"] >= RISEN_AFTER and not counters["risen_told"]:
-            counters["risen_told"] = 1
-            self.tell(
-                f"warning: validation has not fallen in {counters['stale']} validations, from {best:.3f} to "
-                f"{bits:.3f}: the network learns the recordings by heart; the best, of step "
-                f"{counters['best_step']}, is kept in best/ (more recordings, --dropout, --patience help)"
+        progress.stale_validations += 1
+        risen = best is not None and bits > RISE_FACTOR * best
+        if risen and progress.stale_validations >= STALE_LIMIT and not progress.overfitting_reported:
+            progress.overfitting_reported = True
+            self.report(
+                f"warning: no better validation in the last {progress.stale_validations}, from {best:.3f} to "
+                f"{bits:.3f}: the network is overfitting; the best, of step {progress.best_step}, is kept in "
+                "best/ (more recordings, dropout or patience help)"
             )
         return False
 
     def new_best(self, bits: float) -> None:
-        """Note that the network of this step is kept as the best."""
-        self.counters["best_bits"], self.counters["best_step"] = bits, self.counters["step"]
+        """Record that the network of this step is saved as the best."""
+        self.progress.best_bits, self.progress.best_step = bits, self.progress.step
 
     def ended(self) -> None:
-        """Tell of the run's end if it came early."""
-        counters = self.counters
+        """Report the end of the run if patience ended it early."""
+        progress = self.progress
         if self.patience_is_over:
-            best = counters["best_bits"]
-            kept = (
-                "" if best is None else f"; the best, {best:.3f} of step {counters['best_step']}, is in best/"
-            )
-            self.tell(
-                f"step {counters['step']}: no better validation in the last {counters['stale']}, so the run "
-                f"ends here{kept} (it goes on with --resume --patience 0)"
+            best = progress.best_bits
+            kept = "" if best is None else f"; the best, {best:.3f} of step {progress.best_step}, is in best/"
+            self.report(
+                f"step {progress.step}: no better validation in the last {progress.stale_validations}: "
+                f"the run ends early{kept} (to continue, resume with patience 0)"
             )
 
     def forget_best(self) -> None:
-        """Choose the best anew, the data being other than before."""
-        self.counters.update(best_bits=None, best_step=None, stale=0, risen_told=0)
+        """Discard the best validation, because the data has changed."""
+        progress = self.progress
+        progress.best_bits = progress.best_step = None
+        progress.stale_validations, progress.overfitting_reported = 0, False

@@ -83,7 +83,7 @@ class World:
         return cls(rank, size, _number("LOCAL_RANK", 0, 0, local_size - 1), local_size)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
@@ -181,7 +181,7 @@ class World:
 
     # -- what all take part in -----------------------------------------------------------------------
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether a flag is set in any process."""
         return flag if self.size == 1 else bool(self._reduced([int(flag)], "MAX", "int64")[0])
 
@@ -193,22 +193,22 @@ class World:
         """Return the sums of some numbers over all processes, in float64."""
         return numbers if self.size == 1 else tuple(self._reduced(numbers, "SUM", "float64"))
 
-    def once(self, work: Callable[[], object]) -> bool:
+    def run_on_main(self, work: Callable[[], object]) -> bool:
         """Let the first process work while the others wait; return whether what it returned is true."""
-        found = bool(work()) if self.leads else False
+        found = bool(work()) if self.is_main else False
         if self.size == 1:
             return found
         # The one that worked comes last.
-        return bool(self._wait(int(found), LIMIT if self.leads else PATIENCE))
+        return bool(self._wait(int(found), LIMIT if self.is_main else PATIENCE))
 
-    def in_turn(self, work: Callable[[], _Result]) -> _Result:
+    def run_main_first(self, work: Callable[[], _Result]) -> _Result:
         """Work in the first process, then in the first of every other machine, then in all others.
 
         So what one leaves on a disk serves the others, whether the machines share it or not.
         """
         if self.size == 1:
             return work()
-        mine, found = (0 if self.leads else 1 if self.local_rank == 0 else 2), []
+        mine, found = (0 if self.is_main else 1 if self.local_rank == 0 else 2), []
         for turn in range(3):
             if turn == mine:
                 found.append(work())
@@ -230,7 +230,7 @@ class World:
                     f"the processes differ in {name}: all need the same command and see the same folders"
                 )
 
-    def equalise(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite float32 tensors with those of the first process."""
         if self.size == 1:
             return
@@ -244,7 +244,7 @@ class World:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def add_up(self, parameters: Iterable[torch.Tensor], loss: float) -> float:
+    def all_reduce_gradients(self, parameters: Iterable[torch.Tensor], loss: float) -> float:
         """Replace the gradients of float32 parameters by their sums over all processes; return a loss's sum.
 
         A process that has no gradient adds zero.
@@ -269,7 +269,7 @@ ALONE = World()
 """A process by itself."""
 
 
-def told_by() -> str:
+def process_prefix() -> str:
     """Return what an error begins with where several processes may tell of one: "process 1: "."""
     several = os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
     return f"process {os.environ.get('RANK', '?')}: " if several else ""

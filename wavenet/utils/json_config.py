@@ -1,4 +1,4 @@
-"""Strict JSON forms of frozen dataclasses: what is unknown, missing or of the wrong type is named."""
+"""Strict JSON forms of dataclasses: unknown or missing keys and wrong types raise an error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from wavenet.errors import ConfigError
 
@@ -15,7 +15,7 @@ _Config = TypeVar("_Config", bound="JsonConfig")
 
 
 def accepts(annotation: Any, value: Any) -> bool:
-    """Whether a JSON value is of the annotated type; an int is a float, a bool is neither."""
+    """Return whether a JSON value has the annotated type; an int is a valid float, a bool is not a number."""
     if isinstance(annotation, types.UnionType):
         return any(accepts(option, value) for option in typing.get_args(annotation))
     if annotation is type(None):
@@ -33,18 +33,19 @@ def accepts(annotation: Any, value: Any) -> bool:
     return isinstance(value, annotation)
 
 
-def _built(annotation: Any, value: Any) -> Any:
-    """Return an accepted JSON value as what the annotation says: a tuple, or a configuration of its own."""
+def _convert(annotation: Any, value: Any) -> Any:
+    """Convert an accepted JSON value to the annotated type: a tuple, or a nested configuration."""
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, dict):
-        options = typing.get_args(annotation) or (annotation,)
-        return next(each for each in options if issubclass(each, JsonConfig)).from_json(value)
+        for option in typing.get_args(annotation) or (annotation,):
+            if issubclass(option, JsonConfig):
+                return option.from_json(value)
     return value
 
 
 def refuse_unknown(values: dict[str, Any], names: Sequence[str], where: str) -> None:
-    """Raise `ConfigError` naming the first key that is not among `names`, and what it may have meant."""
+    """Raise `ConfigError` for the first key that is not in `names`, with the closest known key."""
     for key in values:
         if key not in names:
             close = difflib.get_close_matches(str(key), names, 1)
@@ -53,10 +54,7 @@ def refuse_unknown(values: dict[str, Any], names: Sequence[str], where: str) -> 
 
 
 class JsonConfig:
-    """Strict conversion to and from JSON objects for the dataclasses that inherit it."""
-
-    LATER: ClassVar[tuple[str, ...]] = ()
-    """Fields that older checkpoints have not got: where one is missing, the default is what was done."""
+    """Base of dataclasses with a strict conversion to and from JSON objects."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object (a dict of plain values)."""
@@ -66,7 +64,7 @@ class JsonConfig:
     def from_json(cls: type[_Config], values: Any) -> _Config:
         """Build the configuration from a JSON object.
 
-        Raises `ConfigError` naming the key if one is unknown, missing, or of the wrong type.
+        Raises `ConfigError` with the key if one is unknown, missing, or of the wrong type.
         """
         if not isinstance(values, dict):
             raise ConfigError(f"{cls.__name__}: expected a JSON object, found {type(values).__name__}")
@@ -74,13 +72,11 @@ class JsonConfig:
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         refuse_unknown(values, names, cls.__name__)
         for name in names:
-            if name not in values and name in cls.LATER:
-                continue
             if name not in values:
                 raise ConfigError(f"{cls.__name__}: key {name!r} is missing")
             if not accepts(annotations[name], values[name]):
-                raise ConfigError(f"{cls.__name__}: {name} = {values[name]!r} is of the wrong type")
-        return cls(**{name: _built(annotations[name], value) for name, value in values.items()})
+                raise ConfigError(f"{cls.__name__}: {name} = {values[name]!r} has the wrong type")
+        return cls(**{name: _convert(annotations[name], value) for name, value in values.items()})
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:
