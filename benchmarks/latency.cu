@@ -16,15 +16,15 @@
 #include <string>
 #include <vector>
 
-#include "cuda/pipeline/mailbox.h"
 #include "cuda/bench/latency.h"
+#include "cuda/pipeline/mailbox.h"
 
 namespace {
 
 using namespace wavenet::cuda;
 
-constexpr int kThreadsOfStage = kProbeThreads;
-constexpr int kTurns = kProbeTurns;
+constexpr int kThreadsOfStage = kBenchThreads;
+constexpr int kTurns = kBenchTurns;
 
 // Memory of the device, all zeros.
 template <class T>
@@ -75,15 +75,15 @@ WAVENET_DEVICE void send_around(const Mail& mail, const Pipeline& pipeline, int 
 }
 
 __global__ void __launch_bounds__(kThreadsOfStage, 1)
-    hops_in_cluster(const __grid_constant__ Params params, const __grid_constant__ Pipeline pipeline, int turns,
-                    int64_t* cycles) {
+    hops_in_cluster(const __grid_constant__ Params params, const __grid_constant__ Pipeline pipeline,
+                    int turns, int64_t* cycles) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) unsigned char shared[];
   copy_plan(pipeline, shared);
   const DeviceCluster cluster(shared);
   const ClusterMail mail(cluster, params, pipeline, shared);
   send_around(mail, pipeline, mail.index(), turns, cycles);
-  mail.leave();
+  mail.close();
 #else
   __trap();
 #endif
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1)
 template <class Run>
 double median_cycles(Run run, int64_t* cycles) {
   std::vector<double> found;
-  for (int each = 0; each <= kProbeRuns; ++each) {
+  for (int each = 0; each <= kBenchRuns; ++each) {
     run();
     require(cudaGetLastError(), "starting a kernel");
     int64_t counted = 0;
@@ -219,8 +219,9 @@ class Probe {
             return;
           }
           require(cudaMemset(flags, 0, flag_bytes), "clearing memory");
-          require(cudaLaunchKernelEx(&config, hops_in_grid, params, pipeline, kTurns, cycles_, flags, messages),
-                  "starting a kernel");
+          require(
+              cudaLaunchKernelEx(&config, hops_in_grid, params, pipeline, kTurns, cycles_, flags, messages),
+              "starting a kernel");
         },
         cycles_);
     add(name, what, "cycles", found / kTurns / blocks);

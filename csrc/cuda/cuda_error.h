@@ -1,4 +1,4 @@
-// What CUDA's calls return, as exceptions.
+// Conversion of CUDA's error codes to exceptions.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@ namespace wavenet::cuda {
 
 inline void require(cudaError_t status, const std::string& doing) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // forgets it, so that the next call is not told of it
+  cudaGetLastError();  // clears it, so that the next call does not report it
   throw std::runtime_error("CUDA failed " + doing + ": " + cudaGetErrorString(status));
 }
 

@@ -1,4 +1,4 @@
-// The kernels, as CUDA starts them.
+// The entry points of the kernels.
 #pragma once
 
 #include "cuda/pipeline/stage.h"
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   StreamCta<DeviceBlock, Product>(block, params, plan, first, shared).run();
 }
 
-// A cluster is a pipeline.
+// Each cluster is a pipeline.
 template <class Format>
 __global__ void __launch_bounds__(kStageThreads, 1)
     stage_cluster(const __grid_constant__ Params params, const __grid_constant__ Pipeline pipeline) {
@@ -36,14 +36,14 @@ __global__ void __launch_bounds__(kStageThreads, 1)
   Stage<DeviceBlock, ClusterMail<DeviceCluster>, Format> stage(block, mail, params, pipeline, mail.index(),
                                                                first, shared);
   run_stage<DeviceBlock>(stage, mail);
-  mail.leave();
+  mail.close();
 #else
   __trap();
 #endif
 }
 
-// Consecutive blocks of a grid, all of which run at once, are a pipeline. Each has flags, which are zero at
-// the beginning, and messages.
+// Consecutive blocks of a cooperative grid form a pipeline. Each pipeline has its own flags, initially zero,
+// and messages.
 template <class Format>
 __global__ void __launch_bounds__(kStageThreads, 1)
     stage_grid(const __grid_constant__ Params params, const __grid_constant__ Pipeline pipeline,

@@ -1,9 +1,9 @@
-// What a kernel needs of the machine that runs it: threads in step, warps, copies that take their time.
+// The operations that kernels need: phases of a block, warps, asynchronous copies.
 //
-// A kernel is written as phases, each a function of the thread's number, with a barrier behind each. On a GPU
-// every thread calls the function once; on the host one thread calls it for every number in turn, so that the
-// same source is tested where there is no GPU. A phase may not read what another thread writes in it: run
-// backward, the host would give another result.
+// A kernel consists of phases, functions of the thread number with a barrier after each. On a GPU every
+// thread calls the function once. On the host one thread calls it for every number in turn, so that tests run
+// the same source without a GPU. A phase must not read what another thread writes in the same phase; running
+// threads in reverse order on the host detects that.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ constexpr int kWarpSize = 32;
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
 
-// Numbers that lie side by side and are read at once.
+// Adjacent numbers that are read at once.
 template <int kCount>
 struct alignas(kCount * sizeof(float) < 16 ? kCount * sizeof(float) : 16) Pack {
   float value[kCount];
@@ -46,7 +46,7 @@ class DeviceWarp {
     __syncwarp();
   }
 
-  // The sum over lanes, always by the same tree.
+  // Sum over lanes, always added in the same tree.
   template <class Value>
   WAVENET_DEVICE double sum(Value value) const {
     double total = value(lane_);
@@ -57,7 +57,7 @@ class DeviceWarp {
   }
 
   template <class T, class Value>
-  WAVENET_DEVICE T most(Value value) const {
+  WAVENET_DEVICE T max(Value value) const {
     T found = value(lane_);
     for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
       const T other = __shfl_xor_sync(kAll, found, distance);
@@ -66,20 +66,20 @@ class DeviceWarp {
     return found;
   }
 
-  // For how many lanes it holds.
+  // Number of lanes for which `holds` returns true.
   template <class Holds>
   WAVENET_DEVICE int count(Holds holds) const {
     return __popc(__ballot_sync(kAll, holds(lane_)));
   }
 
-  // The first lane for which it holds, or kWarpSize.
+  // First lane for which `holds` returns true, or kWarpSize.
   template <class Holds>
   WAVENET_DEVICE int first(Holds holds) const {
     const unsigned found = __ballot_sync(kAll, holds(lane_));
     return found == 0 ? kWarpSize : __ffs(static_cast<int>(found)) - 1;
   }
 
-  // What one lane computes, for all.
+  // Broadcasts the value that one lane computes.
   template <class Value>
   WAVENET_DEVICE int from(int lane, Value value) const {
     return __shfl_sync(kAll, lane == lane_ ? value(lane_) : 0, lane);
@@ -103,7 +103,7 @@ struct DeviceBlock {
     __syncthreads();
   }
 
-  // The copy is there for all once the thread has waited for it and passed a barrier.
+  // All threads can read the copy after the copying thread has waited for it and passed a barrier.
   WAVENET_DEVICE static void start_copy(float* to_shared, const float* from) {
 #if __CUDA_ARCH__ >= 800
     const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
@@ -136,7 +136,7 @@ WAVENET_DEVICE void atomic_min(int64_t* to, int64_t value) {
 
 #else
 
-// Takes lanes, or threads, first to last or, if told, last to first: in a race the results differ.
+// Runs lanes or threads in order or, with `backward`, in reverse order; data races change the results.
 class HostWarp {
  public:
   HostWarp(int index, bool backward) : index_(index), backward_(backward) {}
@@ -159,7 +159,7 @@ class HostWarp {
   }
 
   template <class T, class Value>
-  T most(Value value) const {
+  T max(Value value) const {
     T found = value(0);
     for (int lane = 1; lane < kWarpSize; ++lane) {
       const T other = value(lane);
@@ -192,12 +192,12 @@ class HostWarp {
   bool backward_;
 };
 
-// Copies are made at once or, where threads go backward, as late as a kernel allows: when it waits for them.
+// Copies immediately or, with `backward`, as late as possible: when the kernel waits for copies.
 class HostBlock {
  public:
   explicit HostBlock(bool backward, int warp_count = kWarps) : backward_(backward), warp_count_(warp_count) {
-    late = backward;
-    under_way.clear();
+    deferred = backward;
+    pending.clear();
   }
 
   template <class Work>
@@ -212,15 +212,15 @@ class HostBlock {
   }
 
   static void start_copy(float* to_shared, const float* from) {
-    if (late) {
-      under_way.push_back({to_shared, from});
+    if (deferred) {
+      pending.push_back({to_shared, from});
     } else {
       *to_shared = *from;
     }
   }
   static void wait_for_copies() {
-    for (const Copy& copy : under_way) *copy.to = *copy.from;
-    under_way.clear();
+    for (const Copy& copy : pending) *copy.to = *copy.from;
+    pending.clear();
   }
 
  private:
@@ -228,8 +228,8 @@ class HostBlock {
     float* to;
     const float* from;
   };
-  static inline thread_local bool late = false;
-  static inline thread_local std::vector<Copy> under_way;
+  static inline thread_local bool deferred = false;
+  static inline thread_local std::vector<Copy> pending;
 
   bool backward_;
   int warp_count_;

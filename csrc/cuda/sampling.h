@@ -30,7 +30,7 @@ class WarpSampler {
   }
 
   WAVENET_DEVICE int sample(const Sampling& sampling, float uniform) const {
-    const float top = warp_.template most<float>([&](int lane) {
+    const float top = warp_.template max<float>([&](int lane) {
       float found = logits_[0];
       for_classes(lane, [&](int, int at) { found = logits_[at] > found ? logits_[at] : found; });
       return found;

@@ -8,97 +8,99 @@
 namespace wavenet::cuda {
 namespace {
 
-constexpr char kAdvice[] = "; use --device cpu";
-// Kernels count a ring's rows in 32 bits.
+constexpr char kAdvice[] = "; use device cpu";
+// Kernels store row numbers of a ring in 32 bits.
 constexpr int64_t kMaxDepth = (int64_t{1} << 31) - 1;
 
 std::string capability_text(int64_t capability) {
   return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
 }
 
-// Of a block: all its threads are there at once.
+// Registers of a block.
 int64_t registers_of(Kernel kernel) {
   if (kernel == Kernel::kStreamCta) return int64_t{kThreads} * kStreamRegisters;
   return int64_t{kStageWarps} * kWarpSize * kStageRegisters;
 }
 
-// What holds for all kernels.
+// Returns why no kernel can run, or an empty text.
 std::string refusal_of_any(Kernel kernel, const Network& net, const Device& device) {
   if (net.classes > kMaxClasses) {
-    return "it draws from at most " + std::to_string(kMaxClasses) + " classes, the network has " +
+    return "it supports at most " + std::to_string(kMaxClasses) + " classes; the network has " +
            std::to_string(net.classes);
   }
   for (int64_t index = 0; index < net.layers; ++index) {
     if (net.layer[index].depth > kMaxDepth) {
-      return "a layer's queue can have " + std::to_string(kMaxDepth) + " steps, that of layer " +
+      return "a layer's queue can have at most " + std::to_string(kMaxDepth) + " steps; that of layer " +
              std::to_string(index) + " has " + std::to_string(net.layer[index].depth);
     }
   }
   if (net.tiles == Tiles::kBf16 && device.capability < 80) {
-    return "the network has weights beyond the range of fp16, and this device has no bf16; use --precision "
-           "fp32";
+    return "the network has weights outside the range of fp16, and this device does not support bf16; use "
+           "precision fp32";
   }
   if (registers_of(kernel) > device.registers) {
-    return "a block needs " + std::to_string(registers_of(kernel)) + " registers, this device has " +
+    return "a block needs " + std::to_string(registers_of(kernel)) + " registers; this device has " +
            std::to_string(device.registers);
   }
   return "";
 }
 
-void plan_tile(KernelSelection& choice, const Network& net, int64_t batch, const Device& device) {
+void plan_tile(KernelSelection& selection, const Network& net, int64_t batch, const Device& device) {
   const int streams = select_tile(net, batch, device.processors, device.shared_bytes);
   if (streams == 0) {
-    choice.refusal = "the network is too wide for this device: it needs " +
-                     std::to_string(make_plan(net, kTiles[0]).bytes) +
-                     " bytes of shared memory per block, there are " + std::to_string(device.shared_bytes);
+    selection.refusal =
+        "the network is too wide for this device: it needs " +
+        std::to_string(make_plan(net, kTiles[0]).bytes) +
+        " bytes of shared memory per block; available: " + std::to_string(device.shared_bytes);
     return;
   }
-  choice.plan = make_plan(net, streams);
+  selection.plan = make_plan(net, streams);
 }
 
-// Plans a pipeline and returns how many of its kind are on the device at once; 0 if the plan is refused.
-int64_t plan_pipeline(KernelSelection& choice, const Network& net, int64_t tiles, const Device& device) {
-  const bool cluster = choice.kernel == Kernel::kStageCluster;
-  Room room{cluster ? device.cluster : device.processors, device.shared_bytes, cluster};
+// Plans a pipeline and returns how many of them run on the device at once; 0 if there is no plan.
+int64_t plan_pipeline(KernelSelection& selection, const Network& net, int64_t tiles, const Device& device) {
+  const bool cluster = selection.kernel == Kernel::kStageCluster;
+  PipelineResources resources{cluster ? device.cluster : device.processors, device.shared_bytes, cluster};
   for (;;) {
-    choice.stages = plan_stages(net, room, tiles);
-    if (!choice.stages.refusal.empty()) return 0;
-    const auto blocks = static_cast<int64_t>(choice.stages.blocks.size());
+    selection.stages = plan_stages(net, resources, tiles);
+    if (!selection.stages.refusal.empty()) return 0;
+    const auto blocks = static_cast<int64_t>(selection.stages.blocks.size());
     if (!cluster || !device.clusters) return device.processors / blocks;
-    const int64_t found = device.clusters(net, blocks, choice.stages.bytes);
+    const int64_t found = device.clusters(net, blocks, selection.stages.bytes);
     if (found > 0) return found;
-    // Not every size of cluster that is allowed fits the multiprocessors that are there.
-    room.blocks = blocks - 1;
+    // Not every permitted cluster size fits on the available multiprocessors.
+    resources.blocks = blocks - 1;
   }
 }
 
-// As few tiles under way as put all streams on the device at once.
-void plan_pipelines(KernelSelection& choice, const Network& net, int64_t batch, const Device& device) {
-  int64_t most = 0;
-  for (int64_t tiles = 1; tiles <= kMaxTilesUnderWay; ++tiles) {
-    const int64_t at_once = plan_pipeline(choice, net, tiles, device);
+// Plans the smallest number of tiles in flight with which all streams run at once.
+void plan_pipelines(KernelSelection& selection, const Network& net, int64_t batch, const Device& device) {
+  int64_t max_streams = 0;
+  for (int64_t tiles = 1; tiles <= kMaxTilesInFlight; ++tiles) {
+    const int64_t at_once = plan_pipeline(selection, net, tiles, device);
     if (at_once == 0) break;
     const int64_t together = tiles * kTileStreams;
-    most = std::max(most, at_once * together);
-    choice.pipelines = (batch + together - 1) / together;
-    if (choice.pipelines <= at_once) return;
+    max_streams = std::max(max_streams, at_once * together);
+    selection.pipelines = (batch + together - 1) / together;
+    if (selection.pipelines <= at_once) return;
   }
-  choice.refusal = most == 0 ? choice.stages.refusal
-                             : "it takes at most " + std::to_string(most) + " streams of this network, not " +
-                                   std::to_string(batch);
+  selection.refusal = max_streams == 0
+                          ? selection.stages.refusal
+                          : "it supports at most " + std::to_string(max_streams) +
+                                " streams of this network; the batch has " + std::to_string(batch);
 }
 
-void plan_stage_kernel(KernelSelection& choice, const Network& net, int64_t batch, const Device& device) {
-  const int64_t needed = choice.kernel == Kernel::kStageCluster ? 90 : 80;
+void plan_stage_kernel(KernelSelection& selection, const Network& net, int64_t batch, const Device& device) {
+  const int64_t needed = selection.kernel == Kernel::kStageCluster ? 90 : 80;
   if (device.capability < needed) {
-    choice.refusal = "it needs compute capability " + capability_text(needed) + ", this device has " +
-                     capability_text(device.capability);
+    selection.refusal = "it needs compute capability " + capability_text(needed) + "; this device has " +
+                        capability_text(device.capability);
   } else if (net.tiles == Tiles::kNone) {
-    choice.refusal = "it keeps weights of 16 bits, not those of fp32; use --precision fp16";
-  } else if (choice.kernel == Kernel::kStageGrid && !device.cooperative) {
-    choice.refusal = "this device cannot promise that all blocks of a launch run at once";
+    selection.refusal = "it supports 16-bit weights only, not fp32; use precision fp16";
+  } else if (selection.kernel == Kernel::kStageGrid && !device.cooperative) {
+    selection.refusal = "this device does not support cooperative launches";
   } else {
-    plan_pipelines(choice, net, batch, device);
+    plan_pipelines(selection, net, batch, device);
   }
 }
 
@@ -110,16 +112,16 @@ const char* name_of(Kernel kernel) {
 }
 
 KernelSelection plan_for(Kernel kernel, const Network& network, int64_t batch, const Device& device) {
-  KernelSelection choice{};
-  choice.kernel = kernel;
-  choice.refusal = refusal_of_any(kernel, network, device);
-  if (!choice.refusal.empty()) return choice;
+  KernelSelection selection{};
+  selection.kernel = kernel;
+  selection.refusal = refusal_of_any(kernel, network, device);
+  if (!selection.refusal.empty()) return selection;
   if (kernel == Kernel::kStreamCta) {
-    plan_tile(choice, network, batch, device);
+    plan_tile(selection, network, batch, device);
   } else {
-    plan_stage_kernel(choice, network, batch, device);
+    plan_stage_kernel(selection, network, batch, device);
   }
-  return choice;
+  return selection;
 }
 
 KernelSelection select_kernel(const Network& network, int64_t batch, const Device& device,
@@ -127,33 +129,33 @@ KernelSelection select_kernel(const Network& network, int64_t batch, const Devic
   std::string reasons;
   for (const Kernel kernel : kKernels) {
     if (!name.empty() && name != name_of(kernel)) continue;
-    KernelSelection choice = plan_for(kernel, network, batch, device);
-    if (choice.refusal.empty()) return choice;
-    reasons += (reasons.empty() ? "" : "; ") + std::string(name_of(kernel)) + ": " + choice.refusal;
+    KernelSelection selection = plan_for(kernel, network, batch, device);
+    if (selection.refusal.empty()) return selection;
+    reasons += (reasons.empty() ? "" : "; ") + std::string(name_of(kernel)) + ": " + selection.refusal;
   }
-  if (reasons.empty()) throw std::runtime_error("kernel = " + name + ": is unknown");
+  if (reasons.empty()) throw std::runtime_error("kernel = " + name + ": unknown kernel");
   const bool stages = !name.empty() && name != name_of(Kernel::kStreamCta);
   const bool advised = reasons.find("; use ") != std::string::npos;
-  throw std::runtime_error("no CUDA kernel serves this network: " + reasons +
+  throw std::runtime_error("no CUDA kernel can run this network: " + reasons +
                            (advised  ? ""
-                            : stages ? "; use --backend cuda"
+                            : stages ? "; use backend cuda"
                                      : kAdvice));
 }
 
 std::string describe(const Network& network, int64_t batch, const Device& device) {
   std::string text;
   for (const Kernel kernel : kKernels) {
-    const KernelSelection choice = plan_for(kernel, network, batch, device);
+    const KernelSelection selection = plan_for(kernel, network, batch, device);
     text += std::string(name_of(kernel)) + ": ";
-    if (!choice.refusal.empty()) {
-      text += "no: " + choice.refusal;
+    if (!selection.refusal.empty()) {
+      text += "no: " + selection.refusal;
     } else if (kernel == Kernel::kStreamCta) {
-      text += "tiles of " + std::to_string(choice.plan.streams) + " streams";
+      text += "tiles of " + std::to_string(selection.plan.streams) + " streams";
     } else {
-      text += std::to_string(choice.pipelines) + " pipeline(s) of " +
-              std::to_string(choice.stages.blocks.size()) + " blocks with " +
-              std::to_string(choice.stages.tiles) + " tile(s) under way, " +
-              (choice.stages.resident ? "all" : "not all") + " weights resident";
+      text += std::to_string(selection.pipelines) + " pipeline(s) of " +
+              std::to_string(selection.stages.blocks.size()) + " blocks with " +
+              std::to_string(selection.stages.tiles) + " tile(s) in flight, " +
+              (selection.stages.resident ? "all" : "not all") + " weights resident";
     }
     text += "\n";
   }

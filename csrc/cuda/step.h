@@ -1,4 +1,4 @@
-// What every kernel does with a stream at the beginning and the end of a step.
+// The beginning and end of a stream's step, shared by all kernels.
 #pragma once
 
 #include "cuda/params.h"
@@ -6,17 +6,16 @@
 
 namespace wavenet::cuda {
 
-// Whether an input was out of range, so that no stream is to move.
+// Returns whether an input is out of range, in which case no stream may advance.
 WAVENET_DEVICE bool has_invalid_input(const Params& params) {
   bool any = false;
   for (int kind = 0; kind < kInputKinds; ++kind) any = any || params.invalid[kind] != kNone;
   return any;
 }
 
-// A layer's bias, which is given, and conditioning for one output of its gate; `frame` is null for a stream
-// without.
-WAVENET_DEVICE float gate_start(const Network& net, const GateBias& gate, float bias, int index, int output,
-                                const GateFrame* frame) {
+// Returns a layer's bias plus the gate bias for one output; `frame` is null if there is no gate bias.
+WAVENET_DEVICE float initial_activation(const Network& net, const GateBias& gate, float bias, int index,
+                                        int output, const GateFrame* frame) {
   const int half = output >= net.dilated_padded ? 1 : 0;
   const int channel = output - half * static_cast<int>(net.dilated_padded);
   if (frame == nullptr || channel >= net.dilated) return bias;
@@ -25,8 +24,8 @@ WAVENET_DEVICE float gate_start(const Network& net, const GateBias& gate, float 
   return bias + ((1.0f - frame->weight) * frame->here[offset] + frame->weight * frame->next[offset]);
 }
 
-// Starts to fetch one stream's old taps of a layer, oldest first, from its ring, where the next input goes to
-// row `slot`. A warp's lanes take a row's channels in turn; a channel goes `stride` floats behind another.
+// Starts to copy old tap `tap` of a layer for one stream from its ring, whose next input goes to row `slot`.
+// A warp's lanes copy channels in turn; channels are stored `stride` floats apart.
 template <class Block>
 WAVENET_DEVICE void fetch_tap(const Network& net, const Layer& layer, const float* queues, int slot, int tap,
                               float* taps, int stride, int lane) {
@@ -39,28 +38,28 @@ WAVENET_DEVICE void fetch_tap(const Network& net, const Layer& layer, const floa
   for (int c = lane; c < channels; c += kWarpSize) Block::start_copy(to + c * stride, row + c);
 }
 
-// Writes what enters a layer into a stream's ring.
-WAVENET_DEVICE void keep_input(const Network& net, const Layer& layer, float* queues, int slot,
-                               const float* hidden, int stride, int lane) {
+// Writes a layer's input to a stream's ring.
+WAVENET_DEVICE void store_input(const Network& net, const Layer& layer, float* queues, int slot,
+                                const float* hidden, int stride, int lane) {
   const int channels = static_cast<int>(net.residual);
   float* row = queues + (layer.ring_row + slot) * channels;
   for (int c = lane; c < channels; c += kWarpSize) row[c] = hidden[c * stride];
 }
 
-// Where in a row of logits a class stands.
-WAVENET_DEVICE int logit_place(int index, int per_lane) {
+// Returns the index of a class in a row of logits.
+WAVENET_DEVICE int logit_index(int index, int per_lane) {
   return index % per_lane * kWarpSize + index / per_lane;
 }
 
-// What changes of a stream at the end of a step.
+// The state of a stream that changes at the end of a step.
 struct StreamEnd {
   int32_t& active;
   int64_t& position;
   int32_t& last;
 };
 
-// Ends a stream's step: hands out its logits, or draws from them by the uniform number that stands there; or
-// stops it where they are not finite.
+// Ends a stream's step: writes its logits, or samples from them with `*uniform`. Stops the stream if the
+// logits are not finite.
 template <class Warp>
 WAVENET_DEVICE void finish_step(const Warp& warp, const Params& params, const WarpSampler<Warp>& draw,
                                 const float* row, int per_lane, int64_t stream, int64_t step,
@@ -85,7 +84,7 @@ WAVENET_DEVICE void finish_step(const Warp& warp, const Params& params, const Wa
   if (!finite || params.forced == nullptr) return;
   warp.each([&](int lane) {
     for (int c = lane; c < classes; c += kWarpSize) {
-      params.logits[at * classes + c] = row[logit_place(c, per_lane)];
+      params.logits[at * classes + c] = row[logit_index(c, per_lane)];
     }
   });
 }

@@ -1,8 +1,8 @@
-// Matrices times the values of a block's streams on tensor cores: weights in 16 bits, sums in float32.
+// Products of matrices and the values of a block's streams on tensor cores: 16-bit weights, float32 sums.
 //
-// A warp multiplies 16 outputs by 8 streams, 16 inputs at a time. Which of these numbers each lane holds is
-// given by the instruction (PTX ISA, "Matrix Fragments for mma.m16n8k16"); wavenet/packing_cuda.py stores
-// the weights in that order, so that a lane reads its eight at once.
+// A warp multiplies 16 outputs by 8 streams, 16 inputs at a time. The instruction determines which numbers
+// each lane has (PTX ISA, "Matrix Fragments for mma.m16n8k16"); wavenet/engine/packing_tiles.py stores the
+// weights in that order, so that a lane reads its eight weights at once.
 #pragma once
 
 #include "core/network.h"
@@ -21,10 +21,10 @@ namespace wavenet::cuda {
 constexpr int kTileOutputs = 16;
 constexpr int kTileInputs = 16;
 constexpr int kTileStreams = 8;
-// Of a tile's weights, two to a word.
+// Words of a tile's weights, two weights each.
 constexpr int kTileWords = kTileOutputs * kTileInputs / 2;
 
-// A lane's eight weights, and its four inputs, two to a word.
+// A lane's eight weights and its four inputs, two to a word.
 struct TileWeights {
   uint32_t word[4];
 };
@@ -34,8 +34,8 @@ struct TileInputs {
 
 #if defined(__CUDACC__)
 
-// Lanes whose numbers one thread holds: on the host it holds those of the whole warp.
-constexpr int kLanesHeld = 1;
+// Lanes that one thread executes: on the host, a whole warp.
+constexpr int kLanesPerThread = 1;
 
 template <class Work>
 WAVENET_DEVICE void for_lanes(int thread, Work work) {
@@ -49,8 +49,8 @@ WAVENET_DEVICE TileWeights read_tile(const int32_t* from) {
   return {{four.x, four.y, four.z, four.w}};
 }
 
-// From wherever they are: the device's memory, or shared memory.
-WAVENET_DEVICE TileWeights read_tile_anywhere(const int32_t* from) {
+// Reads from device memory or shared memory.
+WAVENET_DEVICE TileWeights read_tile_generic(const int32_t* from) {
   const uint4 four = *reinterpret_cast<const uint4*>(from);
   return {{four.x, four.y, four.z, four.w}};
 }
@@ -71,7 +71,7 @@ struct Fp16 {
         : "r"(w[0].word[0]), "r"(w[0].word[1]), "r"(w[0].word[2]), "r"(w[0].word[3]), "r"(x[0].word[0]),
           "r"(x[0].word[1]));
 #else
-    // Of the same numbers the first half, then the second.
+    // The first half of the inputs, then the second half.
     for (int half = 0; half < 2; ++half) {
       asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
           : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -81,7 +81,7 @@ struct Fp16 {
   }
 };
 
-// Not on compute capability 7.5; a launch there is refused.
+// Not supported on compute capability 7.5, for which select_kernel.cpp rejects it.
 struct Bf16 {
   WAVENET_DEVICE static uint32_t pack(float low, float high) {
     const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
@@ -105,9 +105,9 @@ struct Bf16 {
 
 #else
 
-constexpr int kLanesHeld = kWarpSize;
+constexpr int kLanesPerThread = kWarpSize;
 
-// The first thread of a warp stands in for all of it.
+// The first thread of a warp executes all its lanes.
 template <class Work>
 inline void for_lanes(int thread, Work work) {
   if (thread % kWarpSize != 0) return;
@@ -122,9 +122,9 @@ inline TileWeights read_tile(const int32_t* from) {
   return weights;
 }
 
-inline TileWeights read_tile_anywhere(const int32_t* from) { return read_tile(from); }
+inline TileWeights read_tile_generic(const int32_t* from) { return read_tile(from); }
 
-// What the instruction computes, from its definition: `Format` tells what 16 bits mean.
+// Computes what the instruction does, according to its definition; `Format` is the 16-bit number format.
 template <class Format>
 struct HostTile {
   static uint32_t pack(float low, float high) {
@@ -161,7 +161,7 @@ struct Fp16Format {
     const float size = std::fabs(x);
     if (std::isnan(x)) return 0x7e00;
     if (size >= 65520.0f) return sign | 0x7c00;
-    // A mantissa that is rounded up to the next power of two carries into the exponent.
+    // If the mantissa is rounded up to the next power of two, it carries into the exponent.
     if (size < 6.103515625e-05f) return sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(size, 24)));
     const int exponent = std::ilogb(size);
     const auto mantissa = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent)));
@@ -190,55 +190,55 @@ using Bf16 = HostTile<Bf16Format>;
 
 #endif
 
-// 16 outputs of `kTiles` tiles of streams, in the hands of one warp.
+// Sums of 16 outputs for `kTiles` tiles of streams, computed by one warp.
 template <class Format, int kTiles>
 class TileSums {
  public:
   WAVENET_DEVICE explicit TileSums(int thread) : thread_(thread) {}
 
-  // For each of the four sums that a lane holds of every tile of streams: work(sum, output, stream), counted
-  // from the first of both.
+  // Calls work(sum, output, stream) for each of a lane's four sums of every tile; indices start at 0.
   template <class Work>
   WAVENET_DEVICE void for_each(Work work) {
-    visit<1>([&](int tile, int held, int i, int output, int s) { work(sums_[tile][held][i], output, s); });
+    visit<1>([&](int tile, int local, int i, int output, int s) { work(sums_[tile][local][i], output, s); });
   }
 
-  // The same, two sums at a time, of streams side by side: work(sum, sum of the next stream, output, stream).
+  // The same for pairs of adjacent streams: work(sum, sum of the next stream, output, stream).
   template <class Work>
   WAVENET_DEVICE void for_pairs(Work work) {
-    visit<2>([&](int tile, int held, int i, int output, int s) {
-      work(sums_[tile][held][i], sums_[tile][held][i + 1], output, s);
+    visit<2>([&](int tile, int local, int i, int output, int s) {
+      work(sums_[tile][local][i], sums_[tile][local][i + 1], output, s);
     });
   }
 
-  // Those of two: work(sum, sum of the other, output, stream).
+  // The same for two sets of sums: work(sum, sum of the other set, output, stream).
   template <class Work>
   WAVENET_DEVICE void for_both(TileSums& other, Work work) {
-    visit<1>([&](int tile, int held, int i, int output, int s) {
-      work(sums_[tile][held][i], other.sums_[tile][held][i], output, s);
+    visit<1>([&](int tile, int local, int i, int output, int s) {
+      work(sums_[tile][local][i], other.sums_[tile][local][i], output, s);
     });
   }
 
-  // Adds the products of so many tiles of weights, one after the other, with channels `stride` apart. In
-  // this order, and in one sum, whatever the kernel: that makes a stream's values its own.
+  // Adds the products of `tiles` consecutive tiles of weights with channels `stride` floats apart. All
+  // kernels add in this order and into one sum, so that a stream's values do not depend on the kernel or the
+  // batch.
   template <class Read>
   WAVENET_DEVICE void accumulate(const int32_t* weights, const float* x, int stride, int tiles, Read read) {
-    // What came before may have parted the lanes, and the instruction is one of the whole warp.
+    // The lanes may have diverged before, but the instruction needs the whole warp.
     sync_lanes();
     for (int inputs = 0; inputs < tiles; ++inputs) {
-      TileWeights w[kLanesHeld];
+      TileWeights w[kLanesPerThread];
       for_lanes(thread_,
-                [&](int lane, int held) { w[held] = read(weights + (inputs * kWarpSize + lane) * 4); });
+                [&](int lane, int local) { w[local] = read(weights + (inputs * kWarpSize + lane) * 4); });
       WAVENET_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
-        TileInputs values[kLanesHeld];
-        for_lanes(thread_, [&](int lane, int held) {
+        TileInputs values[kLanesPerThread];
+        for_lanes(thread_, [&](int lane, int local) {
           const float* from =
               x + (inputs * kTileInputs + lane % 4 * 2) * stride + tile * kTileStreams + lane / 4;
-          values[held].word[0] = Format::pack(from[0], from[stride]);
-          values[held].word[1] = Format::pack(from[8 * stride], from[9 * stride]);
+          values[local].word[0] = Format::pack(from[0], from[stride]);
+          values[local].word[1] = Format::pack(from[8 * stride], from[9 * stride]);
         });
-        if (stands_for_warp()) Format::multiply(w, values, sums_[tile]);
+        if (computes_for_warp()) Format::multiply(w, values, sums_[tile]);
       }
     }
   }
@@ -246,24 +246,25 @@ class TileSums {
  private:
   template <int kSumsAtOnce, class Work>
   WAVENET_DEVICE void visit(Work work) const {
-    for_lanes(thread_, [&](int lane, int held) {
+    for_lanes(thread_, [&](int lane, int local) {
       WAVENET_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         WAVENET_UNROLL
         for (int i = 0; i < 4; i += kSumsAtOnce) {
-          work(tile, held, i, lane / 4 + i / 2 * 8, tile * kTileStreams + lane % 4 * 2 + i % 2);
+          work(tile, local, i, lane / 4 + i / 2 * 8, tile * kTileStreams + lane % 4 * 2 + i % 2);
         }
       }
     });
   }
 
-  WAVENET_DEVICE bool stands_for_warp() const { return kLanesHeld == 1 || thread_ % kWarpSize == 0; }
+  WAVENET_DEVICE bool computes_for_warp() const { return kLanesPerThread == 1 || thread_ % kWarpSize == 0; }
 
   int thread_;
-  float sums_[kTiles][kLanesHeld][4];
+  float sums_[kTiles][kLanesPerThread][4];
 };
 
-// A block's warps take 16 outputs each in turn, for all streams: weights that were read serve them all.
+// A block's warps compute 16 outputs each in turn, for all streams, so that weights are read once for all
+// streams.
 template <class Format, int kOfStreams>
 struct TileShare {
   static constexpr int kStreams = kOfStreams;
@@ -271,8 +272,8 @@ struct TileShare {
 
   WAVENET_DEVICE explicit TileShare(int of_thread) : thread(of_thread) {}
 
-  // For every output and stream: finish(output, stream, begin(output, stream) + W x). Channels behind the
-  // counts, up to a whole tile, must hold finite numbers: their weights are zero.
+  // Calls finish(output, stream, begin(output, stream) + W x) for every output and stream. Padding channels,
+  // up to a whole tile, must be finite; their weights are zero.
   template <class Begin, class Finish>
   WAVENET_DEVICE void multiply(const Matrix& matrix, const Inputs& x, int stride, Begin begin,
                                Finish finish) const {

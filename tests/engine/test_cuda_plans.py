@@ -223,18 +223,18 @@ def test_clusters_are_counted_as_the_device_has_room_for_them():
 @pytest.mark.parametrize(
     ("name", "precision", "device", "batch", "kernel", "message"),
     [
-        ("A", "fp16", A100, 1, "stage_cluster", "it needs compute capability 9.0, this device has 8.0"),
-        ("A", "fp16", T4, 1, "stage_grid", "it needs compute capability 8.0, this device has 7.5"),
-        ("A", "fp32", H100, 1, "stage_cluster", "not those of fp32; use --precision fp16"),
-        ("D", "fp16", H100, 1, "stage_cluster", "of 40 layers in 14 stages, 3 layer(s) to a block need"),
-        ("A", "fp16", H100, 5000, "stage_grid", "streams of this network, not 5000; use --backend cuda"),
+        ("A", "fp16", A100, 1, "stage_cluster", "it needs compute capability 9.0; this device has 8.0"),
+        ("A", "fp16", T4, 1, "stage_grid", "it needs compute capability 8.0; this device has 7.5"),
+        ("A", "fp32", H100, 1, "stage_cluster", "not fp32; use precision fp16"),
+        ("D", "fp16", H100, 1, "stage_cluster", "with 40 layers in 14 stages, 3 layer(s) per block need"),
+        ("A", "fp16", H100, 5000, "stage_grid", "of this network; the batch has 5000; use backend cuda"),
         (
             "A",
             "fp16",
             [80, 2, 163840, REGISTERS, 0, 1, 0],
             1,
             "stage_grid",
-            "there is room for 2; use --backend cuda",
+            "needs at least 3 blocks; available: 2; use backend cuda",
         ),
         (
             "A",
@@ -242,7 +242,7 @@ def test_clusters_are_counted_as_the_device_has_room_for_them():
             [80, 108, 163840, REGISTERS, 0, 0, 0],
             1,
             "stage_grid",
-            "cannot promise that all blocks",
+            "does not support cooperative launches",
         ),
         (
             "A",
@@ -275,7 +275,7 @@ def test_why_a_kernel_does_not_serve(name, precision, device, batch, kernel, mes
     model = network(*NETWORKS[name])
     packed = pack_tiles(model) if precision == "fp16" else pack(model)
     found = HostKernel(model, packed=packed).select_kernel(batch, device, kernel)
-    assert found.startswith(f"no CUDA kernel serves this network: {kernel}: ") and message in found
+    assert found.startswith(f"no CUDA kernel can run this network: {kernel}: ") and message in found
 
 
 def test_a_queue_longer_than_kernels_count_is_refused():
@@ -283,19 +283,19 @@ def test_a_queue_longer_than_kernels_count_is_refused():
     packed = dataclasses.replace(packed, geometry=[*packed.geometry[:8], 1, 2**30])
     told = HostKernel(WaveNet(WaveNetConfig(layers=2, stacks=1)), packed=packed).select_kernel(1, H100, None)
     ends = [line.partition(": ")[2] for line in told.splitlines()]
-    assert ends == ["no: a layer's queue can have 2147483647 steps, that of layer 1 has 2147483648"] * 3
+    assert ends == ["no: a layer's queue can have at most 2147483647 steps; that of layer 1 has 2147483648"] * 3
 
 
 def test_where_none_serves_all_reasons_are_told():
     model = network(*NETWORKS["small"])
     found = kernel_of(model).select_kernel(1, [75, 40, 1024, REGISTERS, 0, 1, 0], "")
     assert found.count("stage_cluster: it needs") == found.count("stage_grid: it needs") == 1
-    assert "stream_cta: the network is too wide" in found and found.endswith("use --device cpu")
-    assert kernel_of(model).select_kernel(1, H100, "fast") == "kernel = fast: is unknown"
+    assert "stream_cta: the network is too wide" in found and found.endswith("use device cpu")
+    assert kernel_of(model).select_kernel(1, H100, "fast") == "kernel = fast: unknown kernel"
 
 
 def test_more_classes_than_can_be_drawn_from():
     model = WaveNet(WaveNetConfig(layers=2, stacks=1, quantization_channels=1025))
     told = kernel_of(model).select_kernel(1, H100, None).splitlines()
-    assert all(line.endswith("at most 1024 classes, the network has 1025") for line in told)
+    assert all(line.endswith("at most 1024 classes; the network has 1025") for line in told)
     assert [line.split(": ")[0] for line in told] == ["stage_cluster", "stage_grid", "stream_cta"]

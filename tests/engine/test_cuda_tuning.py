@@ -41,7 +41,7 @@ class Engine(CudaBackend):
         return "a card"
 
     def kernels(self, batch=1):
-        few = "one pipeline" if batch <= 16 else "no: it takes at most 16 streams"
+        few = "one pipeline" if batch <= 16 else "no: it supports at most 16 streams"
         return {"stage_cluster": few, "stage_grid": "pipelines", "stream_cta": "tiles"}
 
     def generate(self, state, uniforms, sampling, gate_bias=None):

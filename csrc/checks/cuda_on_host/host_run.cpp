@@ -1,4 +1,5 @@
-// Runs the CUDA kernels' source on the host, a thread at a time, for tests: with C linkage, for Python.
+// Runs the source of the CUDA kernels on the host, one thread at a time. Tests call these functions from
+// Python.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -26,7 +27,7 @@ void run_blocks(const Params& params, const HostBlock& block) {
   const size_t bytes = static_cast<size_t>(plan.bytes);
   const std::unique_ptr<void, decltype(release)> shared(std::aligned_alloc(16, bytes), release);
   for (int64_t first = 0; first < params.batch; first += kStreams) {
-    // What an earlier block left there is noise to the next: as floats these are NaN.
+    // Shared memory is uninitialized: fills it with NaN.
     std::memset(shared.get(), 0xff, bytes);
     auto* memory = static_cast<unsigned char*>(shared.get());
     wavenet::cuda::StreamCta<HostBlock, Product>(block, params, plan, first, memory).run();
@@ -54,7 +55,7 @@ int run(const int64_t* entries, int64_t entry_count, Params params, const void* 
     wavenet::cuda::check_input(params, index);
   if (max_polls > 0) {
     params.dropped_step = stages.dropped;
-    wavenet::cuda::run_threads(params, {stages.room, stages.tiles, max_polls}, backward);
+    wavenet::cuda::run_threads(params, {stages.resources, stages.tiles, max_polls}, backward);
     return 0;
   }
   if (stages.tiles > 0) {
@@ -82,12 +83,12 @@ int run(const int64_t* entries, int64_t entry_count, Params params, const void* 
 
 }  // namespace
 
-// Arrays are those of a Task, in its shapes; what is not there is null. `report` has room for 4 + batch and
-// holds kNone: what was refused, the block that was stuck, and where each stream failed. With no `tiles`
-// under way runs `stream_cta` in tiles of `streams`, else pipelines in that much room. Their blocks take
-// turns by a seed, and the message `lost`, counted over all, never comes; or, with `most_looks`, they are
-// threads, each of which looks for a message so often before it gives up, and the samples of the step `lost`
-// never come back. Returns 0 if it ran.
+// Arrays have the shapes of Params; missing ones are null. `report` has 4 + batch entries, initially kNone:
+// indices of invalid inputs, the block that timed out, and where each stream failed. If `tiles` is 0, runs
+// `stream_cta` with tiles of `streams`, otherwise pipelines with these resources. If `max_polls` is 0, their
+// blocks run in an order that `seed` determines, and message number `dropped` is lost. Otherwise each block
+// is a thread that times out after `max_polls` polls, and the samples of step `dropped` are lost. Returns 0
+// on success.
 extern "C" __attribute__((visibility("default"))) int wavenet_cuda_host_run(
     const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int64_t batch,
     int64_t steps, float* queues, int64_t* position, int64_t* last_sample, const int64_t* forced,
@@ -118,7 +119,7 @@ extern "C" __attribute__((visibility("default"))) int wavenet_cuda_host_run(
   }
 }
 
-// Bytes of shared memory that a block of `streams` needs, or -1 if the geometry makes no sense.
+// Returns the bytes of shared memory that a block of `streams` needs, or -1 if the geometry is invalid.
 extern "C" __attribute__((visibility("default"))) int64_t wavenet_cuda_shared_bytes(
     const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int streams) {
   try {
@@ -130,10 +131,11 @@ extern "C" __attribute__((visibility("default"))) int64_t wavenet_cuda_shared_by
   }
 }
 
-// Writes a plan as numbers, as tests/stage_plans.py reads them, and returns how many; `most` is the room.
+// Writes a plan as numbers, which tests/support/stage_plans.py parses, at most `max_count` of them. Returns
+// their number.
 extern "C" __attribute__((visibility("default"))) int64_t wavenet_cuda_stage_plan(
     const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int64_t tiles,
-    int64_t blocks, int64_t shared_bytes, int mail_is_shared, int64_t* numbers, int64_t most) {
+    int64_t blocks, int64_t shared_bytes, int mail_is_shared, int64_t* numbers, int64_t max_count) {
   std::vector<wavenet::Layer> layers;
   const wavenet::Geometry parsed = wavenet::parse_geometry(geometry, static_cast<size_t>(entries));
   const wavenet::Network network = wavenet::bind_weights(parsed, weights, bytes, layers);
@@ -141,7 +143,7 @@ extern "C" __attribute__((visibility("default"))) int64_t wavenet_cuda_stage_pla
       wavenet::cuda::plan_stages(network, {blocks, shared_bytes, mail_is_shared != 0}, tiles);
   int64_t count = 0;
   const auto write = [&](int64_t number) {
-    if (count < most) numbers[count] = number;
+    if (count < max_count) numbers[count] = number;
     ++count;
   };
   write(plan.refusal.empty() ? 1 : 0);
@@ -175,27 +177,27 @@ extern "C" __attribute__((visibility("default"))) int64_t wavenet_cuda_stage_pla
   return count;
 }
 
-// What each kernel would do on a device of these properties, or, for a kernel's name, which kernel is taken
-// or why none is; in at most `room` bytes.
+// Writes the name of the selected kernel on a device with these properties, or the reasons for none; if
+// `name` is null, a description of all kernels. Writes at most `capacity` bytes.
 extern "C" __attribute__((visibility("default"))) void wavenet_cuda_select_kernel(
     const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int64_t batch,
-    const int64_t* device, const char* name, char* text, int64_t room) {
+    const int64_t* device, const char* name, char* text, int64_t capacity) {
   std::vector<wavenet::Layer> layers;
   const wavenet::Geometry parsed = wavenet::parse_geometry(geometry, static_cast<size_t>(entries));
   const wavenet::Network network = wavenet::bind_weights(parsed, weights, bytes, layers);
   wavenet::cuda::Device on{device[0], device[1], device[2], device[3], device[4], device[5] != 0, {}};
-  // As if multiprocessors stood in groups of so many.
+  // Simulates multiprocessors in groups of this size.
   if (const int64_t group = device[6]; group > 0) {
     const int64_t groups = on.processors / group;
     on.clusters = [=](const wavenet::Network&, int64_t blocks, int64_t) { return groups * (group / blocks); };
   }
-  std::string told;
+  std::string answer;
   try {
-    told = name == nullptr
-               ? wavenet::cuda::describe(network, batch, on)
-               : wavenet::cuda::name_of(wavenet::cuda::select_kernel(network, batch, on, name).kernel);
+    answer = name == nullptr
+                 ? wavenet::cuda::describe(network, batch, on)
+                 : wavenet::cuda::name_of(wavenet::cuda::select_kernel(network, batch, on, name).kernel);
   } catch (const std::exception& error) {
-    told = error.what();
+    answer = error.what();
   }
-  std::snprintf(text, static_cast<size_t>(room), "%s", told.c_str());
+  std::snprintf(text, static_cast<size_t>(capacity), "%s", answer.c_str());
 }

@@ -1,4 +1,4 @@
-// Runs the pipelines of `stage_cluster` and `stage_grid` on the host, with queues for mailboxes, for tests.
+// Runs the pipelines of `stage_cluster` and `stage_grid` on the host, with simulated mailboxes, for tests.
 #pragma once
 
 #include <cstdlib>
@@ -12,20 +12,20 @@
 
 namespace wavenet::cuda {
 
-// What there is for a pipeline, and how its blocks take turns.
+// The resources of a pipeline and the order in which its blocks run.
 struct HostStages {
-  Room room;
+  PipelineResources resources;
   int64_t tiles;
   uint64_t seed;
-  int64_t dropped;  // the message of this number, counted over all, never arrives; -1 for none
+  int64_t dropped;  // number of the message that is lost, counted over all blocks; -1: none
 };
 
-// The mailboxes of one pipeline. A message is there once all of it was written and its sender has gone on,
-// and gone once the act that it started is over; a piece written to a slot that is not free is an error, as
-// is a message with a piece missing or written twice.
-class HostPost {
+// The mailboxes of one pipeline. A message is available after its sender has posted it, until the receiver
+// has processed it. Reports an error if a sender writes to a slot that is not free, omits a piece of a
+// message, or writes one twice.
+class HostMailboxes {
  public:
-  HostPost(const StagePlan& plan, const HostStages& stages) : plan_(plan), stages_(stages) {
+  HostMailboxes(const StagePlan& plan, const HostStages& stages) : plan_(plan), stages_(stages) {
     for (const StageBlock& block : plan.blocks) {
       for (const Mailbox& box : block.box) {
         for (int64_t tile = 0; tile < plan.tiles; ++tile) {
@@ -51,7 +51,7 @@ class HostPost {
 
   void post(int to, int box, int tile, int64_t use) {
     Slot& slot = at(to, box, tile);
-    if (slot.use != use) throw std::logic_error("a sender has miscounted its messages");
+    if (slot.use != use) throw std::logic_error("a sender posted a message with a wrong number");
     for (const bool written : slot.written) {
       if (!written) throw std::logic_error("a piece of a message is missing");
     }
@@ -60,13 +60,14 @@ class HostPost {
     ++slot.use;
   }
 
-  bool there(int block, const PendingMessage& message) const {
+  bool available(int block, const PendingMessage& message) const {
     const Slot& slot = at(block, message.box, message.tile);
-    if (slot.full && slot.use != message.use + 1) throw std::logic_error("a message was miscounted");
+    if (slot.full && slot.use != message.use + 1)
+      throw std::logic_error("a receiver waits for a message with a wrong number");
     return slot.full;
   }
 
-  // What is left there is noise.
+  // Fills the slot with NaN.
   void free(int block, const PendingMessage& message) {
     Slot& slot = at(block, message.box, message.tile);
     slot.full = false;
@@ -85,7 +86,7 @@ class HostPost {
     return slots_.at(static_cast<size_t>((block * kBoxes + box) * plan_.tiles + tile));
   }
   const Slot& at(int block, int box, int tile) const {
-    return const_cast<HostPost*>(this)->at(block, box, tile);
+    return const_cast<HostMailboxes*>(this)->at(block, box, tile);
   }
 
   const StagePlan& plan_;
@@ -94,29 +95,29 @@ class HostPost {
   int64_t posted_ = 0;
 };
 
-// One block's view of them.
+// The mailboxes as one block uses them.
 struct HostMail {
-  HostPost& office;
+  HostMailboxes& mailboxes;
   int index;
 
-  const float* slot(int box, int tile) const { return office.read(index, box, tile); }
+  const float* slot(int box, int tile) const { return mailboxes.read(index, box, tile); }
   void put(int to, int box, int tile, int row, int s, float a, float b) const {
-    office.put(to, box, tile, row, s, a, b);
+    mailboxes.put(to, box, tile, row, s, a, b);
   }
-  void post(int to, int box, int tile, int64_t use) const { office.post(to, box, tile, use); }
+  void post(int to, int box, int tile, int64_t use) const { mailboxes.post(to, box, tile, use); }
 };
 
-// A block with its shared memory.
+// A block and its shared memory.
 template <class Format>
 struct HostStage {
-  HostStage(HostPost& office, const HostBlock& block, const Params& params, const Pipeline& pipeline,
+  HostStage(HostMailboxes& mailboxes, const HostBlock& block, const Params& params, const Pipeline& pipeline,
             int index, int64_t first)
-      : mail{office, index},
+      : mail{mailboxes, index},
         shared(static_cast<unsigned char*>(
             std::aligned_alloc(16, static_cast<size_t>(pipeline.block[index].bytes)))),
         stage(block, mail, params, pipeline, index, first, noise(pipeline.block[index].bytes)) {}
 
-  // As floats it is NaN.
+  // Fills shared memory with NaN.
   unsigned char* noise(int32_t bytes) {
     std::memset(shared.get(), 0xff, static_cast<size_t>(bytes));
     return shared.get();
@@ -130,15 +131,15 @@ struct HostStage {
   Stage<HostBlock, HostMail, Format> stage;
 };
 
-// Lets the blocks of one pipeline take turns in any order that their messages allow.
+// Runs the blocks of one pipeline in a random order that their messages allow.
 template <class Format>
 void run_pipeline(const Params& params, const StagePlan& plan, const HostStages& stages,
                   const HostBlock& block, int64_t first) {
   const Pipeline pipeline = view(plan, params.network, plan.blocks.data(), plan.parts.data());
-  HostPost office(plan, stages);
+  HostMailboxes mailboxes(plan, stages);
   std::vector<std::unique_ptr<HostStage<Format>>> blocks;
   for (int index = 0; index < pipeline.blocks; ++index) {
-    blocks.push_back(std::make_unique<HostStage<Format>>(office, block, params, pipeline, index, first));
+    blocks.push_back(std::make_unique<HostStage<Format>>(mailboxes, block, params, pipeline, index, first));
     blocks.back()->stage.prepare();
   }
   std::mt19937_64 random(stages.seed);
@@ -149,7 +150,8 @@ void run_pipeline(const Params& params, const StagePlan& plan, const HostStages&
       const auto& stage = blocks[static_cast<size_t>(index)]->stage;
       if (stage.done()) continue;
       done = false;
-      if (!stage.waits() || office.there(index, stage.awaited())) ready.push_back(index);
+      if (!stage.needs_message() || mailboxes.available(index, stage.pending_message()))
+        ready.push_back(index);
     }
     if (done) break;
     if (ready.empty()) {
@@ -158,17 +160,17 @@ void run_pipeline(const Params& params, const StagePlan& plan, const HostStages&
     }
     const int index = ready[random() % ready.size()];
     auto& stage = blocks[static_cast<size_t>(index)]->stage;
-    const bool waits = stage.waits();
-    const PendingMessage message = stage.awaited();
-    stage.act();
-    if (waits) office.free(index, message);
+    const bool waited = stage.needs_message();
+    const PendingMessage message = stage.pending_message();
+    stage.process();
+    if (waited) mailboxes.free(index, message);
   }
   for (const auto& each : blocks) each->stage.finish();
 }
 
 inline void run_stages(const Params& params, const HostStages& stages, bool backward) {
   if (has_invalid_input(params)) return;
-  const StagePlan plan = plan_stages(params.network, stages.room, stages.tiles);
+  const StagePlan plan = plan_stages(params.network, stages.resources, stages.tiles);
   if (!plan.refusal.empty()) throw std::runtime_error(plan.refusal);
   const HostBlock block{backward, kStageWarps};
   for (int64_t first = 0; first < params.batch; first += plan.tiles * kTileStreams) {

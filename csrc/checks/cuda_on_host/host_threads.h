@@ -1,5 +1,5 @@
-// Runs the pipelines on the host with the mailboxes of `stage_cluster` and `stage_grid` themselves, every
-// block a thread of its own, for tests: how messages travel, how blocks wait, and how they give up.
+// Runs the pipelines on the host with the real mailboxes of `stage_cluster` and `stage_grid` and one thread
+// for each block, to test message passing, waiting and timeouts.
 #pragma once
 
 #include <condition_variable>
@@ -14,18 +14,18 @@
 
 namespace wavenet::cuda {
 
-// What the blocks of a cluster have in common: their shared memory, and a lock in place of its hardware.
+// The state of a cluster: the shared memory of its blocks, and a lock that replaces the hardware.
 struct HostClusterMemory {
   std::vector<unsigned char*> shared;
   std::mutex mutex;
   std::condition_variable changed;
   size_t waiting = 0;
-  int64_t meetings = 0;
-  std::string wrong;  // what broke the rules first, or empty
+  int64_t generation = 0;
+  std::string error;  // the first violation, or empty
 };
 
-// A block of a cluster as `DeviceCluster` has it. A piece that comes to a barrier whose owner expects none is
-// an error here.
+// A block of a cluster with the interface of `DeviceCluster`. Reports an error if a piece arrives at a
+// barrier whose owner has not announced a message.
 class HostCluster {
  public:
   using Address = unsigned char*;
@@ -41,10 +41,10 @@ class HostCluster {
   void start(Address barrier) const {
     change(barrier, [](Barrier& now) { now = {0, 0, 0}; });
   }
-  void show_started() const {}
+  void publish_barriers() const {}
   void expect(Address barrier, int bytes) const {
     change(barrier, [&](Barrier& now) {
-      if (now.expects != 0) fail("a message was expected twice");
+      if (now.expects != 0) fail("a message was announced twice");
       now.expects = 1;
       now.bytes += bytes;
     });
@@ -57,11 +57,11 @@ class HostCluster {
 
   void send(Address to, float a, float b, Address barrier) const {
     change(barrier, [&](Barrier& now) {
-      if (now.expects == 0) fail("a piece came that no one expects");
+      if (now.expects == 0) fail("a piece arrived before its message was announced");
       const float both[2] = {a, b};
       std::memcpy(to, both, sizeof(both));
       now.bytes -= static_cast<int32_t>(sizeof(both));
-      if (now.bytes < 0) fail("a message is longer than was expected");
+      if (now.bytes < 0) fail("a message is longer than announced");
       if (now.bytes == 0) now = {0, 0, static_cast<int16_t>(1 - now.phase)};
     });
   }
@@ -74,26 +74,26 @@ class HostCluster {
 
   void sync() const {
     std::unique_lock<std::mutex> lock(memory_.mutex);
-    const int64_t meeting = memory_.meetings;
+    const int64_t current = memory_.generation;
     if (++memory_.waiting == memory_.shared.size()) {
       memory_.waiting = 0;
-      ++memory_.meetings;
+      ++memory_.generation;
       memory_.changed.notify_all();
     }
-    memory_.changed.wait(lock, [&] { return memory_.meetings != meeting; });
+    memory_.changed.wait(lock, [&] { return memory_.generation != current; });
   }
 
  private:
-  // In the 8 bytes of an mbarrier.
+  // Stored in the 8 bytes of an mbarrier.
   struct Barrier {
-    int32_t bytes;  // still to come in this phase
+    int32_t bytes;  // not yet received in this phase
     int16_t expects, phase;
   };
-  static_assert(sizeof(Barrier) == sizeof(SlotCounters::barrier), "it stands in the barrier's place");
+  static_assert(sizeof(Barrier) == sizeof(SlotCounters::barrier), "it is stored in place of the barrier");
 
   unsigned char* own() const { return memory_.shared[static_cast<size_t>(index_)]; }
   void fail(const char* what) const {
-    if (memory_.wrong.empty()) memory_.wrong = what;
+    if (memory_.error.empty()) memory_.error = what;
   }
 
   template <class Change>
@@ -109,14 +109,14 @@ class HostCluster {
   int index_;
 };
 
-// What a host's pipeline of threads is like.
+// The configuration of a pipeline of threads.
 struct HostThreads {
-  Room room;
+  PipelineResources resources;
   int64_t tiles;
-  int max_polls;  // after which a block gives up
+  int max_polls;  // after which a block times out
 };
 
-// Takes a block through all its acts, or as far as it gets, as the kernels do.
+// Runs a block until it is done or times out, as the kernels do.
 template <class Format, class Mail>
 void run_block(const Mail& mail, const Params& params, const Pipeline& pipeline, int index, int64_t first,
                unsigned char* shared, bool backward) {
@@ -132,7 +132,7 @@ void run_pipeline_of_threads(const Params& params, const StagePlan& plan, const 
   const auto release = [](unsigned char* memory) { std::free(memory); };
   const auto noise = [](int64_t bytes) {
     auto* memory = static_cast<unsigned char*>(std::aligned_alloc(16, static_cast<size_t>(bytes)));
-    // As floats it is NaN.
+    // Fills shared memory with NaN.
     std::memset(memory, 0xff, static_cast<size_t>(bytes));
     return memory;
   };
@@ -148,11 +148,11 @@ void run_pipeline_of_threads(const Params& params, const StagePlan& plan, const 
   for (int index = 0; index < pipeline.blocks; ++index) {
     threads.emplace_back([&, index] {
       unsigned char* own = memory.shared[static_cast<size_t>(index)];
-      if (how.room.mail_is_shared) {
+      if (how.resources.mail_is_shared) {
         const HostCluster cluster(memory, index);
         const ClusterMail mail(cluster, params, pipeline, own, how.max_polls);
         run_block<Format>(mail, params, pipeline, index, first, own, backward);
-        mail.leave();
+        mail.close();
       } else {
         const GridMail mail(params, pipeline, index, own, reinterpret_cast<unsigned char*>(messages.data()),
                             reinterpret_cast<unsigned char*>(flags.data()), how.max_polls);
@@ -161,12 +161,12 @@ void run_pipeline_of_threads(const Params& params, const StagePlan& plan, const 
     });
   }
   for (std::thread& each : threads) each.join();
-  if (!memory.wrong.empty()) throw std::logic_error(memory.wrong);
+  if (!memory.error.empty()) throw std::logic_error(memory.error);
 }
 
 inline void run_threads(const Params& params, const HostThreads& how, bool backward) {
   if (has_invalid_input(params)) return;
-  const StagePlan plan = plan_stages(params.network, how.room, how.tiles);
+  const StagePlan plan = plan_stages(params.network, how.resources, how.tiles);
   if (!plan.refusal.empty()) throw std::runtime_error(plan.refusal);
   for (int64_t first = 0; first < params.batch; first += plan.tiles * kTileStreams) {
     if (params.network.tiles == Tiles::kFp16) {

@@ -1,6 +1,5 @@
-// Runs pipelines with the kernels' mailboxes, a thread for each block, for a sanitizer of threads to watch:
-// what a block reads must come to it by the messages alone. Also loses one, at which all blocks have to give
-// up.
+// Runs pipelines with the kernels' mailboxes and one thread for each block, under the thread sanitizer:
+// blocks may share data through messages only. Also drops a message, after which all blocks have to time out.
 #include <cstdio>
 #include <vector>
 
@@ -41,7 +40,7 @@ struct Streams {
   }
 };
 
-// Small weights of either sign, one and the same in every run.
+// Returns small weights of both signs, the same in every run.
 std::vector<uint32_t> random_weights(int64_t bytes) {
   std::vector<uint32_t> words(static_cast<size_t>(bytes / 4));
   uint32_t state = 1;
@@ -54,16 +53,16 @@ std::vector<uint32_t> random_weights(int64_t bytes) {
 
 bool check(const Network& network, bool in_cluster, int64_t tiles, const std::vector<int64_t>& expected) {
   Streams whole(network), losing(network);
-  const cuda::Room room{7, 100 * 1024, in_cluster};
-  cuda::run_threads(whole.params(network), {room, tiles, 1 << 28}, false);
+  const cuda::PipelineResources resources{7, 100 * 1024, in_cluster};
+  cuda::run_threads(whole.params(network), {resources, tiles, 1 << 28}, false);
   cuda::Params dropping = losing.params(network);
   dropping.dropped_step = 3;
-  cuda::run_threads(dropping, {room, tiles, 1 << 14}, false);
+  cuda::run_threads(dropping, {resources, tiles, 1 << 14}, false);
   const bool right = whole.output == expected && *whole.params(network).stuck == cuda::kNone;
   const bool reported =
       *dropping.stuck != cuda::kNone && losing.output[3] == expected[3] && losing.output[4] == -1;
   std::printf("%s, %d tile(s): %s, %s\n", in_cluster ? "cluster" : "grid", static_cast<int>(tiles),
-              right ? "right" : "WRONG", reported ? "a loss is told" : "a loss is NOT told");
+              right ? "right" : "WRONG", reported ? "the loss is reported" : "the loss is NOT reported");
   return right && reported;
 }
 
@@ -76,7 +75,7 @@ int main() {
   try {
     bind_weights(geometry, nullptr, bytes, layers);
   } catch (const std::exception& error) {
-    // It ends with how many there must be.
+    // The message ends with the required size.
     const std::string reported = error.what();
     bytes = std::stoll(reported.substr(reported.rfind(' ') + 1));
   }

@@ -1,5 +1,5 @@
-// Kernels that do nothing but one thing that the sample loop does, to time it: a layer's products with
-// weights at hand, the reading of weights, multiply-adds with all numbers in registers.
+// Kernels that time single operations of the sample loop: a layer's products with weights in shared memory,
+// reading weights, and multiply-adds in registers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,24 +14,24 @@
 
 namespace wavenet::cuda {
 
-constexpr int kProbeThreads = kStageWarps * kWarpSize;
-constexpr int kProbeRuns = 5;
-// Layers, or barriers, that a run goes through.
-constexpr int kProbeTurns = 2000;
-// Multiply-adds of a thread block for each turn of `products` and `fused_products`.
+constexpr int kBenchThreads = kStageWarps * kWarpSize;
+constexpr int kBenchRuns = 5;
+// Layers or barriers per run.
+constexpr int kBenchTurns = 2000;
+// Multiply-adds of a thread block in each turn of `products` and `fused_products`.
 constexpr double kTileProducts = 8.0 * kTileOutputs * kTileInputs * kTileStreams * kWarps;
 constexpr double kFusedProducts = 8.0 * kThreads;
 
-// One layer after the other, as `Stage` does it with weights in shared memory: the newest tap's product, the
-// gate, a barrier, the residual's product, a barrier.
+// Computes layers as `Stage` does, with weights in shared memory: the newest tap's product, the gate, a
+// barrier, the residual's product, a barrier.
 template <int kWidth>
-__global__ void __launch_bounds__(kProbeThreads, 1) layers(int turns, int64_t* cycles, float* out) {
+__global__ void __launch_bounds__(kBenchThreads, 1) layers(int turns, int64_t* cycles, float* out) {
   constexpr int kTiles = kWidth / kTileInputs;
   extern __shared__ __align__(16) int32_t weights[];
   __shared__ float x[kWidth * kStageStride], z[kWidth * kStageStride];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize;
-  for (int i = thread; i < 3 * kTiles * kTiles * kTileWords; i += kProbeThreads) weights[i] = 0x1c002c00;
-  for (int i = thread; i < kWidth * kStageStride; i += kProbeThreads) x[i] = z[i] = 0.01f;
+  for (int i = thread; i < 3 * kTiles * kTiles * kTileWords; i += kBenchThreads) weights[i] = 0x1c002c00;
+  for (int i = thread; i < kWidth * kStageStride; i += kBenchThreads) x[i] = z[i] = 0.01f;
   __syncthreads();
   const int64_t begin = clock64();
   for (int turn = 0; turn < turns; ++turn) {
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kProbeThreads, 1) layers(int turns, int64_t* c
       const int32_t* rows = weights + warp * kTiles * kTileWords;
       for (TileSums<Fp16, 1>* sums : {&filter, &gated}) {
         sums->for_each([](float& sum, int, int) { sum = 0.1f; });
-        sums->accumulate(rows, x, kStageStride, kTiles, read_tile_anywhere);
+        sums->accumulate(rows, x, kStageStride, kTiles, read_tile_generic);
         rows += kTiles * kTiles * kTileWords;
       }
       filter.for_both(gated, [&](float a, float b, int output, int s) {
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kProbeThreads, 1) layers(int turns, int64_t* c
       float* to = x + warp * kTileOutputs * kStageStride;
       sums.for_each([&](float& sum, int output, int s) { sum = 0.5f * to[output * kStageStride + s]; });
       const int32_t* rows = weights + (2 * kTiles + warp) * kTiles * kTileWords;
-      sums.accumulate(rows, z, kStageStride, kTiles, read_tile_anywhere);
+      sums.accumulate(rows, z, kStageStride, kTiles, read_tile_generic);
       sums.for_each([&](float& sum, int output, int s) { to[output * kStageStride + s] = sum; });
     }
     __syncthreads();
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kProbeThreads, 1) layers(int turns, int64_t* c
   out[thread] = x[thread % kWidth];
 }
 
-// Reads weights over and over as `stream_cta` does, from the second-level cache.
+// Reads weights repeatedly from the L2 cache, as `stream_cta` does.
 __global__ void __launch_bounds__(kThreads, 1)
     reads(const int32_t* words, int count, int turns, int32_t* out) {
   int32_t sum = 0;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   out[blockIdx.x * kThreads + threadIdx.x] = sum;
 }
 
-// Products with everything in registers: eight sums in turn.
+// Tensor core products with all operands in registers: eight independent sums.
 __global__ void __launch_bounds__(kThreads, 1) products(int turns, float* out) {
   const TileWeights weights[1] = {{{0x1c002c00, 0x2c001c00, 0x1c001c00, 0x2c002c00}}};
   const TileInputs inputs[1] = {{{0x2c001c00, 0x1c002c00}}};
@@ -109,7 +109,7 @@ inline double median(std::vector<double> values) {
 
 class Event {
  public:
-  Event() { require(cudaEventCreate(&event_), "making an event"); }
+  Event() { require(cudaEventCreate(&event_), "creating an event"); }
   ~Event() { cudaEventDestroy(event_); }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
@@ -119,12 +119,12 @@ class Event {
   cudaEvent_t event_;
 };
 
-// The median of the seconds that several runs take on a stream, after one that does not count.
+// Returns the median duration of several runs on a stream, in seconds, after a warm-up run.
 template <class Run>
 double median_seconds(Run run, cudaStream_t stream = nullptr) {
   const Event begin, end;
   std::vector<double> found;
-  for (int each = 0; each <= kProbeRuns; ++each) {
+  for (int each = 0; each <= kBenchRuns; ++each) {
     require(cudaEventRecord(begin, stream), "recording an event");
     run();
     require(cudaGetLastError(), "starting a kernel");

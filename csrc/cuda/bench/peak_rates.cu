@@ -1,24 +1,24 @@
-// What a device can do at most.
+// Measures the peak rates of a device.
 #include "cuda/bench/latency.h"
 #include "cuda/bench/peak_rates.h"
 
 namespace wavenet::cuda {
 namespace {
 
-// A layer of `kWidth` channels, in seconds.
+// Returns the duration of a layer of `kWidth` channels in seconds.
 template <int kWidth>
 double layer_seconds(int64_t* cycles, float* out, cudaStream_t stream) {
   const int bytes = 3 * kWidth * kWidth * 2;
   require(cudaFuncSetAttribute(layers<kWidth>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
           "asking for shared memory");
-  const auto run = [&] { layers<kWidth><<<1, kProbeThreads, bytes, stream>>>(kProbeTurns, cycles, out); };
-  return median_seconds(run, stream) / kProbeTurns;
+  const auto run = [&] { layers<kWidth><<<1, kBenchThreads, bytes, stream>>>(kBenchTurns, cycles, out); };
+  return median_seconds(run, stream) / kBenchTurns;
 }
 
 }  // namespace
 
 int64_t rate_workspace_floats(int device) {
-  return int64_t{kRateBlocks} * attribute(cudaDevAttrMultiProcessorCount, device) * kProbeThreads + 4;
+  return int64_t{kRateBlocks} * attribute(cudaDevAttrMultiProcessorCount, device) * kBenchThreads + 4;
 }
 
 double rate(const std::string& what, int device, const void* data, int64_t bytes, float* workspace,
@@ -31,7 +31,7 @@ double rate(const std::string& what, int device, const void* data, int64_t bytes
   constexpr int kTurns = 20000;
   if (what == "reads") {
     const auto words = static_cast<int>(bytes / 16 * 4);
-    // About a gigabyte for each multiprocessor, so that starting it does not count.
+    // About a gigabyte for each multiprocessor, so that launch overhead is negligible.
     const int turns = static_cast<int>(1 + (int64_t{1} << 30) / (kRateBlocks * int64_t{4} * words));
     const auto run = [&] {
       reads<<<blocks, kThreads, 0, stream>>>(static_cast<const int32_t*>(data), words, turns,

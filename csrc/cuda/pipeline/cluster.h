@@ -1,5 +1,5 @@
-// What messages between blocks are made of: on a GPU its instructions, on the host (host_threads.h) atomics
-// of threads, one of which stands for a whole block.
+// The operations that messages between blocks need: GPU instructions, or on the host (host_threads.h)
+// atomics, with one thread for each block.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +16,11 @@ namespace wavenet::cuda {
 
 WAVENET_DEVICE int first_thread() { return static_cast<int>(threadIdx.x); }
 WAVENET_DEVICE int thread_count() { return static_cast<int>(blockDim.x); }
-// Whether it holds for all threads of the block; a barrier.
+// Barrier that returns whether `holds` is true for all threads of the block.
 WAVENET_DEVICE bool for_all_threads(bool holds) { return __syncthreads_and(holds ? 1 : 0) != 0; }
 
-// In the device's memory. The store releases what comes before it; a look that finds what it was for is made
-// to acquire by the fence behind it.
+// Operations on device memory. The store has release semantics; the load is relaxed, and the fence after a
+// successful poll adds acquire semantics.
 WAVENET_DEVICE void store_released(uint32_t* to, uint32_t value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
@@ -37,8 +37,8 @@ WAVENET_DEVICE int64_t load_volatile(const int64_t* from) {
 WAVENET_DEVICE void pause() {}
 
 #if __CUDA_ARCH__ >= 900
-// The blocks of a thread-block cluster. An address is one in a block's shared memory, of which `there` is the
-// same place in another block's. (PTX ISA: st.async, mbarrier, barrier.cluster.)
+// The blocks of a thread-block cluster. Addresses are in a block's shared memory; `there` converts one to the
+// same location in another block. (PTX ISA: st.async, mbarrier, barrier.cluster.)
 class DeviceCluster {
  public:
   using Address = unsigned;
@@ -56,18 +56,18 @@ class DeviceCluster {
     return remote;
   }
 
-  // A barrier whose phases end once its owner has said how many bytes are to come, and they have come.
+  // A barrier whose phase ends when its owner has announced a number of bytes and they have arrived.
   WAVENET_DEVICE void start(Address barrier) const {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
   }
-  WAVENET_DEVICE void show_started() const {
+  WAVENET_DEVICE void publish_barriers() const {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   WAVENET_DEVICE void expect(Address barrier, int bytes) const {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                  : "memory");
   }
-  // Whether the phase of this parity has ended; if so, what came in it can be read.
+  // Returns whether the phase of this parity has ended; if so, its data can be read.
   WAVENET_DEVICE bool ended(Address barrier, unsigned parity) const {
     unsigned found;
     asm volatile(
@@ -80,7 +80,7 @@ class DeviceCluster {
     return found != 0;
   }
 
-  // Writes two numbers in another block, and counts them at a barrier there.
+  // Writes two numbers to another block and counts their bytes at a barrier there.
   WAVENET_DEVICE void send(Address to, float a, float b, Address barrier) const {
     asm volatile(
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to),
@@ -93,7 +93,7 @@ class DeviceCluster {
     return number;
   }
 
-  // All blocks have come so far, and see what the others wrote before.
+  // Barrier of all blocks; afterwards, each sees all earlier writes of the others.
   WAVENET_DEVICE void sync() const {
     __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -112,7 +112,7 @@ inline int thread_count() { return 1; }
 inline bool for_all_threads(bool holds) { return holds; }
 
 inline void store_released(uint32_t* to, uint32_t value) { __atomic_store_n(to, value, __ATOMIC_RELEASE); }
-// Acquires, instead of the fence: the thread sanitizer does not know fences.
+// Has acquire semantics itself, since the thread sanitizer does not support fences.
 inline uint32_t load_relaxed(const uint32_t* from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
 inline void fence() {}
 

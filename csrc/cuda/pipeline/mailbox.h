@@ -1,11 +1,10 @@
-// How messages travel between the blocks of a pipeline: through the shared memory of a cluster, or through
-// the device's.
+// Message passing between the blocks of a pipeline, through the shared memory of a cluster or through device
+// memory.
 //
-// A block writes a message piece by piece with `put`, in one phase, and after it calls `post`, which is told
-// how many messages went to that slot before. Another block's `wait` returns true once all of that message
-// can be read in its slot; it is called by all threads of the block, and they agree on what it returns. False
-// says that the kernel is stuck: the wait is bounded, and who gives up marks `task.stuck`, at which all
-// others give up too.
+// A block writes a message piece by piece with `put`, in one phase, and then calls `post` with the number of
+// earlier messages to that slot. The receiving block's `wait` returns true when the whole message can be read
+// from the slot; all threads of the block call it and get the same result. It returns false after a timeout:
+// the block that times out sets `params.stuck`, which makes all others stop too.
 #pragma once
 
 #include <cstddef>
@@ -17,19 +16,19 @@
 
 namespace wavenet::cuda {
 
-// Which message a block waits for.
+// The message that a block waits for.
 struct PendingMessage {
   int box, tile;
-  int64_t use;  // counted from 0, the messages to that slot
+  int64_t use;  // index of the message among those to this slot, from 0
   bool more;    // whether another one follows
 };
 
-// Two looks at a mailbox in a cluster are tens of cycles apart, in the device's memory hundreds: seconds.
+// Limits of polling, both a few seconds: a poll takes tens of cycles in a cluster, hundreds in device memory.
 constexpr int kMaxPollsShared = 1 << 27;
 constexpr int kMaxPollsDevice = 1 << 23;
 constexpr int kPollsPerCheck = 1 << 12;
 
-// Looks until there is what is looked for; false if that takes too long, or another block has given up.
+// Polls until `found` returns true. Returns false after `most` polls, or if another block has timed out.
 template <class Condition>
 WAVENET_DEVICE bool poll_until(const Params& params, int most, int block, Condition found) {
   for (int polls = 1; !found(); ++polls) {
@@ -41,14 +40,14 @@ WAVENET_DEVICE bool poll_until(const Params& params, int most, int block, Condit
   return true;
 }
 
-// Pieces are written straight into the other block's shared memory. Each counts its bytes at the slot's
-// barrier there, whose phase ends once the owner has said how many bytes make the message, and they have
-// come. The owner says so before anyone can send: for the first message before the cluster starts, for each
-// other when it has received the one before, which the sender waits for.
+// Pieces are written directly to the other block's shared memory. Each counts its bytes at the slot's barrier
+// there, whose phase ends when the owner has announced the size of the message and all bytes have arrived.
+// The owner announces it before the sender can write: for the first message before the cluster starts, for
+// each later one when it receives the previous message, which the sender depends on.
 template <class Cluster>
 class ClusterMail {
  public:
-  // The pipeline is the cluster. Ends with all its blocks ready to receive.
+  // The pipeline is the cluster. When this returns, all its blocks can receive.
   WAVENET_DEVICE ClusterMail(const Cluster& cluster, const Params& params, const Pipeline& pipeline,
                              unsigned char* shared, int max_polls = kMaxPollsShared)
       : cluster_(cluster),
@@ -60,28 +59,28 @@ class ClusterMail {
     for (int i = first_thread(); i < kBoxes * pipeline.tiles; i += thread_count()) {
       const int box = i / pipeline.tiles, tile = i % pipeline.tiles;
       cluster_.start(barrier(box, tile));
-      book(box, tile).sent = book(box, tile).received = 0;
+      counters(box, tile).sent = counters(box, tile).received = 0;
       const int rows = pipeline.block[index()].box[box].rows;
       if (rows > 0) expect(box, tile, rows);
     }
-    cluster_.show_started();
+    cluster_.publish_barriers();
     cluster_.sync();
   }
 
   WAVENET_DEVICE int index() const { return cluster_.index(); }
 
-  // Ends the exchange, also where a block has given up: no block may end while a piece is on its way to it.
-  // Once all have met no one sends any more, and all messages are whole, since a block gives up between two
-  // only. What the block before has sent and this one has not received is then waited for; normally there is
-  // nothing.
-  WAVENET_DEVICE void leave() const {
+  // Ends message passing, also after a timeout: no block may exit while a piece is in flight to it. After the
+  // first barrier no block sends any more, and all messages are complete, since a block stops only between
+  // messages. Then waits for messages that the previous block has sent and this one has not received;
+  // normally there are none.
+  WAVENET_DEVICE void close() const {
     cluster_.sync();
     const int before = (index() + pipeline_.blocks - 1) % pipeline_.blocks;
     for (int i = first_thread(); i < kBoxes * pipeline_.tiles; i += thread_count()) {
       const int box = i / pipeline_.tiles, tile = i % pipeline_.tiles;
       const auto here = barrier(box, tile) + static_cast<unsigned>(offsetof(SlotCounters, sent));
       const int sent = cluster_.read(cluster_.there(here, before));
-      const int received = book(box, tile).received;
+      const int received = counters(box, tile).received;
       if (sent != received) arrives(box, tile, received);
     }
     cluster_.sync();
@@ -96,20 +95,20 @@ class ClusterMail {
     cluster_.send(cluster_.there(piece, to), a, b, cluster_.there(barrier(box, tile), to));
   }
   WAVENET_DEVICE void post(int, int box, int tile, int64_t use) const {
-    if (first_thread() == 0) book(box, tile).sent = static_cast<int32_t>(use + 1);
+    if (first_thread() == 0) counters(box, tile).sent = static_cast<int32_t>(use + 1);
   }
 
   WAVENET_DEVICE bool wait(const PendingMessage& message) const {
     const bool found = arrives(message.box, message.tile, message.use);
     if (found && first_thread() == 0) {
-      book(message.box, message.tile).received = static_cast<int32_t>(message.use + 1);
+      counters(message.box, message.tile).received = static_cast<int32_t>(message.use + 1);
       if (message.more) expect(message.box, message.tile, plan_.box[message.box].rows);
     }
     return for_all_threads(found);
   }
 
  private:
-  // Looks until all bytes of a message are there; false if that takes too long.
+  // Polls until all bytes of a message have arrived; returns false after a timeout.
   WAVENET_DEVICE bool arrives(int box, int tile, int64_t use) const {
     const auto at = barrier(box, tile);
     const auto parity = static_cast<unsigned>(use & 1);
@@ -119,7 +118,7 @@ class ClusterMail {
   WAVENET_DEVICE static int place(const Mailbox& mailbox, int tile) {
     return mailbox.offset + tile * mailbox.rows * kTileStreams * 4;
   }
-  WAVENET_DEVICE SlotCounters& book(int box, int tile) const {
+  WAVENET_DEVICE SlotCounters& counters(int box, int tile) const {
     return reinterpret_cast<SlotCounters*>(shared_)[box * pipeline_.tiles + tile];
   }
   WAVENET_DEVICE typename Cluster::Address barrier(int box, int tile) const {
@@ -137,18 +136,18 @@ class ClusterMail {
   int max_polls_;
 };
 
-// Pieces are written to the device's memory. Once all threads have passed the barrier behind the phase, one
-// of them stores the slot's count of messages, at which one thread of the other block looks; another barrier
-// then lets the rest read.
+// Pieces are written to device memory. After the barrier at the end of the phase, one thread stores the
+// slot's message count, which one thread of the other block polls; another barrier then lets its other
+// threads read.
 //
-// Why the pieces are there (PTX ISA, memory consistency model): the barrier puts them before the store of the
-// count in causality order, and the store releases what is before it, other threads' writes too. The looks
-// are relaxed, since each that acquires may empty the first-level cache; the one fence behind the look that
-// finds the count makes an acquire pattern with it, which the store synchronises with, and the second barrier
-// puts it before all reads of the block.
+// Why the pieces are visible then (PTX ISA, memory consistency model): the barrier orders them before the
+// store of the count in causality order, and the store releases all earlier writes, also those of other
+// threads. The polls are relaxed, since an acquiring load may invalidate the L1 cache. The fence after the
+// successful poll forms an acquire pattern with it, which synchronizes with the store, and the second barrier
+// orders it before all reads of the block.
 class GridMail {
  public:
-  // `mail` and `flags` are the pipeline's; these are zero when the kernel starts.
+  // `mail` and `flags` belong to the pipeline; flags are zero when the kernel starts.
   WAVENET_DEVICE GridMail(const Params& params, const Pipeline& pipeline, int index,
                           const unsigned char* shared, unsigned char* mail, unsigned char* flags,
                           int max_polls = kMaxPollsDevice)
@@ -185,7 +184,7 @@ class GridMail {
   WAVENET_DEVICE float* place(const Mailbox& mailbox, int tile) const {
     return reinterpret_cast<float*>(mail_ + mailbox.offset) + tile * mailbox.rows * kTileStreams;
   }
-  // A slot's count once it has had `use` messages and one more; it goes around as 32 bits do.
+  // A slot's count after message `use`, modulo 2^32.
   WAVENET_DEVICE static uint32_t after(int64_t use) { return static_cast<uint32_t>(use + 1); }
   WAVENET_DEVICE uint32_t* flag(int of, int box, int tile) const {
     return reinterpret_cast<uint32_t*>(flags_ + ((of * kBoxes + box) * pipeline_.tiles + tile) * kFlagBytes);

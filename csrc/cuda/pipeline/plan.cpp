@@ -10,15 +10,15 @@ namespace {
 
 constexpr int64_t kRowBytes = kTileStreams * 4;
 constexpr int64_t kChannelBytes = kStageStride * 4;
-// No layout comes near what 32 bits hold of bytes; a network so wide is refused before.
+// Limits offsets to 32 bits; networks that need that much are rejected earlier.
 constexpr int64_t kMaxBytes = int64_t{1} << 30;
 
 int64_t whole(int64_t count) { return (count + kTile - 1) / kTile * kTile; }
 
-// Hands out consecutive places, each aligned for any type.
-class Places {
+// Returns consecutive offsets, each aligned for any type.
+class OffsetAllocator {
  public:
-  int32_t take(int64_t bytes) {
+  int32_t allocate(int64_t bytes) {
     const int64_t begin = end_;
     end_ = std::min(end_ + (bytes + 15) / 16 * 16, kMaxBytes);
     return static_cast<int32_t>(begin);
@@ -31,27 +31,29 @@ class Places {
 
 class Planner {
  public:
-  Planner(const Network& network, const Room& room, int64_t tiles)
-      : net_(network), room_(room), tiles_(tiles) {}
+  Planner(const Network& network, const PipelineResources& resources, int64_t tiles)
+      : net_(network), resources_(resources), tiles_(tiles) {}
 
-  // With so many stages; `refusal` is set if a block's memory does not do. Unless it is to be whole, the plan
-  // ends at the first block that does not hold all its weights: plans are made for every launch.
+  // Plans a number of stages; sets `refusal` if a block needs more memory than there is. Unless `whole` is
+  // set, stops at the first block that cannot keep all its weights, since plans are computed for every
+  // launch.
   StagePlan plan(int64_t stages, bool whole) {
     StagePlan plan{};
     plan.tiles = tiles_;
     plan.resident = true;
     for (int64_t stage = 0; stage < stages && (whole || plan.resident); ++stage) {
-      // The longer ones come first: the last one's work on skip sums is waited for.
-      const int64_t least = net_.layers / stages, more = net_.layers % stages;
-      const int64_t first = stage * least + std::min(stage, more);
-      add_layers(plan, first, least + (stage < more ? 1 : 0));
+      // Longer stages come first, since the skip sums of the last one are on the critical path.
+      const int64_t min_layers = net_.layers / stages, more = net_.layers % stages;
+      const int64_t first = stage * min_layers + std::min(stage, more);
+      add_layers(plan, first, min_layers + (stage < more ? 1 : 0));
     }
     if (!whole && !plan.resident) return plan;
     add_head(plan, StageKind::kHead, net_.head1, net_.skip_padded);
     add_head(plan, StageKind::kDraw, net_.head2, net_.head_padded);
     plan.mail_bytes = mail_.end();
     const size_t count = plan.blocks.size();
-    plan.flag_bytes = room_.mail_is_shared ? 0 : static_cast<int64_t>(count) * kBoxes * tiles_ * kFlagBytes;
+    plan.flag_bytes =
+        resources_.mail_is_shared ? 0 : static_cast<int64_t>(count) * kBoxes * tiles_ * kFlagBytes;
     for (size_t index = 0; index < count; ++index) {
       std::copy_n(plan.blocks[(index + 1) % count].box, kBoxes, plan.blocks[index].next);
     }
@@ -59,9 +61,9 @@ class Planner {
   }
 
  private:
-  Mailbox mailbox(Places& places, int64_t rows) {
-    Places& where = room_.mail_is_shared ? places : mail_;
-    return {static_cast<int32_t>(rows), where.take(rows * kRowBytes * tiles_)};
+  Mailbox mailbox(OffsetAllocator& allocator, int64_t rows) {
+    OffsetAllocator& where = resources_.mail_is_shared ? allocator : mail_;
+    return {static_cast<int32_t>(rows), where.allocate(rows * kRowBytes * tiles_)};
   }
 
   static Part part(const int32_t* source, int64_t outputs, int64_t inputs, int64_t pitch_inputs) {
@@ -80,24 +82,25 @@ class Planner {
     block.first_layer = static_cast<int32_t>(first);
     block.layers = static_cast<int32_t>(count);
     block.first_part = static_cast<int32_t>(plan.parts.size());
-    Places places = begin();
-    // The latest samples, or else the channels and, behind them, which samples these are.
-    block.box[kInput] = mailbox(places, first == 0 ? 1 : net_.residual_padded + 1);
-    block.box[kSkipSums] = mailbox(places, first == 0 ? 0 : net_.skip_padded);
+    OffsetAllocator allocator = begin();
+    // The first stage receives the latest samples; others receive channels, followed by their samples.
+    block.box[kInput] = mailbox(allocator, first == 0 ? 1 : net_.residual_padded + 1);
+    block.box[kSkipSums] = mailbox(allocator, first == 0 ? 0 : net_.skip_padded);
     const int64_t old_taps = whole((net_.taps - 1) * net_.residual);
-    block.parts = places.take(count * kLayerParts * static_cast<int64_t>(sizeof(Part)));
-    block.table = places.take(count * static_cast<int64_t>(sizeof(Layer)));
+    block.parts = allocator.allocate(count * kLayerParts * static_cast<int64_t>(sizeof(Part)));
+    block.table = allocator.allocate(count * static_cast<int64_t>(sizeof(Layer)));
     const int64_t skip_bias = first == 0 ? net_.skip_padded : 0;
-    block.biases = places.take(4 * (count * (2 * net_.dilated_padded + net_.residual_padded) + skip_bias));
-    block.values = places.take(net_.residual_padded * kChannelBytes);
-    block.activations = places.take(count * net_.dilated_padded * kChannelBytes);
-    block.taps = places.take(count * old_taps * kChannelBytes);
-    block.starts = places.take(count * 2 * net_.dilated_padded * kRowBytes);
-    block.slots = places.take(count * kTileStreams * 4);
-    block.frames = places.take(kTileStreams * static_cast<int64_t>(sizeof(GateFrame)));
-    block.position = places.take(tiles_ * kTileStreams * 8);
-    block.last = places.take(kTileStreams * 4);
-    block.active = places.take(kTileStreams * 4);
+    block.biases =
+        allocator.allocate(4 * (count * (2 * net_.dilated_padded + net_.residual_padded) + skip_bias));
+    block.values = allocator.allocate(net_.residual_padded * kChannelBytes);
+    block.activations = allocator.allocate(count * net_.dilated_padded * kChannelBytes);
+    block.taps = allocator.allocate(count * old_taps * kChannelBytes);
+    block.starts = allocator.allocate(count * 2 * net_.dilated_padded * kRowBytes);
+    block.slots = allocator.allocate(count * kTileStreams * 4);
+    block.frames = allocator.allocate(kTileStreams * static_cast<int64_t>(sizeof(GateFrame)));
+    block.position = allocator.allocate(tiles_ * kTileStreams * 8);
+    block.last = allocator.allocate(kTileStreams * 4);
+    block.active = allocator.allocate(kTileStreams * 4);
     for (int64_t index = first; index < first + count; ++index) {
       const Layer& layer = net_.layer[index];
       const int64_t pitch = layer.dilated.inputs, newest = pitch - old_taps;
@@ -111,7 +114,7 @@ class Planner {
                                 inputs, inputs));
       plan.parts.push_back(part(layer.dilated.words, layer.dilated.outputs, old_taps, pitch));
     }
-    finish(plan, block, places);
+    finish(plan, block, allocator);
   }
 
   void add_head(StagePlan& plan, StageKind kind, const Matrix& matrix, int64_t channels) {
@@ -119,59 +122,59 @@ class Planner {
     block.kind = kind;
     block.first_part = static_cast<int32_t>(plan.parts.size());
     const bool draws = kind == StageKind::kDraw;
-    Places places = begin();
-    block.box[draws ? kInput : kSkipSums] = mailbox(places, channels);
-    block.parts = places.take(sizeof(Part));
-    block.biases = places.take(4 * matrix.outputs);
-    block.values = places.take(channels * kChannelBytes);
+    OffsetAllocator allocator = begin();
+    block.box[draws ? kInput : kSkipSums] = mailbox(allocator, channels);
+    block.parts = allocator.allocate(sizeof(Part));
+    block.biases = allocator.allocate(4 * matrix.outputs);
+    block.values = allocator.allocate(channels * kChannelBytes);
     if (draws) {
-      block.position = places.take(tiles_ * kTileStreams * 8);
-      block.last = places.take(tiles_ * kTileStreams * 4);
-      block.active = places.take(tiles_ * kTileStreams * 4);
-      block.logits = places.take(kTileStreams * 4 * logits_row(net_));
-      block.weights = places.take(kTileStreams * 4 * logits_row(net_));
-      block.sums = places.take(kTileStreams * 8 * (kWarpSize + 1));
-      block.uniforms = places.take(kTileStreams * 4);
+      block.position = allocator.allocate(tiles_ * kTileStreams * 8);
+      block.last = allocator.allocate(tiles_ * kTileStreams * 4);
+      block.active = allocator.allocate(tiles_ * kTileStreams * 4);
+      block.logits = allocator.allocate(kTileStreams * 4 * logits_row(net_));
+      block.weights = allocator.allocate(kTileStreams * 4 * logits_row(net_));
+      block.sums = allocator.allocate(kTileStreams * 8 * (kWarpSize + 1));
+      block.uniforms = allocator.allocate(kTileStreams * 4);
     }
     plan.parts.push_back(part(matrix.words, matrix.outputs, matrix.inputs, matrix.inputs));
-    finish(plan, block, places);
+    finish(plan, block, allocator);
   }
 
-  Places begin() const {
-    Places places;
-    places.take(kBoxes * tiles_ * static_cast<int64_t>(sizeof(SlotCounters)));
-    places.take(sizeof(StageBlock));
-    return places;
+  OffsetAllocator begin() const {
+    OffsetAllocator allocator;
+    allocator.allocate(kBoxes * tiles_ * static_cast<int64_t>(sizeof(SlotCounters)));
+    allocator.allocate(sizeof(StageBlock));
+    return allocator;
   }
 
-  // Gives room to weights: first to what every layer needs at once, then to the rest.
-  void finish(StagePlan& plan, StageBlock& block, Places& places) {
+  // Places weights in shared memory: first those on the critical path of every layer, then the others.
+  void finish(StagePlan& plan, StageBlock& block, OffsetAllocator& allocator) {
     const auto first = plan.parts.begin() + block.first_part;
-    const auto give = [&](Part& part, bool all) {
+    const auto allocate_part = [&](Part& part, bool all) {
       const int64_t row = int64_t{4} * part.words;
-      const int64_t left = std::max<int64_t>(0, room_.shared_bytes - places.end()) / row;
+      const int64_t left = std::max<int64_t>(0, resources_.shared_bytes - allocator.end()) / row;
       const int64_t rows = all ? part.rows : std::min<int64_t>(part.rows, left);
-      part.offset = places.take(rows * row);
+      part.offset = allocator.allocate(rows * row);
       part.resident = static_cast<int32_t>(rows);
       plan.resident = plan.resident && rows == part.rows;
     };
     if (block.kind == StageKind::kLayers) {
       for (int kind = 0; kind < kLayerParts; ++kind) {
         for (int layer = 0; layer < block.layers; ++layer) {
-          give(first[layer * kLayerParts + kind], kind == kNewestTap || kind == kResidual);
+          allocate_part(first[layer * kLayerParts + kind], kind == kNewestTap || kind == kResidual);
         }
       }
     } else {
-      give(*first, false);
+      allocate_part(*first, false);
     }
-    block.bytes = static_cast<int32_t>(places.end());
-    plan.bytes = std::max(plan.bytes, places.end());
-    plan.resident = plan.resident && places.end() <= room_.shared_bytes;
-    if (places.end() > room_.shared_bytes && plan.refusal.empty()) {
+    block.bytes = static_cast<int32_t>(allocator.end());
+    plan.bytes = std::max(plan.bytes, allocator.end());
+    plan.resident = plan.resident && allocator.end() <= resources_.shared_bytes;
+    if (allocator.end() > resources_.shared_bytes && plan.refusal.empty()) {
       const std::string what = block.kind == StageKind::kLayers ? std::to_string(block.layers) + " layer(s)"
-                                                                : std::string("a head layer's values");
-      plan.refusal = what + " to a block need " + std::to_string(places.end()) +
-                     " bytes of shared memory, there are " + std::to_string(room_.shared_bytes);
+                                                                : std::string("the values of a head layer");
+      plan.refusal = what + " per block need " + std::to_string(allocator.end()) +
+                     " bytes of shared memory; available: " + std::to_string(resources_.shared_bytes);
     }
     plan.blocks.push_back(block);
   }
@@ -181,26 +184,26 @@ class Planner {
   }
 
   const Network& net_;
-  const Room& room_;
+  const PipelineResources& resources_;
   int64_t tiles_;
-  Places mail_;
+  OffsetAllocator mail_;
 };
 
 }  // namespace
 
-StagePlan plan_stages(const Network& network, const Room& room, int64_t tiles) {
+StagePlan plan_stages(const Network& network, const PipelineResources& resources, int64_t tiles) {
   StagePlan best{};
-  const int64_t most = std::min(room.blocks - 2, network.layers);
-  if (most < 1) {
-    best.refusal = "a pipeline has three blocks or more, there is room for " + std::to_string(room.blocks);
+  const int64_t max_stages = std::min(resources.blocks - 2, network.layers);
+  if (max_stages < 1) {
+    best.refusal = "a pipeline needs at least 3 blocks; available: " + std::to_string(resources.blocks);
     return best;
   }
-  for (int64_t stages = 1; stages <= most; ++stages) {
-    best = Planner(network, room, tiles).plan(stages, stages == most);
+  for (int64_t stages = 1; stages <= max_stages; ++stages) {
+    best = Planner(network, resources, tiles).plan(stages, stages == max_stages);
     if (best.refusal.empty() && best.resident) return best;
   }
-  if (!best.refusal.empty() && most < network.layers) {
-    best.refusal = "of " + std::to_string(network.layers) + " layers in " + std::to_string(most) +
+  if (!best.refusal.empty() && max_stages < network.layers) {
+    best.refusal = "with " + std::to_string(network.layers) + " layers in " + std::to_string(max_stages) +
                    " stages, " + best.refusal;
   }
   return best;

@@ -1,19 +1,18 @@
-// How a network is laid out over blocks of threads that hold its weights: a pipeline.
+// The plan of a pipeline: the layout of a network over thread blocks that keep its weights in shared memory.
 //
-// Consecutive layers make a stage, one block each; two more blocks have the two head layers, the second of
-// which draws. A block keeps weights in its shared memory for the whole launch. What is on the way of a
-// sample from layer to layer, the newest tap and the residual, always lies there; skip sums and old taps,
-// which have time, and the heads lie there as far as there is room, and are read from the device's memory
-// beyond that.
+// Each stage of consecutive layers is one block; two more blocks compute the two head layers, the second of
+// which also samples. Weights stay in shared memory for the whole launch. Those on the critical path from
+// layer to layer, of the newest tap and the residual, are always there. Those of skip sums, old taps and
+// heads are there as far as the memory suffices; the rest is read from device memory.
 //
-// A tile of 8 streams takes part as a message that goes from block to block, and comes back from the last as
-// the samples drawn. Several tiles are under way at once, each with a slot of its own in every mailbox. So a
-// slot is free when it is written: a tile's next message sets out only after its last one has come back, and
-// that has been through every block.
+// A tile of 8 streams is a message that is passed from block to block and returns from the last one as
+// samples. Several tiles are in flight at once, each with its own slot in every mailbox. A slot is therefore
+// free when it is written: a tile's next message starts only after the previous one has returned, having
+// passed through every block.
 //
-// A block's shared memory begins with a `SlotCounters` for each slot of its mailboxes; then comes a copy of
-// its own `StageBlock`, at `Pipeline::own`. That and the tables it tells of are copied once a launch, so that
-// no sample waits for a table in the device's memory.
+// A block's shared memory starts with a `SlotCounters` for each slot of its mailboxes, followed by a copy of
+// its own `StageBlock`, at `Pipeline::own`. That and its tables are copied once per launch, so that no sample
+// waits for a table in device memory.
 #pragma once
 
 #include <cstdint>
@@ -25,99 +24,101 @@
 namespace wavenet::cuda {
 
 constexpr int kStageWarps = 16;
-// Tiles under way in one pipeline; more than this many serve no one sooner.
-constexpr int kMaxTilesUnderWay = 4;
+// Maximum number of tiles in flight in one pipeline; more of them are not faster.
+constexpr int kMaxTilesInFlight = 4;
 
 enum class StageKind : int32_t { kLayers, kHead, kDraw };
 
-// The parts of a layer's weights, in the order in which they are given room.
+// The parts of a layer's weights, in the order in which they are placed in shared memory.
 enum LayerPart { kNewestTap, kResidual, kSkip, kOldTaps, kLayerParts };
 
-// Some inputs of a matrix, in tiles: for each 16 outputs `words` words in a row, `pitch` words apart.
+// Some inputs of a matrix, in tiles: rows of 16 outputs with `words` contiguous words each, `pitch` words
+// apart.
 struct Part {
   const int32_t* source;
   int64_t pitch;
   int32_t words, rows;
-  int32_t resident;  // of the rows, so many of the first lie in shared memory, without gaps
-  int32_t offset;    // bytes from the beginning of shared memory
+  int32_t resident;  // the first rows, this many, are in shared memory, without gaps
+  int32_t offset;    // byte offset in shared memory
 };
 
-// A place for messages: a slot for each tile, each of so many rows of 8 numbers.
+// Memory for messages: a slot for each tile, each of `rows` rows of 8 numbers.
 struct Mailbox {
-  int32_t rows;    // 0: there is none
-  int32_t offset;  // bytes from the beginning of shared memory, or of the pipeline's mail
+  int32_t rows;    // 0: no mailbox
+  int32_t offset;  // byte offset in shared memory or in the pipeline's messages
 };
 
-// A block has up to two: what starts its work, and, in a stage, the skip sums so far.
+// A block has up to two mailboxes: for its main input and, in a stage, for the skip sums so far.
 enum Box { kInput, kSkipSums, kBoxes };
 
-// What a block knows of one slot.
+// A block's state of one slot.
 struct SlotCounters {
-  uint64_t barrier;  // an mbarrier, if mailboxes lie in shared memory
-  int32_t sent;      // messages so far: to that slot of the next block
-  int32_t received;  // and from its own
+  uint64_t barrier;  // an mbarrier, if mailboxes are in shared memory
+  int32_t sent;      // number of messages sent to this slot of the next block
+  int32_t received;  // number of messages received in this block's slot
 };
 
-// Flags in the device's memory, at which blocks look, stand so many bytes apart, a line of the caches: a look
-// at one does not wait for a store to another.
+// Distance between the flags in device memory that blocks poll: a cache line, so that polling one flag does
+// not wait for a store to another.
 constexpr int64_t kFlagBytes = 128;
 
 struct StageBlock {
   StageKind kind;
   int32_t first_layer, layers;
-  int32_t first_part;  // of the pipeline's: kLayerParts for each layer, or a head's one
+  int32_t first_part;  // index into the pipeline's parts: kLayerParts for each layer, one for a head
   Mailbox box[kBoxes];
-  Mailbox next[kBoxes];  // those of the block that it sends to: the next, or from the last the first
-  // Bytes from the beginning of shared memory. What lies before `values` is not cleared at the beginning.
-  int32_t parts;        // the block's `Part`s
-  int32_t table;        // each layer's `Layer`
-  int32_t biases;       // of each layer those of its gate, then of the residual; at last the head's
-  int32_t values;       // channels of the tile at hand, `kStageStride` floats apart
-  int32_t activations;  // one such for each layer
-  int32_t taps;         // and the old taps of each layer
-  int32_t starts;       // of each layer: bias, conditioning and old taps, summed, rows of 8
-  int32_t slots;        // of each layer and stream: the ring's row for the next input
-  int32_t frames;       // of each stream
-  int32_t position, last, active;  // of each stream of each tile
+  Mailbox next[kBoxes];  // mailboxes of the block that it sends to: the next one; of the last block, the
+                         // first one
+  // Byte offsets in shared memory. Memory before `values` is not cleared at the beginning.
+  int32_t parts;                   // the block's `Part`s
+  int32_t table;                   // each layer's `Layer`
+  int32_t biases;                  // for each layer of its gate, then of the residual; then of the head
+  int32_t values;                  // channels of the current tile, `kStageStride` floats apart
+  int32_t activations;             // the same for each layer
+  int32_t taps;                    // old taps of each layer
+  int32_t starts;                  // for each layer: sums of bias, gate bias and old taps, rows of 8
+  int32_t slots;                   // for each layer and stream: ring row of the next input
+  int32_t frames;                  // for each stream
+  int32_t position, last, active;  // for each stream of each tile
   int32_t logits, weights, sums;
-  int32_t uniforms;  // of each stream
+  int32_t uniforms;  // for each stream
   int32_t bytes;
 };
 
-// Floats from one channel to the next where products read them: spreads a warp's reads over all banks.
+// Floats from one channel to the next in the operands of products; spreads a warp's reads over all banks.
 constexpr int kStageStride = 12;
 
-// As a kernel sees it.
+// The plan as kernels use it.
 struct Pipeline {
   const StageBlock* block;
   const Part* part;
   int32_t blocks, tiles;
-  int32_t per_lane, row;  // classes of a lane, floats of a stream's logits
-  int32_t own;            // where a block's shared memory has its `StageBlock`
-  int64_t mail_bytes;     // of the device's memory, for messages
-  int64_t flag_bytes;     // and for flags
+  int32_t per_lane, row;  // classes per lane, floats per stream of logits
+  int32_t own;            // offset of a block's `StageBlock` in its shared memory
+  int64_t mail_bytes;     // device memory for messages
+  int64_t flag_bytes;     // device memory for flags
 };
 
-// What there is for one pipeline.
-struct Room {
+// The resources of one pipeline.
+struct PipelineResources {
   int64_t blocks;
-  int64_t shared_bytes;  // a block's
-  bool mail_is_shared;   // mailboxes lie in shared memory
+  int64_t shared_bytes;  // per block
+  bool mail_is_shared;   // mailboxes are in shared memory
 };
 
 struct StagePlan {
   std::vector<StageBlock> blocks;
   std::vector<Part> parts;
   int64_t tiles, bytes, mail_bytes, flag_bytes;
-  bool resident;        // all weights lie in shared memory
-  std::string refusal;  // why there is none, or empty
+  bool resident;        // all weights are in shared memory
+  std::string refusal;  // why there is no plan; empty if there is one
 };
 
-// Divides a network, whose matrices are in tiles, among the fewest blocks that hold all its weights, or else
-// among as many as there are.
-StagePlan plan_stages(const Network& network, const Room& room, int64_t tiles);
+// Divides a network, whose matrices are in tiles, among the smallest number of blocks that keep all its
+// weights in shared memory; if there are too few blocks, among all of them.
+StagePlan plan_stages(const Network& network, const PipelineResources& resources, int64_t tiles);
 
-// The plan's tables are those it points to.
+// Returns a pipeline that refers to the plan's tables, `blocks` and `parts`.
 Pipeline view(const StagePlan& plan, const Network& network, const StageBlock* blocks, const Part* parts);
 
 }  // namespace wavenet::cuda

@@ -1,5 +1,5 @@
-// What a block of a pipeline has in its shared memory, as laid out in plan.h: where each thing is, and
-// how what stays for the whole launch comes there.
+// The shared memory of a pipeline's block, as laid out in plan.h: access to its arrays, and loading of tables
+// and weights, which stay for the whole launch.
 #pragma once
 
 #include "cuda/params.h"
@@ -8,13 +8,13 @@
 
 namespace wavenet::cuda {
 
-// A block's own entry of the plan, once `StageMemory::load_plan` has copied it.
+// Returns a block's entry of the plan; valid after `StageMemory::load_plan`.
 WAVENET_DEVICE const StageBlock& own_plan(const Pipeline& pipeline, const unsigned char* shared) {
   return *reinterpret_cast<const StageBlock*>(shared + pipeline.own);
 }
 
-// For the block `index` of a pipeline. The plan is loaded first, then the tables, then the weights, each by
-// all threads, with a barrier in between.
+// The shared memory of block `index` of a pipeline. All threads load the plan, then the tables, then the
+// weights, with a barrier after each.
 class StageMemory {
  public:
   WAVENET_DEVICE StageMemory(const Network& network, const Pipeline& pipeline, int index,
@@ -27,7 +27,7 @@ class StageMemory {
 
   WAVENET_DEVICE void load_plan(int thread) { copy(thread, pipeline_.own, pipeline_.block + index_, 1); }
 
-  // And clears the rest, but for mailboxes and weights.
+  // Loads the tables and clears everything else, except for mailboxes and weights.
   WAVENET_DEVICE void load_tables(int thread) {
     for (int word = plan_.values / 4 + thread; word < end_of_state() / 4; word += kThreadsHere) {
       at<int32_t>(0)[word] = 0;
@@ -89,7 +89,7 @@ class StageMemory {
   WAVENET_DEVICE const float* residual_bias(int layer) const {
     return biases(layer) + 2 * net_.dilated_padded;
   }
-  // Of the outputs of a head, or of the skip sums.
+  // Biases of a head's outputs, or of the skip sums.
   WAVENET_DEVICE const float* head_bias() const { return biases(plan_.layers); }
   WAVENET_DEVICE int old_tiles() const {
     return (static_cast<int>((net_.taps - 1) * net_.residual) + kTileInputs - 1) / kTileInputs;
@@ -102,7 +102,7 @@ class StageMemory {
   WAVENET_DEVICE const Part& part(int layer, LayerPart which) const {
     return part(layer * kLayerParts + which);
   }
-  // The weights of a part's outputs from 16 * `row` on.
+  // Returns the weights of a part's outputs from 16 * `row` on.
   WAVENET_DEVICE const int32_t* weights(const Part& part, int row) const {
     if (row < part.resident) return at<int32_t>(part.offset) + row * part.words;
     return part.source + row * part.pitch;
@@ -114,7 +114,7 @@ class StageMemory {
   int index_;
 
  private:
-  // Weights lie behind everything else.
+  // Weights come after everything else.
   WAVENET_DEVICE int32_t end_of_state() const { return pipeline_.part[plan_.first_part].offset; }
 
   template <class T>

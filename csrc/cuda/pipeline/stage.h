@@ -1,12 +1,12 @@
-// What a block of a pipeline does in the kernels `stage_cluster` and `stage_grid`, whatever carries its
-// messages.
+// The computation of a pipeline's block in the kernels `stage_cluster` and `stage_grid`, for any kind of
+// mailbox.
 //
-// Which messages there are and which order they come in is told in plan.h. A block takes them tile by
-// tile, step by step, so that all blocks count alike. It goes through acts: what one message starts. Between
-// two acts it waits for the next message, which is the caller's business, as is how messages travel.
+// plan.h describes the messages. A block processes them tile by tile, step by step, so that all blocks number
+// them alike. `process` handles one message; the caller waits for the next message in between and provides
+// the mailboxes.
 //
-// The arithmetic is that of `stream_cta`, number by number: the same instruction, the same order of sums; a
-// product that is begun early, or whose sum comes from another block, goes on with the sum as it was.
+// The arithmetic is identical to that of `stream_cta`: the same instructions and the same order of sums. A
+// sum that is started early, or in another block, continues from its exact value.
 #pragma once
 
 #include <type_traits>
@@ -23,7 +23,7 @@ class Stage : private StageMemory {
  public:
   using Sums = TileSums<Format, 1>;
 
-  // The block `index` of a pipeline whose first stream is `first`.
+  // Block `index` of the pipeline whose first stream is `first`.
   WAVENET_DEVICE Stage(const Block& block, const Mail& mail, const Params& params, const Pipeline& pipeline,
                        int index, int64_t first, unsigned char* shared)
       : StageMemory(params.network, pipeline, index, shared),
@@ -35,7 +35,7 @@ class Stage : private StageMemory {
     tiles_ = static_cast<int>(left < pipeline.tiles ? left : pipeline.tiles);
   }
 
-  // Loads what stays, and begins the first act.
+  // Loads tables and weights, and prepares the first message.
   WAVENET_DEVICE void prepare() {
     block_.phase([&](int thread) { load_plan(thread); });
     block_.phase([&](int thread) { load_tables(thread); });
@@ -51,45 +51,45 @@ class Stage : private StageMemory {
       }
     });
     if (plan_.kind != StageKind::kLayers) return;
-    fetch_early({0, 0});
+    prefetch_turn({0, 0});
     block_.phase([](int) { Block::wait_for_copies(); });
-    sum_early();
+    precompute_sums();
   }
 
   WAVENET_DEVICE bool done() const { return step_ == params_.steps; }
 
-  // Whether the next act needs a message.
-  WAVENET_DEVICE bool waits() const {
+  // Returns whether the next call of `process` needs a message.
+  WAVENET_DEVICE bool needs_message() const {
     if (box() == kSkipSums) return plan_.box[kSkipSums].rows > 0;
     return index_ > 0 || step_ > 0;
   }
-  WAVENET_DEVICE PendingMessage awaited() const {
-    // Samples come back for the step after.
+  WAVENET_DEVICE PendingMessage pending_message() const {
+    // Samples return for the following step.
     const bool samples = index_ == 0 && box() == kInput;
     return {box(), tile_, samples ? step_ - 1 : step_, more()};
   }
 
-  WAVENET_DEVICE void act() {
+  WAVENET_DEVICE void process() {
     if (plan_.kind == StageKind::kHead) {
-      act_head();
+      process_head();
     } else if (plan_.kind == StageKind::kDraw) {
-      act_draw();
-    } else if (!skips_next_) {
-      act_layers();
-      fetch_early(next());
-      skips_next_ = true;
+      process_draw();
+    } else if (!skip_sums_next_) {
+      process_layers();
+      prefetch_turn(next());
+      skip_sums_next_ = true;
       return;
     } else {
-      act_skips();
-      skips_next_ = false;
+      process_skip_sums();
+      skip_sums_next_ = false;
     }
     const Turn turn = next();
     tile_ = turn.tile;
     step_ = turn.step;
-    if (plan_.kind == StageKind::kLayers && !done()) sum_early();
+    if (plan_.kind == StageKind::kLayers && !done()) precompute_sums();
   }
 
-  // Hands the streams back.
+  // Writes the state of the streams back.
   WAVENET_DEVICE void finish() {
     if (plan_.kind != StageKind::kDraw) return;
     block_.phase([&](int thread) {
@@ -101,7 +101,7 @@ class Stage : private StageMemory {
   }
 
  private:
-  // Whose turn it is.
+  // A tile and a step.
   struct Turn {
     int tile;
     int64_t step;
@@ -111,7 +111,7 @@ class Stage : private StageMemory {
   }
 
   WAVENET_DEVICE Box box() const {
-    return plan_.kind == StageKind::kHead || skips_next_ ? kSkipSums : kInput;
+    return plan_.kind == StageKind::kHead || skip_sums_next_ ? kSkipSums : kInput;
   }
   WAVENET_DEVICE bool more() const { return step_ + 1 < params_.steps; }
 
@@ -122,30 +122,30 @@ class Stage : private StageMemory {
     return params_.queues + stream * net_.queue_steps * net_.residual;
   }
 
-  // Adds to one warp's sums the products of a part's outputs from 16 * `row` on.
+  // Adds the products of a part's outputs, from 16 * `row` on, to one warp's sums.
   WAVENET_DEVICE void multiply(Sums& sums, const Part& part, int row, const float* x) const {
-    sums.accumulate(weights(part, row), x, kStageStride, part.words / kTileWords, read_tile_anywhere);
+    sums.accumulate(weights(part, row), x, kStageStride, part.words / kTileWords, read_tile_generic);
   }
 
-  // Puts a warp's sums, of outputs from 16 * `row` on, into a mailbox.
+  // Writes a warp's sums, of outputs from 16 * `row` on, to a mailbox.
   WAVENET_DEVICE void send(Sums& sums, int to, int box, int row) const {
     sums.for_pairs([&](float a, float b, int output, int s) {
       mail_.put(to, box, tile_, row * kTileOutputs + output, s, a, b);
     });
   }
 
-  // Copies a message to where products read it. Rows of 8 numbers become channels.
-  WAVENET_DEVICE void take(int thread, int box, int64_t channels) const {
+  // Copies a message to the operands of products, converting rows of 8 numbers to channels.
+  WAVENET_DEVICE void load_message(int thread, int box, int64_t channels) const {
     const float* from = mail_.slot(box, tile_);
     for (int i = thread; i < channels * kTileStreams; i += kThreadsHere) {
       values()[i / kTileStreams * kStageStride + i % kTileStreams] = from[i];
     }
   }
 
-  // Starts to fetch what is known of a turn before its message: where in the rings and the conditioning the
-  // tile stands, and its old taps, of which the oldest is about to be written over. They come while the stage
-  // waits for the skip sums of the turn at hand, whose inputs are in the rings by now, and adds to them.
-  WAVENET_DEVICE void fetch_early(Turn turn) {
+  // Starts to load what a turn needs apart from its message: ring rows, frames, and the old taps, of which
+  // the oldest is about to be overwritten. The copies run while the stage waits for the skip sums of the
+  // current turn, whose inputs are in the rings already, and adds to them.
+  WAVENET_DEVICE void prefetch_turn(Turn turn) {
     if (turn.step == params_.steps) return;
     block_.phase([&](int thread) {
       for (int i = thread; i < plan_.layers * kTileStreams; i += kThreadsHere) {
@@ -172,18 +172,18 @@ class Stage : private StageMemory {
     });
   }
 
-  // Each layer's sums of bias, conditioning and old taps, all of which must be there.
-  WAVENET_DEVICE void sum_early() {
+  // Computes each layer's sums of bias, gate bias and old taps, which must have been loaded.
+  WAVENET_DEVICE void precompute_sums() {
     block_.phase([&](int thread) {
       const int rows = 2 * static_cast<int>(net_.dilated_padded) / kTileOutputs;
       for (int i = thread / kWarpSize; i < plan_.layers * rows; i += kStageWarps) {
         const int number = i / rows, row = i % rows;
         Sums sums(thread);
         sums.for_each([&](float& sum, int output, int s) {
-          const bool told = params_.gate.values != nullptr && exists(s);
+          const bool conditioned = params_.gate.values != nullptr && exists(s);
           const int of = row * kTileOutputs + output;
-          sum = gate_start(net_, params_.gate, biases(number)[of], plan_.first_layer + number, of,
-                           told ? frames() + s : nullptr);
+          sum = initial_activation(net_, params_.gate, biases(number)[of], plan_.first_layer + number, of,
+                                   conditioned ? frames() + s : nullptr);
         });
         multiply(sums, part(number, kOldTaps), row, taps(number));
         float* to = starts(number) + row * kTileOutputs * kTileStreams;
@@ -192,17 +192,17 @@ class Stage : private StageMemory {
     });
   }
 
-  // From what enters the stage's first layer to what leaves its last, sent on as soon as it is known.
-  WAVENET_DEVICE void act_layers() {
-    block_.phase([&](int thread) { enter(thread); });
+  // Computes the stage's layers and sends the results as soon as they are complete.
+  WAVENET_DEVICE void process_layers() {
+    block_.phase([&](int thread) { load_inputs(thread); });
     for (int number = 0; number < plan_.layers; ++number) {
       block_.phase([&](int thread) {
         step_gate(thread, number);
-        // The warps that the gate leaves free come first.
+        // Starts with the warps that have no part of the gate.
         for (int s = kStageWarps - 1 - thread / kWarpSize; s < kTileStreams; s += kStageWarps) {
           if (active()[s] == 0) continue;
-          keep_input(net_, layer(number), queues(stream(s)), slots(number)[s], values() + s, kStageStride,
-                     thread % kWarpSize);
+          store_input(net_, layer(number), queues(stream(s)), slots(number)[s], values() + s, kStageStride,
+                      thread % kWarpSize);
         }
       });
       if (ends_network(number)) return;
@@ -211,9 +211,9 @@ class Stage : private StageMemory {
     mail_.post(index_ + 1, kInput, tile_, step_);
   }
 
-  WAVENET_DEVICE void enter(int thread) const {
-    if (index_ > 0) take(thread, kInput, net_.residual_padded);
-    // A sample of -1 is that of a stream that is not there or has stopped.
+  WAVENET_DEVICE void load_inputs(int thread) const {
+    if (index_ > 0) load_message(thread, kInput, net_.residual_padded);
+    // A sample of -1 marks a stream that does not exist or has stopped.
     const auto sample_of = [&](int s) {
       if (index_ > 0) return bits_of(mail_.slot(kInput, tile_)[net_.residual_padded * kTileStreams + s]);
       if (step_ > 0) return bits_of(mail_.slot(kInput, tile_)[s]);
@@ -234,7 +234,7 @@ class Stage : private StageMemory {
     }
   }
 
-  // A warp has both halves of the gate: it needs no one else's.
+  // A warp computes both halves of its gates, so that it needs no results of other warps.
   WAVENET_DEVICE void step_gate(int thread, int number) const {
     const int rows = static_cast<int>(net_.dilated_padded) / kTileOutputs;
     const Part& newest = part(number, kNewestTap);
@@ -274,7 +274,7 @@ class Stage : private StageMemory {
     send_samples(thread, index_ + 1, static_cast<int>(net_.residual_padded), last(), active());
   }
 
-  // By the block's last threads: the first are at products.
+  // Uses the block's last threads, since the first ones compute products.
   WAVENET_DEVICE void send_samples(int thread, int to, int row, const int32_t* samples,
                                    const int32_t* there) const {
     const int s = 2 * (kThreadsHere - 1 - thread);
@@ -283,8 +283,8 @@ class Stage : private StageMemory {
     mail_.put(to, kInput, tile_, row, s, coded(s), coded(s + 1));
   }
 
-  // Adds the stage's layers to the skip sums, and sends them on. What the head takes of them is positive.
-  WAVENET_DEVICE void act_skips() {
+  // Adds the stage's layers to the skip sums and sends them on; the last stage applies ReLU.
+  WAVENET_DEVICE void process_skip_sums() {
     block_.phase([&](int thread) {
       const int rows = static_cast<int>(net_.skip_padded) / kTileOutputs;
       for (int row = thread / kWarpSize; row < rows; row += kStageWarps) {
@@ -305,8 +305,8 @@ class Stage : private StageMemory {
     mail_.post(index_ + 1, kSkipSums, tile_, step_);
   }
 
-  WAVENET_DEVICE void act_head() {
-    block_.phase([&](int thread) { take(thread, kSkipSums, net_.skip_padded); });
+  WAVENET_DEVICE void process_head() {
+    block_.phase([&](int thread) { load_message(thread, kSkipSums, net_.skip_padded); });
     block_.phase([&](int thread) {
       const Part& all = part(0);
       for (int row = thread / kWarpSize; row < all.rows; row += kStageWarps) {
@@ -320,15 +320,15 @@ class Stage : private StageMemory {
     mail_.post(index_ + 1, kInput, tile_, step_);
   }
 
-  WAVENET_DEVICE void act_draw() {
+  WAVENET_DEVICE void process_draw() {
     float* logits = at<float>(plan_.logits);
     float* uniforms = at<float>(plan_.uniforms);
     block_.phase([&](int thread) {
-      // They come while the products are made.
+      // This copy runs during the products.
       if (params_.forced == nullptr && thread < kTileStreams && exists(thread)) {
         Block::start_copy(uniforms + thread, params_.uniforms + stream(thread) * params_.steps + step_);
       }
-      take(thread, kInput, net_.head_padded);
+      load_message(thread, kInput, net_.head_padded);
     });
     block_.phase([&](int thread) {
       const Part& all = part(0);
@@ -339,7 +339,7 @@ class Stage : private StageMemory {
         multiply(sums, all, row, values());
         sums.for_each([&](float& sum, int output, int s) {
           if (first + output >= net_.classes) return;
-          logits[s * pipeline_.row + logit_place(first + output, pipeline_.per_lane)] = sum;
+          logits[s * pipeline_.row + logit_index(first + output, pipeline_.per_lane)] = sum;
         });
       }
       Block::wait_for_copies();
@@ -367,20 +367,20 @@ class Stage : private StageMemory {
   int64_t first_;
   int tiles_ = 0, tile_ = 0;
   int64_t step_ = 0;
-  bool skips_next_ = false;
+  bool skip_sums_next_ = false;
 };
 
-// Takes a block through all its acts, or as far as it gets.
+// Runs a block until it is done or a wait times out.
 template <class Block, class Stage, class Mail>
 WAVENET_DEVICE void run_stage(Stage& stage, const Mail& mail) {
   stage.prepare();
   while (!stage.done()) {
-    if (stage.waits() && !mail.wait(stage.awaited())) {
-      // Nothing may come to a block that has ended.
+    if (stage.needs_message() && !mail.wait(stage.pending_message())) {
+      // No copy may arrive after the block has exited.
       Block::wait_for_copies();
       return;
     }
-    stage.act();
+    stage.process();
   }
   stage.finish();
 }

@@ -1,4 +1,4 @@
-// Matrices times the values of a block's streams.
+// Products of matrices and the values of a block's streams in fp32.
 #pragma once
 
 #include "core/network.h"
@@ -6,45 +6,45 @@
 
 namespace wavenet::cuda {
 
-// Four outputs of `kEach` streams, in registers.
-template <int kEach>
+// Sums of four outputs of `kPerThread` streams, in registers.
+template <int kPerThread>
 struct Sums {
-  float value[4][kEach];
+  float value[4][kPerThread];
 };
 
-// Streams side by side, read at once as far as a thread can.
-template <int kEach>
+// Reads adjacent streams with the widest possible loads.
+template <int kPerThread>
 WAVENET_DEVICE void read_streams(const float* from, float* to) {
-  constexpr int kWide = kEach < 4 ? kEach : 4;
+  constexpr int kWide = kPerThread < 4 ? kPerThread : 4;
   WAVENET_UNROLL
-  for (int first = 0; first < kEach; first += kWide) {
+  for (int first = 0; first < kPerThread; first += kWide) {
     const auto part = *reinterpret_cast<const Pack<kWide>*>(from + first);
     WAVENET_UNROLL
     for (int s = 0; s < kWide; ++s) to[first + s] = part.value[s];
   }
 }
 
-// Adds the products of `inputs` rows of weights, `row` floats apart, with as many channels, `stride` apart.
-// In their stored order, whatever the tile: that makes a stream's values its own.
-template <int kEach>
+// Adds the products of `inputs` rows of weights, `row` floats apart, with as many channels, `stride` floats
+// apart. Adds in stored order for every tile size, so that a stream's values do not depend on the batch.
+template <int kPerThread>
 WAVENET_DEVICE void accumulate(const float* weights, int row, const float* x, int stride, int inputs,
-                               Sums<kEach>& sums) {
+                               Sums<kPerThread>& sums) {
   WAVENET_UNROLL_8
   for (int i = 0; i < inputs; ++i) {
     const Pack<4> w = read_weights<4>(weights + static_cast<int64_t>(i) * row);
-    float values[kEach];
-    read_streams<kEach>(x + i * stride, values);
+    float values[kPerThread];
+    read_streams<kPerThread>(x + i * stride, values);
     WAVENET_UNROLL
     for (int output = 0; output < 4; ++output) {
       WAVENET_UNROLL
-      for (int s = 0; s < kEach; ++s) {
+      for (int s = 0; s < kPerThread; ++s) {
         sums.value[output][s] = fused(w.value[output], values[s], sums.value[output][s]);
       }
     }
   }
 }
 
-// The inputs of a matrix: channels in two places, one after the other.
+// The inputs of a matrix: two arrays of channels, one after the other.
 struct Inputs {
   const float* first;
   int first_count;
@@ -52,19 +52,20 @@ struct Inputs {
   int second_count;
 };
 
-// A block's threads in `kGroups` groups: each has the same `kEach` streams, and takes the outputs four at a
-// time in turn. The threads of a warp are of one group, so that they read the same values and consecutive
-// weights.
-template <int kEach, int kGroups>
+// Divides a block's threads into `kGroups` groups. The threads of a group compute the same `kPerThread`
+// streams and take four outputs each in turn. All threads of a warp are in one group, so that they read the
+// same values and consecutive weights.
+template <int kPerThread, int kGroups>
 struct Share {
-  static constexpr int kStreams = kEach * kGroups;
+  static constexpr int kStreams = kPerThread * kGroups;
   static constexpr int kMembers = kThreads / kGroups;
   static_assert(kMembers % kWarpSize == 0, "a warp has one group only");
   int member, stream;
 
-  WAVENET_DEVICE explicit Share(int thread) : member(thread % kMembers), stream(thread / kMembers * kEach) {}
+  WAVENET_DEVICE explicit Share(int thread)
+      : member(thread % kMembers), stream(thread / kMembers * kPerThread) {}
 
-  // For every output and stream: finish(output, stream, begin(output, stream) + W x).
+  // Calls finish(output, stream, begin(output, stream) + W x) for every output and stream.
   template <class Begin, class Finish>
   WAVENET_DEVICE void multiply(const Matrix& matrix, const Inputs& x, int stride, Begin begin,
                                Finish finish) const {
@@ -74,7 +75,7 @@ struct Share {
       const int block = output / static_cast<int>(kBlock) * static_cast<int>(kBlock);
       const int row = outputs - block < kBlock ? outputs - block : static_cast<int>(kBlock);
       const float* weights = words + block * matrix.inputs + (output - block);
-      Sums<kEach> sums;
+      Sums<kPerThread> sums;
       for_each(sums, [&](int o, int s, float& sum) { sum = begin(output + o, stream + s); });
       accumulate(weights, row, x.first + stream, stride, x.first_count, sums);
       accumulate(weights + static_cast<int64_t>(x.first_count) * row, row, x.second + stream, stride,
@@ -85,11 +86,11 @@ struct Share {
 
  private:
   template <class Work>
-  WAVENET_DEVICE static void for_each(Sums<kEach>& sums, Work work) {
+  WAVENET_DEVICE static void for_each(Sums<kPerThread>& sums, Work work) {
     WAVENET_UNROLL
     for (int o = 0; o < 4; ++o) {
       WAVENET_UNROLL
-      for (int s = 0; s < kEach; ++s) work(o, s, sums.value[o][s]);
+      for (int s = 0; s < kPerThread; ++s) work(o, s, sums.value[o][s]);
     }
   }
 };

@@ -1,8 +1,8 @@
-// What a block of `stream_cta` keeps in shared memory, and where.
+// The layout of the shared memory of a block of `stream_cta`.
 //
-// Values of the streams are stored channel by channel, `stride` floats apart, side by side within a channel.
-// What is never alive at the same time shares its place: the skip sums with the logits; a layer's activation
-// with the first head layer and with what drawing needs.
+// Values are stored channel by channel, `stride` floats apart; a channel's streams are adjacent. Arrays that
+// are not in use at the same time share memory: skip sums and logits; a layer's activation, the first head
+// layer and the scratch memory of sampling.
 #pragma once
 
 #include <cstdint>
@@ -14,65 +14,65 @@
 namespace wavenet::cuda {
 
 constexpr int64_t kMaxClasses = 1024;
-// So many floats between the channels are left empty, to spread over the banks what a warp writes.
-constexpr int kSpread = 4;
+// Unused floats between channels, which spread a warp's writes over the banks.
+constexpr int kStridePadding = 4;
 
 struct Plan {
-  int streams;   // a block's
+  int streams;   // per block
   int stride;    // floats from one channel to the next
-  int per_lane;  // classes that a lane of a warp looks after when a sample is drawn
+  int per_lane;  // classes per lane of a warp in sampling
   int row;       // floats of one stream's logits
-  // In bytes from the beginning of shared memory.
+  // Byte offsets in shared memory.
   int64_t hidden, taps[2], skip, work, weights, sums, position, frame, last, active, slot, bytes;
 };
 
-// Lays a block out; works for any network, whether its `bytes` are to be had or not.
+// Computes the layout for any network, even if `bytes` exceeds the shared memory of the device.
 inline Plan make_plan(const Network& net, int streams) {
   Plan plan{};
   plan.streams = streams;
-  plan.stride = streams + kSpread;
+  plan.stride = streams + kStridePadding;
   plan.per_lane = static_cast<int>((net.classes + kWarpSize - 1) / kWarpSize);
   plan.row = plan.per_lane * kWarpSize;
   int64_t end = 0;
-  const auto take = [&end](int64_t bytes) {
+  const auto allocate = [&end](int64_t bytes) {
     const int64_t begin = end;
     end += (bytes + 15) / 16 * 16;
     return begin;
   };
-  const auto larger = [](int64_t a, int64_t b) { return a > b ? a : b; };
+  const auto max = [](int64_t a, int64_t b) { return a > b ? a : b; };
   const int64_t channel = plan.stride * int64_t{4};
-  plan.hidden = take(net.residual_padded * channel);
-  // Up to a whole tile of tensor cores; what is behind the taps stays zero.
+  plan.hidden = allocate(net.residual_padded * channel);
+  // Padded with zeros to a whole tile for tensor cores.
   const int64_t old_taps = ((net.taps - 1) * net.residual + kTile - 1) / kTile * kTile;
-  for (int64_t& taps : plan.taps) taps = take(old_taps * channel);
-  plan.skip = take(larger(net.skip_padded * channel, int64_t{4} * streams * plan.row));
+  for (int64_t& taps : plan.taps) taps = allocate(old_taps * channel);
+  plan.skip = allocate(max(net.skip_padded * channel, int64_t{4} * streams * plan.row));
   const int64_t weights = int64_t{4} * kWarps * plan.row;
   const int64_t sums = int64_t{8} * kWarps * (kWarpSize + 1);
-  plan.work = take(larger(larger(2 * net.dilated_padded, net.head_padded) * channel, weights + sums));
+  plan.work = allocate(max(max(2 * net.dilated_padded, net.head_padded) * channel, weights + sums));
   plan.weights = plan.work;
   plan.sums = plan.work + weights;
-  plan.position = take(int64_t{8} * streams);
-  plan.frame = take(static_cast<int64_t>(sizeof(GateFrame)) * streams);
-  plan.last = take(int64_t{4} * streams);
-  plan.active = take(int64_t{4} * streams);
-  plan.slot = take(int64_t{4} * streams * net.layers);
+  plan.position = allocate(int64_t{8} * streams);
+  plan.frame = allocate(static_cast<int64_t>(sizeof(GateFrame)) * streams);
+  plan.last = allocate(int64_t{4} * streams);
+  plan.active = allocate(int64_t{4} * streams);
+  plan.slot = allocate(int64_t{4} * streams * net.layers);
   plan.bytes = end;
   return plan;
 }
 
-// The sizes of tile that there are; what a stream's values are does not depend on which it is in.
+// The supported tile sizes; a stream's values do not depend on the tile size.
 constexpr int kTiles[] = {8, 16, 32, 64};
 
-// The smallest tile that puts the batch on all processors at once, or else the largest that fits; 0 if none
-// does.
+// Returns the smallest tile size with which the whole batch runs at once, otherwise the largest that fits; 0
+// if none fits.
 inline int select_tile(const Network& net, int64_t batch, int64_t processors, int64_t shared_bytes) {
-  int chosen = 0;
+  int selected = 0;
   for (const int streams : kTiles) {
     if (make_plan(net, streams).bytes > shared_bytes) break;
-    chosen = streams;
+    selected = streams;
     if ((batch + streams - 1) / streams <= processors) break;
   }
-  return chosen;
+  return selected;
 }
 
 }  // namespace wavenet::cuda

@@ -1,8 +1,7 @@
-// The kernel `stream_cta`: a block takes a tile of streams through a whole chunk of samples.
+// The kernel `stream_cta`: a block computes all samples of a chunk for a tile of streams.
 //
-// Weights are read from the second-level cache, which all blocks share, once per block and sample; what the
-// streams have in hand stays in shared memory, their queues in the device's. Blocks never wait for each
-// other.
+// Weights are read from the L2 cache, which all blocks share, once per block and sample. Intermediate values
+// stay in shared memory, queues in device memory. Blocks never wait for each other.
 #pragma once
 
 #include "cuda/params.h"
@@ -12,7 +11,7 @@
 
 namespace wavenet::cuda {
 
-// Fails the whole task before any stream moves if an input is out of range; `index` counts the inputs.
+// Records an input that is out of range, in which case no stream advances; `index` numbers the inputs.
 WAVENET_DEVICE void check_input(const Params& params, int64_t index) {
   if (index < params.batch) {
     if (params.position[index] < 0 || params.position[index] >= kMaxPosition)
@@ -70,16 +69,16 @@ class StreamCta {
   WAVENET_DEVICE int64_t* position() const { return at<int64_t>(plan_.position); }
   WAVENET_DEVICE GateFrame* frame() const { return at<GateFrame>(plan_.frame); }
   WAVENET_DEVICE int32_t* last() const { return at<int32_t>(plan_.last); }
-  // Whether a stream is there, and has not stopped.
+  // Whether a stream exists and has not stopped.
   WAVENET_DEVICE int32_t* active() const { return at<int32_t>(plan_.active); }
-  // Where in a layer's ring each stream's next input goes.
+  // Ring row of each stream's next input to a layer.
   WAVENET_DEVICE int32_t* slot(int index) const { return at<int32_t>(plan_.slot) + index * kStreams; }
   WAVENET_DEVICE float* queues(int s) const {
     return params_.queues + (first_ + s) * net_.queue_steps * net_.residual;
   }
 
   WAVENET_DEVICE void prepare() {
-    // Channels of streams that are not there are computed with, to no effect: they must hold numbers.
+    // Streams that do not exist are computed too, without effect, so their channels must be finite.
     block_.phase([&](int thread) {
       for (int64_t word = thread; word < plan_.bytes / 4; word += kThreads) at<int32_t>(0)[word] = 0;
     });
@@ -102,7 +101,7 @@ class StreamCta {
     });
   }
 
-  // Starts to fetch a layer's old taps. A warp takes a row of a ring.
+  // Starts to copy a layer's old taps; a warp copies a row of a ring.
   WAVENET_DEVICE void gather(int thread, int index) {
     const int old_taps = static_cast<int>(net_.taps) - 1;
     for (int row = thread / kWarpSize; row < kStreams * old_taps; row += kWarps) {
@@ -113,16 +112,16 @@ class StreamCta {
     }
   }
 
-  // Writes what enters a layer into its ring: over the oldest tap, which was fetched a layer ago.
-  WAVENET_DEVICE void keep_inputs(int thread, int index) {
+  // Writes a layer's inputs to its rings, over the oldest taps, which were copied during the previous layer.
+  WAVENET_DEVICE void store_inputs(int thread, int index) {
     for (int s = thread / kWarpSize; s < kStreams; s += kWarps) {
       if (!active()[s]) continue;
-      keep_input(net_, net_.layer[index], queues(s), slot(index)[s], hidden() + s, plan_.stride,
-                 thread % kWarpSize);
+      store_input(net_, net_.layer[index], queues(s), slot(index)[s], hidden() + s, plan_.stride,
+                  thread % kWarpSize);
     }
   }
 
-  // What the latest samples enter the first layer with.
+  // Initializes the inputs of the first layer, the skip sums and the frames.
   WAVENET_DEVICE void begin() {
     const int channels = static_cast<int>(net_.residual_padded);
     block_.phase([&](int thread) {
@@ -141,7 +140,7 @@ class StreamCta {
     });
   }
 
-  // One gated layer: updates the residual path and the skip sums.
+  // Computes one gated layer and updates the residual path and the skip sums.
   WAVENET_DEVICE void step_layer(int index) {
     const Layer& layer = net_.layer[index];
     const bool last = index + 1 == net_.layers;
@@ -150,14 +149,14 @@ class StreamCta {
     const int width = static_cast<int>(net_.dilated_padded);
     block_.phase([&](int thread) {
       if (!last) gather(thread, index + 1);
-      keep_inputs(thread, index);
+      store_inputs(thread, index);
       const Inputs x{taps(index), static_cast<int>(net_.taps - 1) * channels, hidden(), channels};
       Product(thread).multiply(
           layer.dilated, x, stride,
           [&](int output, int s) {
-            const bool told = params_.gate.values != nullptr && active()[s];
-            return gate_start(net_, params_.gate, layer.dilated_bias[output], index, output,
-                              told ? frame() + s : nullptr);
+            const bool conditioned = params_.gate.values != nullptr && active()[s];
+            return initial_activation(net_, params_.gate, layer.dilated_bias[output], index, output,
+                                      conditioned ? frame() + s : nullptr);
           },
           [&](int output, int s, float sum) { activation()[output * stride + s] = sum; });
     });
@@ -188,11 +187,11 @@ class StreamCta {
           const float sum = *place(output, s);
           return output < residual ? sum + layer.residual_bias[output] : sum;
         },
-        // What the head takes of the skip sums is positive.
+        // The head applies ReLU to the complete skip sums.
         [&](int output, int s, float sum) { *place(output, s) = last ? relu(sum) : sum; });
   }
 
-  // From the skip sums to the logits. The first layer's old taps of the next step are known by now.
+  // Computes the logits from the skip sums. Meanwhile copies the first layer's old taps for the next step.
   WAVENET_DEVICE void step_head(bool more) {
     const int stride = plan_.stride;
     block_.phase([&](int thread) {
@@ -207,7 +206,7 @@ class StreamCta {
           net_.head2, {head(), static_cast<int>(net_.head), nullptr, 0}, stride,
           [&](int output, int) { return net_.head2_bias[output]; },
           [&](int output, int s, float sum) {
-            if (output < net_.classes) logits()[s * plan_.row + logit_place(output, plan_.per_lane)] = sum;
+            if (output < net_.classes) logits()[s * plan_.row + logit_index(output, plan_.per_lane)] = sum;
           });
       Block::wait_for_copies();
     });
