@@ -204,20 +204,20 @@ def test_the_kernel_changes_with_the_batch():
     assert "tiles of 64 streams" in kernel.select_kernel(10_000, H100, None)
 
 
-def test_clusters_are_counted_as_the_device_has_room_for_them():
+def test_clusters_are_counted_by_processor_group():
     kernel = kernel_of(network(*NETWORKS["A"]))
 
-    def told(batch, group):
+    def description(batch, group):
         return kernel.select_kernel(batch, [*H100[:6], group], None).splitlines()[0]
 
-    # 12 blocks: eleven pipelines by their number alone, but seven where 18 processors are a group.
-    assert "11 pipeline(s) of 12 blocks with 1 tile(s)" in told(88, 0)
-    assert "7 pipeline(s) of 12 blocks with 1 tile(s)" in told(56, 18)
-    assert "6 pipeline(s) of 12 blocks with 2 tile(s)" in told(88, 18)
-    assert "7 pipeline(s) of 12 blocks with 3 tile(s)" in told(168, 18)
-    # In groups of 11 there is no place for 12.
-    assert "of 11 blocks" in told(8, 11) and "not all weights resident" in told(8, 11)
-    assert told(8, 4).startswith("stage_cluster: no: of 20 layers in ")
+    # 132 processors have room for 11 pipelines of 12 blocks, but groups of 18 processors for 7 only.
+    assert "11 pipeline(s) of 12 blocks with 1 tile(s)" in description(88, 0)
+    assert "7 pipeline(s) of 12 blocks with 1 tile(s)" in description(56, 18)
+    assert "6 pipeline(s) of 12 blocks with 2 tile(s)" in description(88, 18)
+    assert "7 pipeline(s) of 12 blocks with 3 tile(s)" in description(168, 18)
+    # A cluster of 12 does not fit into a group of 11.
+    assert "of 11 blocks" in description(8, 11) and "not all weights resident" in description(8, 11)
+    assert description(8, 4).startswith("stage_cluster: no: with 20 layers in ")
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,8 @@ def test_a_queue_longer_than_kernels_count_is_refused():
     packed = dataclasses.replace(packed, geometry=[*packed.geometry[:8], 1, 2**30])
     told = HostKernel(WaveNet(WaveNetConfig(layers=2, stacks=1)), packed=packed).select_kernel(1, H100, None)
     ends = [line.partition(": ")[2] for line in told.splitlines()]
-    assert ends == ["no: a layer's queue can have at most 2147483647 steps; that of layer 1 has 2147483648"] * 3
+    reason = "a layer's queue can have at most 2147483647 steps; that of layer 1 has 2147483648"
+    assert ends == [f"no: {reason}"] * 3
 
 
 def test_where_none_serves_all_reasons_are_told():
