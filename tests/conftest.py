@@ -1,11 +1,11 @@
-"""Data that several test files train on."""
+"""Settings of the test processes, and the dataset of the tests of training."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-# Workers beside each other share the cores; before torch is loaded, here or in a process that a test starts.
+# Parallel workers share the cores. Set before torch is loaded, here or in a process that a test starts.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,7 +19,7 @@ from wavenet.data.dataset import DataConfig
 
 
 def pytest_configure():
-    """Let processes be interrupted: what a shell starts in the background ignores it, and hands that down."""
+    """Restore the signals that a process started in the background of a shell ignores."""
     for name in ("SIGINT", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:
@@ -28,7 +28,7 @@ def pytest_configure():
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Two seconds of a three-note chord."""
+    """Two seconds of a chord of three notes."""
     folder = tmp_path_factory.mktemp("audio")
     time = np.arange(8000) / 4000
     chord = sum(np.sin(2 * np.pi * hz * time) for hz in (220, 277, 330)) * 0.25

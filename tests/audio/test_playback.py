@@ -8,7 +8,7 @@ import types
 
 import numpy as np
 import pytest
-from support.audio_device import Hand, Hungry
+from support.audio_device import ManualDevice, PollingDevice
 
 from wavenet.audio import playback
 from wavenet.audio.playback import Device, Player, lead_for, speed
@@ -22,7 +22,7 @@ def ramp(count: int, start: int = 0) -> np.ndarray:
 
 
 def test_audio_comes_out_in_order_once_the_lead_is_there():
-    sink = Hand()
+    sink = ManualDevice()
     player = Player(sink, RATE, lead=0.1)
     player.write(ramp(60))
     assert sink.pull is None
@@ -33,7 +33,7 @@ def test_audio_comes_out_in_order_once_the_lead_is_there():
 
 
 def test_gaps_are_silence_and_counted_once_each():
-    sink = Hand()
+    sink = ManualDevice()
     player = Player(sink, RATE, lead=0.01)
     player.write(ramp(30))
     assert np.array_equal(sink.pull(50), np.concatenate([ramp(30), np.zeros(20, np.float32)]))
@@ -46,7 +46,7 @@ def test_gaps_are_silence_and_counted_once_each():
 
 
 def test_the_buffer_is_bounded_and_writing_waits():
-    sink = Hand()
+    sink = ManualDevice()
     player = Player(sink, RATE, lead=0.01, capacity=0.1)
     writing = threading.Thread(target=player.write, args=(ramp(250),), daemon=True)
     writing.start()
@@ -62,26 +62,26 @@ def test_the_buffer_is_bounded_and_writing_waits():
 
 
 def test_the_end_is_no_gap_and_a_short_take_starts_without_a_lead():
-    sink = Hungry()
+    sink = PollingDevice()
     player = Player(sink, RATE, lead=5.0)
     player.write(ramp(100))
     assert sink.pull is None
     player.finish()
-    heard = np.concatenate(sink.heard)
+    heard = np.concatenate(sink.played)
     assert np.array_equal(heard[:100], ramp(100)) and not heard[100:].any()
     assert player.underruns == player.missing == 0 and sink.stopped
     player.stop()
 
 
 def test_what_is_beyond_full_scale_is_clipped():
-    sink = Hand()
+    sink = ManualDevice()
     player = Player(sink, RATE, lead=0)
     player.write(np.array([-3.0, 0.5, 2.0]))
     assert sink.pull(3).tolist() == [-1, 0.5, 1]
 
 
 def test_stopping_leaves_what_is_held():
-    sink = Hand()
+    sink = ManualDevice()
     player = Player(sink, RATE)
     player.stop()
     assert not sink.stopped
@@ -93,7 +93,7 @@ def test_stopping_leaves_what_is_held():
 
 def test_a_device_that_asks_no_more_is_told():
     clock = iter(range(0, 1000, 2))
-    player = Player(Hand(), RATE, lead=0, capacity=0.05, clock=lambda: float(next(clock)))
+    player = Player(ManualDevice(), RATE, lead=0, capacity=0.05, clock=lambda: float(next(clock)))
     with pytest.raises(AudioError, match="asks for no more"):
         player.write(ramp(200))
 

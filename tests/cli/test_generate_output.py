@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from support.audio_device import Hand, Hungry
+from support.audio_device import ManualDevice, PollingDevice
 from support.commands import CONFIG, chord, make_checkpoint
 from support.conditioned import config, network
 from support.faulty_networks import SILENT, troubled
@@ -290,15 +290,15 @@ def test_without_matplotlib_the_extra_is_named(generate, home, monkeypatch):
 @pytest.fixture
 def speaker(monkeypatch):
     """A sound device that is not one."""
-    sink = Hungry(count=200)
+    sink = PollingDevice(count=200)
     monkeypatch.setattr("wavenet.audio.playback.Device", lambda rate=None: sink)
     monkeypatch.setattr(generate_output, "Device", lambda rate=None: sink)
     monkeypatch.setattr("wavenet.audio.playback.TRIAL_SECONDS", 0.02)
     return sink
 
 
-def sounding(sink: Hungry) -> np.ndarray:
-    return np.rint(np.concatenate(sink.heard) * 32767).astype(np.int16)
+def sounding(sink: PollingDevice) -> np.ndarray:
+    return np.rint(np.concatenate(sink.played) * 32767).astype(np.int16)
 
 
 def test_what_is_played_is_what_is_written(generate, home, speaker):
@@ -319,7 +319,7 @@ def test_playing_alone_writes_nothing(generate, home, speaker):
 
 
 def test_an_interrupt_while_playing_leaves_what_was_given(generate, home, speaker, monkeypatch):
-    pull_of = Hand.start
+    pull_of = ManualDevice.start
     pulls: list[int] = []
 
     def start(self, pull):
@@ -331,7 +331,7 @@ def test_an_interrupt_while_playing_leaves_what_was_given(generate, home, speake
 
         pull_of(self, counted)
 
-    monkeypatch.setattr(Hand, "start", start)
+    monkeypatch.setattr(ManualDevice, "start", start)
     code, _, told = generate(
         *("--play", "--seconds", 9999, "--seed", 8, "--save-state", "left.state", "--force", "left.wav")
     )
@@ -351,7 +351,7 @@ def test_whether_the_machine_keeps_up_is_said_before(generate, home, speaker, mo
         (0.5, "does not keep up; it starts 0.5 s ahead, which is enough"),
         (0.001, "does not keep up; it starts 0.7 s ahead, which is enough"),
     ):
-        speaker.pull, speaker.heard = None, []
+        speaker.pull, speaker.played = None, []
         speaker.done.clear()
         monkeypatch.setattr(generate_output, "speed", lambda make, rate, times=times: make() and times)
         code, _, told = generate("--play", "--seconds", 0.4)

@@ -10,7 +10,7 @@ from support import conditioned
 from support.audio_files import noise, save
 from support.conditioned import RATE, tune
 from support.datasets import clips_of, prepare_dataset
-from support.scores import PIECE_RATE, moved, piece, rows, write_midi
+from support.scores import PIECE_RATE, piece, rows, shifted, write_midi
 
 from wavenet.audio import mulaw
 from wavenet.audio.decoding import load_audio
@@ -235,7 +235,7 @@ def test_a_score_that_is_not_played_when_it_says_is_told(tmp_path):
     for seed, late in ((1, 0.0), (2, 0.3), (3, 0.0)):
         audio, score = piece(seed, notes=30)
         save(tmp_path / f"audio/{seed}.wav", audio, PIECE_RATE)
-        write_midi(tmp_path / f"midi/{seed}.mid", moved(score, late))
+        write_midi(tmp_path / f"midi/{seed}.mid", shifted(score, late))
     config = dataclasses.replace(conditioned.config("score"), sample_rate=PIECE_RATE)
     data = prepare_dataset(tmp_path / "audio", tmp_path / "cache", config, DataConfig())
     lines: list[str] = []

@@ -152,8 +152,8 @@ def test_every_weight_has_one_place_and_nothing_overlaps(seed):
     everything = True
     for block in plan.blocks:
         parts = plan.parts_of(block)
-        assert disjoint([*state_of(block, model.config, stages), *(part.taken() for part in parts)])
-        assert all(0 <= part.resident <= part.rows and part.taken().stop <= block.bytes for part in parts)
+        assert disjoint([*state_of(block, model.config, stages), *(part.bytes() for part in parts)])
+        assert all(0 <= part.resident <= part.rows and part.bytes().stop <= block.bytes for part in parts)
         assert all(at % 16 == 0 for at in [*block.places.values(), *(part.offset for part in parts)])
         # What a sample waits for in every layer lies there always.
         if block.kind == LAYERS:

@@ -1,4 +1,4 @@
-"""Write the golden network and its expected values with the float64 convolution of tests/naive.py alone."""
+"""Write the golden network and its expected values, which support/naive.py computes in float64."""
 
 import json
 import sys
@@ -25,13 +25,13 @@ def main() -> None:
         path.replace(HERE / path.name)
     (HERE / "network").rmdir()
     inputs = rng.integers(0, 16, 50).tolist()
-    fed = [8] * (SHAPE.context + 1) + inputs
-    last = naive.logits(SHAPE, weights, np.array(fed[:-1]))[-1]
+    samples = [8] * (SHAPE.context + 1) + inputs
+    last = naive.logits(SHAPE, weights, np.array(samples[:-1]))[-1]
     words = np.random.Philox(key=np.array([123, 4], dtype=np.uint64)).random_raw(50 + 60)[50:]
     for word in words:
-        row = naive.logits(SHAPE, weights, np.array(fed[-SHAPE.context - 1 :]))[-1]
-        fed.append(naive.draw(row, (int(word) >> 40) / 2**24, 0.9, 12, 0.97))
-    expected = {"inputs": inputs, "last_logits": last.tolist(), "samples": fed[-60:]}
+        row = naive.logits(SHAPE, weights, np.array(samples[-SHAPE.context - 1 :]))[-1]
+        samples.append(naive.draw(row, (int(word) >> 40) / 2**24, 0.9, 12, 0.97))
+    expected = {"inputs": inputs, "last_logits": last.tolist(), "samples": samples[-60:]}
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.scores import PIECE_RATE, moved, piece
+from support.scores import PIECE_RATE, piece, shifted
 
 from wavenet.music.alignment import Loudness, alignment_problem
 from wavenet.music.score import Score
@@ -18,10 +18,10 @@ def said(audio: np.ndarray, score: Score) -> str | None:
 def test_a_score_that_is_played_raises_no_doubt_and_one_that_is_moved_does(seed):
     audio, score = piece(seed)
     assert said(audio, score) is None
-    assert said(audio, moved(score, 0.02)) is None
+    assert said(audio, shifted(score, 0.02)) is None
     for by in (0.13, 0.4):
         for sign, word in ((1, "late"), (-1, "early")):
-            told = said(audio, moved(score, sign * by))
+            told = said(audio, shifted(score, sign * by))
             assert told is not None and told.endswith(f" s {word}")
             assert abs(float(told.split()[0]) - by) <= 0.02
 
@@ -47,4 +47,4 @@ def test_stretches_are_heard_where_they_lie():
     whole.add(0, audio)
     np.testing.assert_allclose(loudness.energy, whole.energy, rtol=1e-12)
     assert alignment_problem(loudness.rises(), score) is None
-    assert alignment_problem(loudness.rises(), moved(score, 0.3)) is not None
+    assert alignment_problem(loudness.rises(), shifted(score, 0.3)) is not None

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 
 
-class Hand:
-    """A device that asks when the test says so."""
+class ManualDevice:
+    """A device that requests samples when the test calls `pull`."""
 
     latency = 0.0
 
@@ -24,23 +24,23 @@ class Hand:
         self.stopped = True
 
 
-class Hungry(Hand):
-    """A device that asks all the time, from a thread of its own."""
+class PollingDevice(ManualDevice):
+    """A device that requests samples all the time, from its own thread."""
 
     def __init__(self, count: int = 64):
         super().__init__()
         self.count = count
-        self.heard: list[np.ndarray] = []
+        self.played: list[np.ndarray] = []
         self.done = threading.Event()
 
     def start(self, pull):
         super().start(pull)
-        self.thread = threading.Thread(target=self._ask, daemon=True)
+        self.thread = threading.Thread(target=self._poll, daemon=True)
         self.thread.start()
 
-    def _ask(self):
+    def _poll(self):
         while not self.done.is_set():
-            self.heard.append(self.pull(self.count))
+            self.played.append(self.pull(self.count))
             self.done.wait(0.001)
 
     def stop(self):

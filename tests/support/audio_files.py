@@ -1,4 +1,4 @@
-"""Recordings made for tests, the broken ones byte by byte."""
+"""Recordings for tests; damaged ones are built byte by byte."""
 
 import struct
 from pathlib import Path
@@ -59,7 +59,7 @@ def wav_bytes(
     kind: int = 1,
     claimed: int | None = None,
 ) -> bytes:
-    """A WAV file whose header says whatever is wanted; `kind` 3 is floating point."""
+    """A WAV file with any header; `kind` 3 is floating point, `claimed` the stated size of the data."""
     size = len(data) if claimed is None else claimed
     frame = channels * bits // 8
     fmt = struct.pack("<HHIIHH", kind, channels, rate, min(rate * frame, 0xFFFFFFFF), frame & 0xFFFF, bits)

@@ -1,4 +1,4 @@
-"""Running the commands as a person would: in a process of their own."""
+"""Run the commands as a user does: each in its own process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command(name: str, *arguments: object) -> list[str]:
 
 
 def run(name: str, *arguments: object, cwd: Path, **settings) -> subprocess.CompletedProcess:
-    """Run a command to its end; standard output as bytes, standard error as text in `.stderr`."""
+    """Run a command to its end; `.stdout` is bytes, `.stderr` is text."""
     result = subprocess.run(
         command(name, *arguments), cwd=cwd, capture_output=True, timeout=120,
         env=environment(XDG_CACHE_HOME=str(cwd / "xdg"), **settings.pop("env", {})), **settings,
@@ -50,12 +50,12 @@ def run(name: str, *arguments: object, cwd: Path, **settings) -> subprocess.Comp
 
 
 def start(home: Path, *arguments: object, **settings) -> subprocess.Popen:
-    """Start generating."""
+    """Start `wavenet-generate`."""
     return subprocess.Popen(command("generate", *arguments), cwd=home, env=environment(), **settings)
 
 
 def assert_one_line_error(result: subprocess.CompletedProcess, *fragments: str, code: int = 1) -> None:
-    """The last line on standard error is the error, there is no traceback, and the exit code is right."""
+    """Check the exit code, and that standard error ends with one line of error and has no traceback."""
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if ": error: " in line]
@@ -65,7 +65,7 @@ def assert_one_line_error(result: subprocess.CompletedProcess, *fragments: str, 
 
 
 def temporaries(folder: Path) -> list[Path]:
-    """Files that are being written, under the names `wavenet.utils.files.atomic_output` gives them."""
+    """Return the files that `wavenet.utils.files.atomic_output` has not finished."""
     return list(folder.glob(".wavenet-*.tmp"))
 
 

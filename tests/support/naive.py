@@ -1,6 +1,6 @@
-"""WaveNet computed the slow way, in float64 and without torch: the truth that engines are tested against.
+"""WaveNet in float64 and numpy: the reference that the engines are tested against.
 
-Written from the formulas alone; it shares no code and no data layout with the package.
+Written from the formulas; it shares no code and no data layout with the package.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Shape:
 
 
 def random_shape(rng: np.random.Generator) -> Shape:
-    """Return a small network shape with awkward channel counts."""
+    """Return a small network shape with channel counts that are no multiples of a block."""
     return Shape(
         classes=int(rng.integers(2, 40)),
         residual=int(rng.integers(1, 20)),
@@ -49,7 +49,7 @@ def random_shape(rng: np.random.Generator) -> Shape:
 
 
 def random_weights(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return float32 weights by name, large enough that every nonlinearity is at work."""
+    """Return float32 weights by name, large enough for every activation to be nonlinear."""
 
     def matrix(out: int, inputs: int) -> np.ndarray:
         return (rng.standard_normal((out, inputs)) * 1.5 / math.sqrt(inputs)).astype(np.float32)
@@ -76,7 +76,7 @@ def random_weights(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def gate_rows(values: np.ndarray, hop: int, start: int, linear: bool, positions: range) -> np.ndarray:
-    """Return what is added to the gates at each position, (positions, layers, 2 * dilation), float64.
+    """Return the float64 bias of the gates at each position, (positions, layers, 2 * dilation).
 
     `values` is (frames, layers, 2 * dilation); frame f begins at position start + f * hop.
     """
@@ -85,29 +85,29 @@ def gate_rows(values: np.ndarray, hop: int, start: int, linear: bool, positions:
     rows = []
     for position in positions:
         frame = math.floor((position - start) / hop)
-        here = values[min(max(frame, 0), last)]
+        bias = values[min(max(frame, 0), last)]
         if linear:
             share = (position - start - frame * hop) / hop
-            here = (1 - share) * here + share * values[min(max(frame + 1, 0), last)]
-        rows.append(here)
+            bias = (1 - share) * bias + share * values[min(max(frame + 1, 0), last)]
+        rows.append(bias)
     return np.stack(rows)
 
 
 def logits(
-    shape: Shape, weights: dict[str, np.ndarray], fed: np.ndarray, rows: np.ndarray | None = None
+    shape: Shape, weights: dict[str, np.ndarray], samples: np.ndarray, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return float64 logits (len(fed) - context, classes): the first one sees the first context + 1 samples.
+    """Return float64 logits (len(samples) - context, classes); the first depend on context + 1 samples.
 
     Parameters
     ----------
-    fed : int array (time,)
-        The samples put into the network. Those put in last at index i predict the sample after it.
+    samples : int array (time,)
+        The inputs of the network. Sample i and those before it predict sample i + 1.
     rows : array (time, layers, 2 * dilation), optional
-        Added to the gates in the step that feeds the sample of the same index.
+        Added to the gates in the step that reads the sample of the same index.
     """
     exact = {name: value.astype(np.float64) for name, value in weights.items()}
-    hidden = exact["embedding.weight"][fed]
-    skip = np.zeros((len(fed), shape.skip)) + exact["skip.bias"]
+    hidden = exact["embedding.weight"][samples]
+    skip = np.zeros((len(samples), shape.skip)) + exact["skip.bias"]
     for layer, dilation in enumerate(shape.dilations):
         name = f"layers.{layer}"
         context = (shape.kernel_size - 1) * dilation
@@ -125,8 +125,8 @@ def logits(
         share = exact["skip.weight"][:, layer * shape.dilation : (layer + 1) * shape.dilation]
         skip = skip[len(skip) - time :] + output @ share.T
         if f"{name}.residual.weight" in exact:
-            moved = output @ exact[f"{name}.residual.weight"].T + exact[f"{name}.residual.bias"]
-            hidden = hidden[context:] + moved
+            residual = output @ exact[f"{name}.residual.weight"].T + exact[f"{name}.residual.bias"]
+            hidden = hidden[context:] + residual
     middle = np.maximum(skip, 0) @ exact["head1.weight"].T + exact["head1.bias"]
     return np.maximum(middle, 0) @ exact["head2.weight"].T + exact["head2.bias"]
 
@@ -148,9 +148,9 @@ def draw(
             count += 1
         kept = kept[:count]
     total = math.fsum(weights[kept])
-    reached = 0.0
+    cumulative = 0.0
     for index in sorted(kept):
-        reached += weights[index]
-        if reached > uniform * total:
+        cumulative += weights[index]
+        if cumulative > uniform * total:
             return index
     return max(index for index in kept if weights[index] > 0)

@@ -1,4 +1,4 @@
-"""Scores with recordings of them, and MIDI files."""
+"""Scores with their recordings, and MIDI files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PIECE_RATE = 8000
 
 
 def piece(seed: int, notes: int = 60, apart: tuple[float, float] = (0.2, 0.6)) -> tuple[np.ndarray, Score]:
-    """Struck tones that fade, at random times, and the score of them."""
+    """Return decaying tones at random times, and their score."""
     rng = np.random.default_rng(seed)
     onset = 0.7 + np.cumsum(rng.uniform(*apart, notes))
     audio = rng.normal(0, 0.002, round((onset[-1] + 1.5) * PIECE_RATE))
@@ -23,7 +23,7 @@ def piece(seed: int, notes: int = 60, apart: tuple[float, float] = (0.2, 0.6)) -
     return audio, Score(onset, onset + 0.2, rng.integers(48, 84, notes), np.full(notes, 80))
 
 
-def moved(score: Score, seconds: float) -> Score:
+def shifted(score: Score, seconds: float) -> Score:
     return Score(score.onset + seconds, score.release + seconds, score.pitch, score.velocity)
 
 
@@ -32,7 +32,7 @@ def rows(score: Score):
 
 
 def write_midi(path, score: Score) -> None:
-    """A file whose ticks are milliseconds."""
+    """Write a MIDI file with one tick per millisecond."""
     events = [(on, "note_on", pitch, velocity) for on, _, pitch, velocity in rows(score)]
     events += [(off, "note_off", pitch, 0) for _, off, pitch, _ in rows(score)]
     track, now = mido.MidiTrack(), 0

@@ -1,4 +1,4 @@
-"""The layout of a network over the blocks of a pipeline, read from the numbers that the planner hands out."""
+"""The layout of a network over the blocks of a pipeline, parsed from the numbers that the planner returns."""
 
 from __future__ import annotations
 
@@ -11,28 +11,15 @@ LAYERS, HEAD, DRAW = range(3)
 NEWEST, RESIDUAL, SKIP, OLD = range(4)
 """A layer's parts, in their order."""
 
-_PLACES = (
-    *(
-        "parts",
-        "table",
-        "biases",
-        "values",
-        "activations",
-        "taps",
-        "starts",
-        "slots",
-        "frames",
-        "position",
-        "last",
-        "active",
-    ),
-    *("logits", "weights", "sums", "uniforms"),
+_OFFSETS = (
+    *("parts", "table", "biases", "values", "activations", "taps", "starts", "slots", "frames"),
+    *("position", "last", "active", "logits", "weights", "sums", "uniforms"),
 )
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some inputs of a matrix: in 32-bit words, but the offset in bytes."""
+    """Some inputs of a matrix; all counts are in 32-bit words, and the offset is in bytes."""
 
     source: int
     pitch: int
@@ -41,12 +28,12 @@ class Part:
     resident: int
     offset: int
 
-    def taken(self) -> range:
-        """Return the bytes of shared memory that it has."""
+    def bytes(self) -> range:
+        """Return its bytes in shared memory."""
         return range(self.offset, self.offset + 4 * self.resident * self.words)
 
     def covered(self) -> Iterator[range]:
-        """Yield the words of the weights that it stands for."""
+        """Yield its words of the weights."""
         for row in range(self.rows):
             yield range(self.source + row * self.pitch, self.source + row * self.pitch + self.words)
 
@@ -59,7 +46,7 @@ class Block:
     first_part: int
     boxes: tuple[tuple[int, int], tuple[int, int]]
     next: tuple[tuple[int, int], tuple[int, int]]
-    """The mailboxes of the block that it sends to."""
+    """The mailboxes of the block that receives its messages."""
     places: dict[str, int]
     bytes: int
 
@@ -81,7 +68,7 @@ class StagePlan:
 
 
 def read_plan(numbers: list[int]) -> StagePlan:
-    """Return the plan that was written as numbers."""
+    """Return the plan in serialized numbers."""
     rest = iter(numbers)
 
     def some(count: int) -> list[int]:
@@ -92,7 +79,7 @@ def read_plan(numbers: list[int]) -> StagePlan:
     for _ in range(count):
         kind, first, layers, part = some(4)
         a, b, c, d, e, f, g, h = some(8)
-        places = dict(zip(_PLACES, some(len(_PLACES)), strict=True))
+        places = dict(zip(_OFFSETS, some(len(_OFFSETS)), strict=True))
         blocks.append(
             Block(kind, first, layers, part, ((a, b), (c, d)), ((e, f), (g, h)), places, next(rest))
         )
