@@ -20,7 +20,7 @@ class ComposeError(Exception):
 
 
 def write_midi(path: Path, voices: tuple[list[Note], ...], tempo: float) -> None:
-    """Write voices as a MIDI file, each in its own track and channel, at a tempo in beats a minute."""
+    """Write voices as a MIDI file, each in its own track and channel, at a tempo in beats per minute."""
     try:
         import mido
     except ImportError:
@@ -46,15 +46,15 @@ def write_midi(path: Path, voices: tuple[list[Note], ...], tempo: float) -> None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the MIDI file to write, such as tune.mid")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the tune")
-    parser.add_argument("--bars", type=int, default=8, metavar="N", help="of four beats, 8 to 16, even")
-    parser.add_argument("--tempo", type=float, default=TEMPO, metavar="BPM", help="quarter notes a minute")
-    parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the tune")
+    parser.add_argument("--bars", type=int, default=8, metavar="N", help="bars of four beats; even, 8 to 16")
+    parser.add_argument("--tempo", type=float, default=TEMPO, metavar="BPM", help="quarter notes per minute")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     options = parser.parse_args(arguments)
     try:
         if not 20 <= options.tempo <= 400:

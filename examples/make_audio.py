@@ -1,6 +1,6 @@
-"""Play the public-domain tunes of ``tunes.py`` into FLAC files, on a plucked-string model or FluidSynth.
+"""Render the public-domain tunes of ``tunes.py`` as FLAC files, with a plucked-string model or FluidSynth.
 
-With --scores, write what is played as MIDI files instead.
+With --scores, write the played notes as MIDI files instead.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from tunes import TUNES, Tune, parse
 if TYPE_CHECKING:
     import numpy as np
 
-Played = tuple[float, float, int, float]  # start in s, length in s, MIDI number, velocity 0 to 1
+Played = tuple[float, float, int, float]
+"""Start and length in seconds, MIDI number, velocity from 0 to 1."""
 
 PEAK = 0.7
-# Sample steps to full scale: 13 bits, noise 80 dB below it, make FLAC a third smaller than 16 bits.
+# Steps to full scale. 13 bits make FLAC files a third smaller than 16; the noise is 80 dB below full scale.
 STEPS = 2**12
-_TICKS_PER_SECOND = 960  # of the MIDI file: 480 a quarter note at 120 a minute
+# 480 per quarter note, 120 quarter notes per minute.
+_TICKS_PER_SECOND = 960
 
 
 class ExampleError(Exception):
-    """Something the person at the keyboard can put right."""
+    """A mistake that the user can correct."""
 
 
 def perform(tune: Tune, rng: random.Random) -> list[Played]:
-    """Notes of a tune in time order, as a hand plays: milliseconds early or late, downbeats stronger."""
+    """Return the notes of a tune in time order, up to 8 ms early or late, downbeats stronger."""
     played: list[Played] = []
     opening = 0.05
     for shift, factor in tune.passes:
@@ -49,14 +51,15 @@ def perform(tune: Tune, rng: random.Random) -> list[Played]:
                 velocity = 0.8 * voice.level * accent * (1 + 0.16 * (rng.random() - 0.5))
                 length = float(note.beats) * beat + voice.ring
                 if note.start + note.beats == beats:
-                    length += 0.8  # the last chord rings out
+                    # The last chord rings out.
+                    length += 0.8
                 played.append((start, length, note.pitch + voice.shift + shift, velocity))
         opening = closing + 0.6
     return sorted(played)
 
 
 def midi_file(played: list[Played]) -> bytes:
-    """The notes as a Standard MIDI File of one track, played on program 25 (nylon guitar)."""
+    """Return a Standard MIDI File of one track, on program 25 (nylon guitar)."""
     events = []
     for start, length, pitch, velocity in played:
         on, off = round(start * _TICKS_PER_SECOND), round((start + length) * _TICKS_PER_SECOND)
@@ -69,7 +72,8 @@ def midi_file(played: list[Played]) -> bytes:
     now = 0
     for tick, _, message in sorted(events):
         delta, now = tick - now, tick
-        number = bytes([delta & 0x7F])  # variable length: seven bits a byte, all but the last marked
+        # A variable-length number: seven bits per byte, all but the last byte marked.
+        number = bytes([delta & 0x7F])
         while delta := delta >> 7:
             number = bytes([delta & 0x7F | 0x80]) + number
         track += number + message
@@ -77,7 +81,7 @@ def midi_file(played: list[Played]) -> bytes:
 
 
 def render_fluidsynth(played: list[Played], sample_rate: int, soundfont: Path) -> np.ndarray:
-    """Mono float32 sound of the notes by the FluidSynth program with a SoundFont."""
+    """Render the notes through FluidSynth with a SoundFont; return mono float32 (samples,)."""
     import soundfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -110,21 +114,21 @@ def render_fluidsynth(played: list[Played], sample_rate: int, soundfont: Path) -
     peak = float(abs(mono).max(initial=0))
     if peak == 0:
         raise ExampleError(
-            f"fluidsynth made only silence from {soundfont}: name a SoundFont with a guitar in it"
+            f"fluidsynth rendered only silence with {soundfont}: choose a SoundFont that contains a guitar"
         )
     return mono * (PEAK / peak)
 
 
-def luck(tune: Tune, seed: int) -> random.Random:
-    """What makes the playing of a tune uneven; first the notes draw from it, then the strings."""
+def variation(tune: Tune, seed: int) -> random.Random:
+    """Return the generator of a tune's random variation, used first for the notes, then for the strings."""
     return random.Random(f"{seed}/{tune.stem}")
 
 
 def render_tune(tune: Tune, sample_rate: int, seed: int, soundfont: Path | None = None) -> np.ndarray:
-    """Mono float32 sound of a tune, peak 0.7, the same for the same seed."""
+    """Render a tune; return mono float32 (samples,) with a peak of 0.7."""
     from pluck import render
 
-    rng = luck(tune, seed)
+    rng = variation(tune, seed)
     played = perform(tune, rng)
     if soundfont is not None:
         return render_fluidsynth(played, sample_rate, soundfont)
@@ -132,7 +136,7 @@ def render_tune(tune: Tune, sample_rate: int, seed: int, soundfont: Path | None 
 
 
 def write_flac(path: Path, audio: np.ndarray, sample_rate: int) -> None:
-    """Write FLAC (16-bit words, 13 bits used) beside its place and rename it: no torn file is ever seen."""
+    """Write FLAC (16-bit words, 13 bits used) to a temporary file and rename it."""
     import soundfile
 
     words = ((audio * STEPS).round() * (2**15 // STEPS)).astype("int16")
@@ -145,32 +149,32 @@ def write_flac(path: Path, audio: np.ndarray, sample_rate: int) -> None:
 
 
 def write_scores(folder: Path, seed: int, force: bool) -> None:
-    """Write what is played of every tune as a MIDI file, under the name that its audio has."""
+    """Write the played notes of every tune as a MIDI file with the name of its audio file."""
     paths = [folder / f"{tune.stem}.mid" for tune in TUNES]
-    refuse_standing(paths, force)
+    refuse_existing(paths, force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for tune, path in zip(TUNES, paths, strict=True):
-            played = perform(tune, luck(tune, seed))
+            played = perform(tune, variation(tune, seed))
             path.write_bytes(midi_file(played))
             print(f"{path}  {len(played)} notes", file=sys.stderr)
     except OSError as error:
         raise ExampleError(f"cannot write to {folder}: {error}") from error
 
 
-def refuse_standing(paths: list[Path], force: bool) -> None:
-    """Raise `ExampleError` if a file stands where one is to be written."""
-    standing = [path for path in paths if os.path.lexists(path)]
-    if standing and not force:
-        raise ExampleError(f"{standing[0]} exists ({len(standing)} files in all): use --force to overwrite")
+def refuse_existing(paths: list[Path], force: bool) -> None:
+    """Raise `ExampleError` if an output file exists, unless `force` is set."""
+    existing = [path for path in paths if os.path.lexists(path)]
+    if existing and not force:
+        raise ExampleError(f"{existing[0]} exists ({len(existing)} files in all): use --force to overwrite")
 
 
 def make_all(out_dir: Path, sample_rate: int, seed: int, force: bool, soundfont: Path | None) -> None:
-    """Render every tune into ``out_dir``; nothing is written if something stands in the way."""
+    """Render every tune into ``out_dir``; write nothing if an output file exists."""
     if not 8000 <= sample_rate <= 96000:
         raise ExampleError(f"--sample-rate {sample_rate} is not between 8000 and 96000 Hz: try 16000")
     if soundfont is not None and not soundfont.is_file():
-        raise ExampleError(f"no SoundFont at {soundfont}: give --fluidsynth the path of an .sf2 file")
+        raise ExampleError(f"no SoundFont at {soundfont}: pass the path of an .sf2 file to --fluidsynth")
     if soundfont is not None and shutil.which("fluidsynth") is None:
         raise ExampleError("fluidsynth is not on the PATH: install it, or leave --fluidsynth out")
     try:
@@ -178,7 +182,7 @@ def make_all(out_dir: Path, sample_rate: int, seed: int, force: bool, soundfont:
     except ImportError:
         raise ExampleError("writing FLAC needs the package soundfile: pip install soundfile") from None
     paths = [out_dir / f"{tune.stem}.flac" for tune in TUNES]
-    refuse_standing(paths, force)
+    refuse_existing(paths, force)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         for tune, path in zip(TUNES, paths, strict=True):
@@ -190,7 +194,7 @@ def make_all(out_dir: Path, sample_rate: int, seed: int, force: bool, soundfont:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -198,17 +202,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out-dir", type=Path, default=default, metavar="DIR", help="folder for the FLAC files"
     )
-    parser.add_argument("--sample-rate", type=int, default=16000, metavar="HZ", help="samples a second")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the small unevenness of the playing")
-    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    parser.add_argument("--sample-rate", type=int, default=16000, metavar="HZ", help="samples per second")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random variation of the playing")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.add_argument(
         "--fluidsynth",
         type=Path,
         metavar="SOUNDFONT",
-        help="play through FluidSynth with this .sf2 file instead",
+        help="render through FluidSynth with this .sf2 file",
     )
     parser.add_argument(
-        "--scores", type=Path, metavar="DIR", help="write the scores as MIDI files there, and no audio"
+        "--scores", type=Path, metavar="DIR", help="write the scores as MIDI files to DIR, and no audio"
     )
     options = parser.parse_args(arguments)
     try:

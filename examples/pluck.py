@@ -1,4 +1,4 @@
-"""An extended Karplus-Strong string: a delay loop that is plucked, loses energy, and is in tune.
+"""An extended Karplus-Strong string: a delay loop with a plucked excitation, damping and exact tuning.
 
 Sources: Karplus and Strong, "Digital Synthesis of Plucked-String and Drum Timbres" (1983); Jaffe and Smith,
 "Extensions of the Karplus-Strong Plucked-String Algorithm" (1983).
@@ -11,13 +11,16 @@ import random
 
 import numpy as np
 
-_INTERPOLATOR_TAPS = 6  # Lagrange, order 5: best, and never above gain 1, for delays of 2 to 3 samples
-_RELEASE_SECONDS = 0.07  # time constant of the finger that stops a string
-_BODY_MODES = ((98.0, 0.030, 0.020), (204.0, 0.026, 0.014), (390.0, 0.016, 0.008))  # Hz, gain at 16 kHz, s
+# Lagrange interpolation of order 5 is most accurate, and its gain at most 1, for delays of 2 to 3 samples.
+_INTERPOLATOR_TAPS = 6
+# Time constant of the damping by a finger.
+_RELEASE_SECONDS = 0.07
+_BODY_MODES = ((98.0, 0.030, 0.020), (204.0, 0.026, 0.014), (390.0, 0.016, 0.008))
+"""Frequency in Hz, gain at 16 kHz, decay time in seconds."""
 
 
 def frequency(pitch: float) -> float:
-    """Hertz of a MIDI number, equal temperament, 69 = 440 Hz."""
+    """Return the frequency of a MIDI number in Hz, equal temperament, 69 = 440 Hz."""
     return 440.0 * 2.0 ** ((pitch - 69) / 12)
 
 
@@ -35,10 +38,10 @@ def _lagrange(delay: float) -> np.ndarray:
 
 
 def loop_filter(hertz: float, rate: float) -> tuple[int, np.ndarray]:
-    """Whole-sample delay and FIR taps of the loop of a string.
+    """Return the whole-sample delay and the FIR taps of the loop of a string.
 
-    Together they delay the fundamental by one period exactly and give it a T60 near three seconds; the
-    symmetric three-tap average takes the same share of the high partials in a second at any pitch.
+    Together they delay the fundamental by exactly one period, with a T60 near three seconds. The symmetric
+    three-tap average damps high partials by the same share per second at every pitch.
     """
     omega = 2 * math.pi * hertz / rate
     damping = min(0.2, 6.0 * (rate / 48000) / hertz)
@@ -46,24 +49,26 @@ def loop_filter(hertz: float, rate: float) -> tuple[int, np.ndarray]:
     period = rate / hertz
     delay = math.floor(period) - 3
     wanted = period - delay
-    guess = wanted - 1  # the average is linear-phase: one sample at every frequency
+    # The average has linear phase: it delays every frequency by one sample.
+    guess = wanted - 1
     taps = np.convolve(_lagrange(guess), average)
-    # Lagrange interpolation is not quite linear-phase: correct the nominal delay until the true one fits.
+    # The phase of Lagrange interpolation is not exactly linear: correct the nominal delay iteratively.
     for _ in range(8):
         guess += wanted + np.angle(_response(taps, omega)) / omega
         taps = np.convolve(_lagrange(guess), average)
     seconds = 3.0 * (262 / hertz) ** 0.3
     gain = 10 ** (-3 / (hertz * seconds)) / abs(_response(taps, omega))
-    # Partials below the fundamental do not exist, but rounding would grow there if the loop gained at 0 Hz.
+    # A loop gain above 1 at 0 Hz would amplify rounding errors.
     return delay, taps * min(gain, 0.99995)
 
 
 def _pluck(hertz: float, rate: float, band: float, velocity: float, rng: random.Random) -> np.ndarray:
-    """One period of the pulse that a pick sends to the bridge, without partials above ``band`` Hz."""
+    """Return one period of the pulse of a pick at the bridge, without partials above ``band`` Hz."""
     length = round(rate / hertz)
     partials = np.arange(1, max(1, int(band / hertz)) + 1)
     position = 0.17 + 0.03 * rng.random()
-    corner = 350 + 1600 * velocity  # Hz; a hard pluck is bright
+    # In Hz: a hard pluck is brighter.
+    corner = 350 + 1600 * velocity
     size = np.sin(math.pi * partials * position) / (partials * (1 + (partials * hertz / corner) ** 2))
     size *= 1 + 0.3 * (np.array([rng.random() for _ in partials]) - 0.5)
     time = np.arange(length) / length - 0.5
@@ -74,19 +79,19 @@ def _pluck(hertz: float, rate: float, band: float, velocity: float, rng: random.
 def string(
     pitch: float, seconds: float, velocity: float, rate: float, band: float, rng: random.Random
 ) -> np.ndarray:
-    """Sound of one plucked string.
+    """Render one plucked string.
 
     Parameters
     ----------
     pitch : MIDI number, 69 = 440 Hz.
-    seconds : how long it rings before the finger stops it; the sound goes on for about 0.5 s more.
-    velocity : 0 to 1; louder and brighter.
-    rate, band : sample rate and highest partial, Hz.
-    rng : source of the small differences between plucks.
+    seconds : time until the string is damped; the sound lasts about 0.5 s longer.
+    velocity : 0 to 1; a higher one is louder and brighter.
+    rate, band : sample rate and highest partial, in Hz.
+    rng : source of the variation between plucks.
 
     Returns
     -------
-    float64 (samples,), at unit scale, ending in silence.
+    float64 (samples,) at unit scale, ending in silence.
     """
     hertz = frequency(pitch)
     delay, taps = loop_filter(hertz, rate)
@@ -97,9 +102,9 @@ def string(
     sound = np.zeros(pad + total)
     first = min(len(pluck), total)
     sound[pad : pad + first] = pluck[:first]
-    # Nothing younger than `delay` samples is read, so a block of that many is computed at once. The taps are
-    # summed in a fixed order: a dot product rounds differently from machine to machine, and the loop would
-    # carry that on.
+    # Every sample depends on samples at least `delay` before it, so blocks of that size are computed at once.
+    # The taps are summed in a fixed order: a dot product rounds differently on different machines, and the
+    # loop would accumulate the differences.
     for start in range(pad, pad + total, delay):
         stop = min(start + delay, pad + total)
         for k, tap in enumerate(taps):
@@ -134,13 +139,13 @@ def _body(sound: np.ndarray, rate: int) -> np.ndarray:
 def render(
     notes: list[tuple[float, float, int, float]], sample_rate: int, rng: random.Random, peak: float = 0.7
 ) -> np.ndarray:
-    """Mono sound of played notes.
+    """Render notes as mono audio.
 
     Parameters
     ----------
-    notes : (start in s, length in s, MIDI number, velocity 0 to 1).
-    sample_rate : Hz; the strings run at a whole multiple of it, 44.1 kHz or more, where they are in tune.
-    rng : source of the differences between plucks.
+    notes : (start in s, length in s, MIDI number, velocity from 0 to 1).
+    sample_rate : in Hz; strings are computed at a multiple of it, at least 44.1 kHz, for exact tuning.
+    rng : source of the variation between plucks.
     peak : largest absolute sample.
 
     Returns
@@ -158,7 +163,7 @@ def render(
         mix[start : start + len(sound)] += sound
     mix = _body(_decimate(mix, factor), sample_rate)
     mix -= mix.mean()
-    # Taking the mean away leaves a step at both ends, small but not silent.
+    # Subtracting the mean leaves a small step at both ends.
     fade = min(len(mix) // 2, round(0.005 * sample_rate))
     mix[:fade] *= np.linspace(0, 1, fade)
     mix[len(mix) - fade :] *= np.linspace(1, 0, fade)

@@ -1,4 +1,4 @@
-"""Public-domain tunes as text, and the parser that turns them into notes.
+"""Public-domain tunes in a text notation, and its parser.
 
 Notation
 --------
@@ -8,7 +8,7 @@ A voice is a line of tokens separated by blanks. ``|`` ends a bar, and every bar
 =============  ======================================================================================
 ``c5:1``       C in octave 5 for one beat; scientific pitch, ``a4`` is 440 Hz
 ``f#4 bb3``    sharp and flat
-``d5:.5 e5``   a length holds until the next one: both notes last half a beat
+``d5:.5 e5``   a length applies until the next one: both notes last half a beat
 ``c3+e3+g3``   a chord
 ``r:2``        a rest of two beats
 =============  ======================================================================================
@@ -36,7 +36,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Voice:
-    """A line of the notation, its level (1: melody), shift in semitones and ring after a note in seconds."""
+    """A line of the notation, its level (1: melody), shift in semitones, and ring after a note in seconds."""
 
     text: str
     level: float = 1.0
@@ -46,9 +46,9 @@ class Voice:
 
 @dataclass(frozen=True)
 class Tune:
-    """A tune: its file's stem, where it comes from, its voices, and the passes in which it is played.
+    """A tune: the stem of its file, its origin, its voices, and the passes in which it is played.
 
-    A pass is (semitones up, tempo factor); ``tempo`` counts beats a minute, whatever note value a beat is.
+    A pass is (semitones up, tempo factor); ``tempo`` is in beats per minute.
     """
 
     stem: str
@@ -61,7 +61,7 @@ class Tune:
 
 
 def pitch_number(name: str) -> int:
-    """MIDI number of a note name such as ``f#4``; ValueError if it is none."""
+    """Return the MIDI number of a note name such as ``f#4``; raise ValueError for others."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} is not a note: write a letter a to g, # or b, and an octave, as in f#4")
@@ -70,7 +70,7 @@ def pitch_number(name: str) -> int:
 
 
 def parse(text: str, beats_per_bar: int) -> tuple[list[Note], Fraction]:
-    """Notes of one voice and its length in beats; ValueError names the bar that is not full."""
+    """Return the notes of one voice and its length in beats; a ValueError names an incomplete bar."""
     notes: list[Note] = []
     beats = Fraction(1)
     now = Fraction(0)
@@ -94,7 +94,7 @@ def _bars(*bars: str) -> str:
 
 
 def _prelude(chords: str) -> str:
-    """Bach's figure: five notes spelled n1 n2 n3 n4 n5 n3 n4 n5, twice in a bar."""
+    """Return Bach's figure: five notes as n1 n2 n3 n4 n5 n3 n4 n5, twice in a bar."""
     figures = []
     for chord in chords.split("|"):
         n1, n2, n3, n4, n5 = chord.split()

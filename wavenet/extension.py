@@ -21,7 +21,7 @@ def first_line(error: Exception) -> str:
 
 @functools.cache
 def load_extension() -> str | None:
-    """Load `wavenet._C` once and register its operators; return None, or the reason if it is not available."""
+    """Load `wavenet._C` once and register its operators; return None, or why it is not available."""
     reason = _build_reason()
     if reason is not None:
         return f"the extension was not built: {reason}"

@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
     """Networks after two training steps: on scores, on spectra, and without conditioning."""
     home = tmp_path_factory.mktemp("conditioned")
     (home / "audio").mkdir()
-    # Of these names two are held out.
+    # Two of these names are held out.
     for number in range(14):
         score = tune(number, 1.0)
         noise = np.random.default_rng(number).normal(0, 0.1, round(score.seconds * RATE) + RATE)
@@ -84,19 +84,19 @@ def test_spectral_distance(script):
     assert copying.distance(noise, noise, 16000) == 0
     # All bands of a take half as strong are 6 dB away.
     assert copying.distance(noise, noise / 2, 16000) == pytest.approx(6.02, abs=0.01)
-    # Silence is as far as is looked.
+    # The distance of silence is limited by RANGE_DB.
     assert 40 < copying.distance(noise, 0 * noise, 16000) < copying.RANGE_DB
 
 
-@pytest.mark.parametrize("asked", [[], ["--one-class"]])
-def test_cost_of_conditioning(asked, script, monkeypatch, tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--one-class"]])
+def test_cost_of_conditioning(flags, script, monkeypatch, tmp_path):
     conditioning = script("conditioning")
     small = dict(layers=4, residual_channels=4, dilation_channels=4, skip_channels=8, head_channels=8)
     monkeypatch.setitem(conditioning.PRESETS, "A", small)
     monkeypatch.setattr(conditioning, "MEMORY_SECONDS", 1)
     out = tmp_path / "cost.json"
     backend = "numba" if registry.report()["cpu"] else "cpu"
-    arguments = ["A", "--backend", backend, "--seconds", "0.1", "--repeats", "2", "--json", str(out), *asked]
+    arguments = ["A", "--backend", backend, "--seconds", "0.1", "--repeats", "2", "--json", str(out), *flags]
     assert conditioning.main(arguments) == 0
     (row,) = json.loads(out.read_text())
     assert row["samples_per_second"] > 0 and row["ratio"] == pytest.approx(

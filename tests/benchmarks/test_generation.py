@@ -1,4 +1,4 @@
-"""The benchmark of generation: that it runs, counts right, and measures the network it says."""
+"""The benchmarks of generation and training: reports, ceilings, timing, baselines."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_rates_of_the_machine():
 
 
 class Engine:
-    """A CUDA engine as the ceiling asks it."""
+    """A CUDA engine with the attributes that the ceiling reads."""
 
     def __init__(self, precision, kernel=""):
         self.precision, self.kernel = precision, kernel
@@ -105,10 +105,10 @@ def test_cuda_ceiling(monkeypatch):
         (most, by), which = generation.cuda_ceiling(model, Engine(precision, kernel), batch)
         return round(most), by, which
 
-    # Ten layers of half a microsecond each, of the widest that is no wider than 60 channels.
+    # Ten layers of half a microsecond each, the time of 32 channels: the widest probe below 60.
     assert ceiling_of(1, "fp16") == (200_000, "latency", "stage_grid")
     assert ceiling_of(8, "fp16") == (1_600_000, "latency", "stage_grid")
-    # The 1,000 bytes of weights are read once for each 64 streams.
+    # The 1,000 bytes of weights are read once per 64 streams.
     assert ceiling_of(8, "fp16", "stream_cta") == (800_000, "reads", "stream_cta")
     assert ceiling_of(64, "fp16") == (6_400_000, "reads", "stream_cta")
     assert ceiling_of(65, "fp16") == (3_250_000, "reads", "stream_cta")
@@ -148,7 +148,7 @@ def test_gpu_work_is_timed_by_events(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     rate, latency = generation.measure(Engine(), 3, 10.0, 2, cuda=True)
-    # Every call takes a second here: a trial of 1,024 samples, so two measurements of five such.
+    # Every call takes one second here: a trial of 1,024 samples, then two repeats of five seconds.
     assert [steps for steps in events if isinstance(steps, int)] == [256, 1024, 5120, 5120]
     assert events == [part for steps in (256, 1024, 5120, 5120) for part in ("event", steps, "event", "wait")]
     assert (rate, latency) == (5120.0, 1000.0)
@@ -173,7 +173,7 @@ def test_unknown_network(capsys):
 
 
 def test_plain_generator_equals_the_network():
-    """Fed the same samples, its logits are the engine's: it is slow at the right thing."""
+    """For the same samples its logits equal those of the engine."""
     from plain import PlainGenerator
 
     shape, _, model = random_model(4, kernel_size=3, stacks=2, layers_per_stack=3)
@@ -186,7 +186,7 @@ def test_plain_generator_equals_the_network():
     for sample in samples.T:
         found.append(plain.step(state))
         state["sample"], state["position"] = sample, state["position"] + 1
-    # The baseline starts from empty queues; what it started from is forgotten after one receptive field.
+    # The baseline starts from empty queues, which have no effect after one receptive field.
     last = slice(shape.context + 1, None)
     assert torch.allclose(torch.stack(found, 2)[:, :, last], expected[:, :, last], rtol=1e-4, atol=1e-4)
 
@@ -211,7 +211,7 @@ def test_training_benchmark(tmp_path, capsys, monkeypatch):
 
 
 def test_plain_training_network_is_a_wavenet():
-    """With the weights of a network its logits are that network's, past one receptive field."""
+    """With the weights of a network its logits equal that network's after one receptive field."""
     from plain_training import PlainWaveNet
 
     shape, weights, model = random_model(6, kernel_size=3, stacks=2, layers_per_stack=3)

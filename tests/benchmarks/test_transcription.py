@@ -1,4 +1,4 @@
-"""The transcription check: tones whose notes are known, figures against loops over pairs."""
+"""The transcription check: tones with known notes; figures compared with loops over pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def transcription(monkeypatch):
 
 
 def piece(seed, seconds=8.0):
-    """Two voices in C major, each note as long as to the next of its voice."""
+    """Return two voices in C major, each note lasting until the next of its voice."""
     rng = np.random.default_rng(seed)
     onset, release, pitch = [], [], []
     for low, length in ((48, 0.5), (67, 0.25)):
@@ -39,7 +39,7 @@ def piece(seed, seconds=8.0):
 
 
 def play(score, seconds=8.5, up=0, late=0.0, rate=RATE):
-    """Tones of eight harmonics that decay slowly, released within 10 ms."""
+    """Render tones of eight harmonics that decay slowly, released within 10 ms."""
     audio = np.zeros(int(seconds * rate))
     for onset, release, pitch in zip(score.onset + late, score.release + late, score.pitch + up, strict=True):
         begin, end = max(int(onset * rate), 0), max(int(release * rate) + 1, 0)
@@ -129,7 +129,7 @@ def test_outranking_counts_pairs(transcription):
 
 
 def test_salience_by_the_definition(transcription):
-    """One semitone at one moment, from a transform at its harmonics' own frequencies and around them."""
+    """The salience at one time, from a Fourier transform at the harmonics and around them."""
     audio = play(piece(5), seconds=1.0)
     salience, level = transcription.Saliences(audio, RATE).at(np.array([0.4]))
     window = np.sin(np.pi * np.arange(1024) / 1024) ** 2

@@ -1,4 +1,4 @@
-"""The composed tunes: in range and in key, as long as said, the same by seed; read back from the file."""
+"""The composed tunes: range, key, length, seeds, and reading back the file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_voices_fill_bars_within_range(bars):
             assert now == bars * 4 * 480
 
 
-def test_tunes_keep_to_a_key_and_close_on_it():
+def test_tunes_use_one_key_and_end_on_its_tonic():
     for seed in range(60):
         melody, bass = compose.compose(seed)
         key = bass[-1][2] % 12
@@ -46,7 +46,7 @@ def test_tunes_keep_to_a_key_and_close_on_it():
         assert used <= major or used <= minor
 
 
-def test_the_melody_moves_and_comes_back():
+def test_melody_moves_and_repeats():
     for seed in range(60):
         melody, _ = compose.compose(seed, 16)
         pitches = [pitch for _, _, pitch, _ in melody]
@@ -58,7 +58,7 @@ def test_the_melody_moves_and_comes_back():
         assert shape[0] == shape[1]
 
 
-def test_seeds_are_tunes():
+def test_each_seed_is_one_tune():
     assert compose.compose(3) == compose.compose(3)
     assert len({str(compose.compose(seed)) for seed in range(30)}) == 30
 
@@ -74,7 +74,7 @@ def test_file_reads_back(tmp_path, capsys):
     )
     found = sorted(zip(score.onset.tolist(), score.pitch.tolist(), score.velocity.tolist(), strict=True))
     np.testing.assert_allclose(found, expected, atol=1e-9)
-    # 10 bars of 4 beats at 120 a minute, less the gap after the last note of 15 ticks.
+    # 10 bars of 4 beats at 120 per minute, less the gap after the last note of 15 ticks.
     assert score.seconds == pytest.approx(20 - 15 / 960)
     before = path.read_bytes()
     assert compose.main([str(path), "--seed", "5", "--bars", "10", "--tempo", "120"]) == 1
@@ -94,8 +94,8 @@ def test_file_reads_back(tmp_path, capsys):
 )
 def test_errors_are_one_line(arguments, message, tmp_path, capsys):
     assert compose.main([str(tmp_path / "a.mid"), *arguments]) == 1
-    told = capsys.readouterr().err
-    assert message in told and told.count("\n") == 1 and not list(tmp_path.iterdir())
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_missing_mido_and_missing_folder(tmp_path, monkeypatch, capsys):
@@ -107,7 +107,7 @@ def test_missing_mido_and_missing_folder(tmp_path, monkeypatch, capsys):
     assert "pip install 'wavenet[midi]'" in capsys.readouterr().err
 
 
-def test_the_script_runs_alone():
+def test_script_runs_on_its_own():
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / "compose.py"), "--help"], capture_output=True, text=True, timeout=60
     )

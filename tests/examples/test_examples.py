@@ -100,7 +100,7 @@ def test_notation():
         ("c##4:2", "'c##4' is not a note"),
     ],
 )
-def test_bad_notation_is_named(text, message):
+def test_notation_errors(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         tunes.parse(text, 2)
 
@@ -149,16 +149,16 @@ def minuet():
     return make_audio.render_tune(tune("minuet-1"), 16000, 0)
 
 
-def test_rendered_tune_is_sound(minuet):
+def test_level_and_length_of_a_rendered_tune(minuet):
     assert minuet.dtype == np.float32 and np.isfinite(minuet).all()
     assert np.abs(minuet).max() == pytest.approx(0.7, abs=1e-6)
     assert abs(minuet.mean()) < 1e-4
     assert 0.05 < np.sqrt(np.mean(minuet**2)) < 0.3
-    # 16 bars of 3 beats at 132 a minute, and the last chord ringing out
+    # 16 bars of 3 beats at 132 per minute, and the ringing last chord.
     assert 16 * 3 * 60 / 132 < len(minuet) / 16000 < 16 * 3 * 60 / 132 + 2
 
 
-def test_the_seed_decides_the_sound(minuet):
+def test_same_seed_gives_the_same_sound(minuet):
     assert np.array_equal(make_audio.render_tune(tune("minuet-1"), 16000, 0), minuet)
     other = make_audio.render_tune(tune("minuet-1"), 16000, 1)
     assert len(other) != len(minuet) or not np.array_equal(other, minuet)
@@ -188,14 +188,14 @@ def test_committed_files_match_the_readme():
     assert said and abs(seconds / 60 - float(said[1])) <= 0.05
     for each in tunes.TUNES:
         assert f"| `{each.stem}.flac` | {each.title} | {each.origin} |" in readme
-    # The notebook, with its sounds and pictures, has a limit and a test of its own.
+    # The size of the notebook has a test of its own.
     assert sum(path.stat().st_size for path in (EXAMPLES / "audio").iterdir()) < 3_000_000
 
 
 def test_committed_file_equals_the_script_output(minuet):
     audio, _ = soundfile.read(EXAMPLES / "audio" / "minuet-1.flac")
     assert len(audio) == len(minuet)
-    # Half a step of rounding; one sample in a thousand may fall to the other side on another machine.
+    # Half a step of rounding; on another machine one sample in a thousand may round the other way.
     assert np.mean(np.abs(audio - minuet) > 0.501 / make_audio.STEPS) < 1e-3
     assert np.abs(audio - minuet).max() < 1.6 / make_audio.STEPS
 
@@ -247,13 +247,13 @@ def test_command_errors_are_one_line(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_command_does_not_guess_options():
+def test_options_are_not_abbreviated():
     assert command("--forc").returncode == 2
     assert "default: 16000" in command("--help", COLUMNS="200").stdout
 
 
 def test_scores_match_the_committed_audio(tmp_path, minuet):
-    """Where the score has a note the sound rises, and not so a little later."""
+    """The sound rises at the onsets of the score, and less 0.1 s later."""
     assert make_audio.main(["--scores", str(tmp_path)]) == 0
     assert sorted(path.stem for path in tmp_path.iterdir()) == [path.stem for path in AUDIO]
     events = read_midi((tmp_path / "minuet-1.mid").read_bytes())
@@ -274,7 +274,7 @@ def test_scores_match_the_committed_audio(tmp_path, minuet):
 
 
 def read_midi(data):
-    """(seconds, status, bytes) of the events of a file with one track at the default tempo."""
+    """Return (seconds, status, bytes) of the events of a file with one track at the default tempo."""
     assert data[:4] == b"MThd" and data[14:18] == b"MTrk"
     size, kind, tracks, division = struct.unpack(">IHHH", data[4:14])
     assert (size, kind, tracks) == (6, 0, 1)

@@ -1,4 +1,4 @@
-"""A tune is composed, and a network that has learnt an instrument from other tunes plays it."""
+"""A network trained on tunes of one instrument plays another, composed tune."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scripts(monkeypatch):
 
 
 def played(score: Score, rng: np.random.Generator) -> np.ndarray:
-    """A struck instrument of three harmonics."""
+    """Render a struck instrument with three harmonics."""
     audio = np.zeros(round((score.seconds + 0.5) * RATE))
     for onset, release, pitch, velocity in zip(
         score.onset, score.release, score.pitch, score.velocity, strict=True
@@ -77,5 +77,5 @@ def test_network_plays_a_composed_tune(scripts, tmp_path):
 
     found = transcription.check(audio, RATE, score)
     other = transcription.check(audio, RATE, score.shuffled(0))
-    # Nearly 1 for the instrument itself.
+    # The instrument itself scores nearly 1.
     assert found["own"] > 0.65 and found["own"] > other["own"] + 0.12

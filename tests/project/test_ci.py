@@ -1,4 +1,4 @@
-"""That .ci/run does as the README says, elsewhere, and stops at what fails; with stand-ins for the tools."""
+"""`.ci/run` runs the README's commands in a clone and stops at the first failure; its tools are replaced."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The documents: their commands run, output has the form shown, quoted messages, files and flags exist.
 
-A document's console blocks are run in its order in one folder, by a small network: `quick.json` stands in for
-the defaults of training, so that two steps are taken where a reader would wait an hour.
+The console blocks of a document run in order in one folder, with a small network: `quick.json` replaces the
+defaults of training, so that a run takes two steps instead of an hour.
 """
 
 from __future__ import annotations
