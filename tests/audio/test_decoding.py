@@ -1,4 +1,4 @@
-"""Recordings of every kind, whole and broken, against signals that are known in advance."""
+"""Decoding intact and damaged recordings of every format, compared with known signals."""
 
 import io
 import math
@@ -48,7 +48,7 @@ def failure(path, rate=16000):
 
 
 @pytest.mark.parametrize(("extension", "form", "encoding", "error"), FORMATS)
-def test_every_format_comes_back(tmp_path, extension, form, encoding, error):
+def test_every_format_is_read(tmp_path, extension, form, encoding, error):
     rate = 24000 if encoding == "OPUS" else 22050
     audio = sine(440, 2.0, rate)
     path = save(tmp_path / f"x.{extension}", audio, rate, form, encoding)
@@ -68,7 +68,7 @@ def test_channels_are_averaged(tmp_path):
     assert np.allclose(load_audio(path, 16000), (2 * left + right) / 3, atol=1e-7)
 
 
-def test_channels_that_cancel_are_named_as_such(tmp_path):
+def test_channels_that_cancel(tmp_path):
     left = sine(440, 0.5, 16000)
     path = save(tmp_path / "x.wav", np.stack([left, -left], axis=1), encoding="FLOAT")
     assert "silent once mixed to mono" in failure(path)
@@ -80,7 +80,7 @@ def test_channels_that_cancel_are_named_as_such(tmp_path):
 @pytest.mark.parametrize(
     ("source", "target"), [(48000, 16000), (44100, 16000), (8000, 16000), (22050, 24000), (16000, 16000)]
 )
-def test_resampled_sine_is_the_sine_of_the_other_rate(tmp_path, source, target):
+def test_resampled_sine(tmp_path, source, target):
     path = save(tmp_path / "x.wav", sine(441, 2.0, source), source, encoding="FLOAT")
     got = load_audio(path, target)
     wanted = sine(441, 2.0, target)
@@ -103,7 +103,7 @@ def test_resampling_agrees_with_scipy(tmp_path):
     assert np.sqrt(np.mean((got[middle] - truth[middle]) ** 2)) < 1e-4 * np.std(truth)
 
 
-def test_what_the_rate_cannot_hold_is_removed_not_folded(tmp_path):
+def test_resampling_does_not_alias(tmp_path):
     path = save(tmp_path / "x.wav", sine(11000, 1.0, 48000), 48000, encoding="FLOAT")
     got, _ = decode(path)
     assert np.abs(got[1000:-1000]).max() < 1e-4
@@ -122,7 +122,7 @@ def test_length_is_exact_and_blocks_are_bounded(tmp_path, rates, frames):
 # -- bad input -------------------------------------------------------------------------------------------
 
 
-def test_things_named_wav_that_are_none(tmp_path):
+def test_files_named_wav_that_are_not_audio(tmp_path):
     contents = {
         "text.wav": b"these are my lyrics\n" * 100,
         "zip.wav": b"PK\x03\x04" + bytes(range(256)) * 20,
@@ -166,7 +166,7 @@ def test_flac_damaged_in_the_middle_is_refused(tmp_path):
     assert "damaged" in failure(tmp_path / "bad.flac")
 
 
-def test_headers_that_claim_too_much_cost_no_memory(tmp_path):
+def test_false_headers_cost_no_memory(tmp_path):
     data = (noise(0.5, 16000) * 32767).astype("<i2").tobytes()
     flac = save(tmp_path / "x.flac", noise(0.5, 16000), 16000, "FLAC").read_bytes()
     files = {
@@ -210,7 +210,7 @@ def test_impossible_channel_counts_are_refused(tmp_path, channels):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 20000, 39999])
-def test_values_that_are_no_audio_are_refused(tmp_path, value, place):
+def test_nan_and_infinity_are_refused(tmp_path, value, place):
     audio = noise(2.5, 16000)
     audio[place] = value
     path = save(tmp_path / "x.wav", audio, encoding="FLOAT")
@@ -256,7 +256,7 @@ class Pipe(io.BytesIO):
         raise OSError("a pipe has no position")
 
 
-def test_written_wav_is_read_by_others(tmp_path):
+def test_written_wav_is_read_by_libraries(tmp_path):
     audio = np.concatenate([noise(0.5, 16000), [1.5, -1.5, 1, -1, 0]]).astype(np.float32)
     write_wav(tmp_path / "x.wav", audio, 16000)
     with wave.open(str(tmp_path / "x.wav")) as file:
@@ -269,7 +269,7 @@ def test_written_wav_is_read_by_others(tmp_path):
     assert os.listdir(tmp_path) == ["x.wav"]
 
 
-def test_stream_header_says_unknown_length():
+def test_stream_header_has_unknown_length():
     stream = Pipe()
     writer = WavWriter(stream, 22050)
     writer.write(np.zeros(3, np.float32))
@@ -284,7 +284,7 @@ def test_stream_header_says_unknown_length():
     assert soundfile.read(io.BytesIO(content))[1] == 22050
 
 
-def test_a_file_gets_its_true_length_at_the_end():
+def test_finish_writes_the_true_length():
     for promised in (None, 100):
         stream = io.BytesIO()
         writer = WavWriter(stream, 16000, promised)
@@ -302,13 +302,13 @@ def test_raw_has_no_header():
     assert stream.getvalue() == struct.pack("<hh", 16384, -16384)
 
 
-def test_more_than_four_gib_is_refused_before_anything_is_written():
+def test_more_than_4_gib_is_refused_first():
     limit = (0xFFFFFFFF - 36) // 2
     stream = Pipe()
     WavWriter(stream, 16000, limit)
     assert len(stream.getvalue()) == 44
     stream = Pipe()
-    with pytest.raises(AudioError, match="--format raw"):
+    with pytest.raises(AudioError, match="write raw samples"):
         WavWriter(stream, 16000, limit + 1)
     assert not stream.getvalue()
     WavWriter(stream, 16000, limit + 1, header=False)

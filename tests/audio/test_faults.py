@@ -42,7 +42,7 @@ def melody(seconds: float, rate: int = RATE) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rate", [4000, 8000, 16000, 44100])
-def test_silence_noise_and_a_stuck_tone_are_found_and_music_is_not(rate):
+def test_finds_silence_noise_and_stuck_tones(rate):
     assert kinds(0 * times(3, rate), rate) == {"silence"}
     assert kinds(white(2, rate=rate), rate) == {"noise"}
     assert kinds(tone(4, rate=rate), rate) == {"tone"}
@@ -50,7 +50,7 @@ def test_silence_noise_and_a_stuck_tone_are_found_and_music_is_not(rate):
 
 
 @pytest.mark.parametrize("level", [0.02, 0.1, 0.5])
-def test_noise_at_any_level_that_is_heard(level):
+def test_noise_at_any_audible_level(level):
     assert kinds(white(2, level)) == {"noise"}
     assert kinds(white(2, level)[1:] - white(2, level)[:-1]) == {"noise"}
 
@@ -72,11 +72,11 @@ def test_noise_of_uniform_classes_and_overload():
         tone(4) + white(4, 0.003),
     ],
 )
-def test_whatever_repeats_itself_is_a_tone(wave):
+def test_repeating_sounds_are_tones(wave):
     assert kinds(wave) == {"tone"}
 
 
-def test_what_fades_moves_or_is_short_is_none():
+def test_fading_changing_and_short_sounds():
     assert kinds(tone(4) * np.exp(-times(4) / 3)) == set()
     assert kinds(np.concatenate([tone(2, hertz) for hertz in (330, 440, 550, 440)])) == set()
     assert kinds(np.concatenate([melody(2), tone(2.5), melody(2)])) == set()
@@ -86,12 +86,12 @@ def test_what_fades_moves_or_is_short_is_none():
     assert kinds(np.zeros(0)) == kinds(np.zeros(100)) == set()
 
 
-def test_silence_is_about_the_mean_and_quantisation_is_no_sound():
+def test_offsets_and_quantisation_are_silence():
     assert kinds(np.full(3 * RATE, 0.25)) == {"silence"}
     assert kinds(1e-4 * np.sign(tone(3))) == {"silence"}
 
 
-def test_where_it_is_and_how_long_it_lasts():
+def test_start_and_stop_of_faults():
     wave = np.concatenate([melody(3), white(2.5), np.zeros(4 * RATE), melody(3)])
     noise, silence = faults.troubles(quantised(wave), RATE)
     assert (noise.kind, silence.kind) == ("noise", "silence")
@@ -109,7 +109,7 @@ def heard(wave: np.ndarray, bits: float | None) -> list[faults.Heard]:
     ]
 
 
-def test_the_networks_entropy_is_heeded_where_it_is_known():
+def test_entropy_finds_faults_that_audio_does_not():
     """Pink noise passes for music by its spectrum, and a fading note is no tone by its level."""
     pink = np.cumsum(white(1.1, 0.01)) * 0.3
     assert faults.judge(heard(pink, None)) is None and faults.judge(heard(pink, 6.9)) is None

@@ -1,4 +1,4 @@
-"""Levels, gains and silence, against closed forms and a plain computation."""
+"""Levels, gains and silence, compared with closed forms and a plain computation."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_short_pauses_and_offsets_do_not_matter():
     assert stretches(shifted) == [(16000 - 800, 32000 + 800)]
 
 
-def test_something_is_always_kept():
+def test_the_loudest_frame_is_always_kept():
     rng = np.random.default_rng(5)
     for length in (1, 7, 319, 320, 321, 50_000):
         signal = (rng.normal(size=length) * 10.0 ** rng.uniform(-6, 0, size=length)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Mel spectra, against librosa, a plain Fourier sum, and themselves in pieces."""
+"""Mel spectra, compared with librosa, a plain Fourier sum, and ranges of frames."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ WHOLE = log_mel(AUDIO, *SETTINGS)
 
 
 @given(st.integers(-10, 600), st.integers(0, 600))
-def test_any_stretch_is_that_of_the_whole_to_the_bit(first, count):
+def test_any_range_equals_the_whole_to_the_bit(first, count):
     found = log_mel_frames(AUDIO, first, count, *SETTINGS)
     assert found.shape == (80, count)
     low, high = max(first, 0), min(first + count, WHOLE.shape[1])
@@ -79,7 +79,7 @@ def test_any_stretch_is_that_of_the_whole_to_the_bit(first, count):
     assert (found[:, max(0, WHOLE.shape[1] + 2 - first) :] == -1).all()
 
 
-def test_frames_over_the_ends_see_silence_there():
+def test_frames_beyond_the_ends_are_silent():
     before, after = 8 * 256, 3000
     padded = np.concatenate([np.zeros(before, np.float32), AUDIO, np.zeros(after, np.float32)])
     count = frame_count(len(AUDIO), 256) + 12
@@ -132,11 +132,11 @@ def test_scale():
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (1, 0, "n_fft 0"),
-        (1, 511, "n_fft 511"),
+        (1, 0, "n_fft = 0"),
+        (1, 511, "n_fft = 511"),
         (2, 0, "a hop of 0"),
-        (3, 0, "n_mels 0"),
-        (3, 600, r"\d+ of 600 mel bands hold no bin of n_fft 1024"),
+        (3, 0, "n_mels = 0"),
+        (3, 600, r"\d+ of 600 mel bands contain no bin of n_fft = 1024"),
         (4, -1.0, "from -1.0 to 8000.0 Hz"),
         (4, 8000.0, "from 8000.0 to 8000.0 Hz"),
         (5, 8001.0, "at 16000 Hz"),

@@ -1,4 +1,4 @@
-"""Mu-law against its closed form, its order, and its error."""
+"""Mu-law: the closed form, monotonicity, and error."""
 
 import math
 
@@ -19,7 +19,7 @@ def closed_form(x: float, classes: int) -> float:
 
 
 @given(st.floats(-1, 1, width=32), st.sampled_from([2, 3, 16, 255, 256, 1024, 65536]))
-def test_encode_is_the_nearest_class_of_the_closed_form(x, classes):
+def test_encode_matches_the_closed_form(x, classes):
     got = int(mulaw.encode(np.array([x], dtype=np.float64), classes)[0])
     assert abs(got - closed_form(x, classes)) <= 0.5 + 1e-9
     assert 0 <= got < classes
@@ -56,7 +56,7 @@ def test_round_trip_error_shrinks_with_amplitude():
     assert np.all(error <= bound)
 
 
-def test_tensor_and_array_agree_and_keep_their_kind_and_shape():
+def test_tensors_and_arrays_agree():
     x = np.random.default_rng(0).uniform(-1.2, 1.2, (3, 5, 7)).astype(np.float32)
     array, tensor = mulaw.encode(x, 256), mulaw.encode(torch.from_numpy(x), 256)
     assert isinstance(array, np.ndarray) and isinstance(tensor, torch.Tensor)
@@ -70,7 +70,7 @@ def test_monotone():
     assert np.all(np.diff(mulaw.encode(x, 256)) >= 0)
 
 
-def test_out_of_range_is_clipped_and_nan_is_refused():
+def test_clipping_and_nan():
     assert mulaw.encode(np.array([-7.0, 7.0, np.inf, -np.inf]), 256).tolist() == [0, 255, 255, 0]
     with pytest.raises(ValueError, match="NaN"):
         mulaw.encode(np.array([0.0, np.nan]), 256)

@@ -1,4 +1,4 @@
-"""Playing while it is made: the buffer and its gaps, against a device that is played by the test."""
+"""The playback buffer and its gaps, with a simulated sound device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from support.audio_device import ManualDevice, PollingDevice
 
 from wavenet.audio import playback
-from wavenet.audio.playback import Device, Player, lead_for, speed
+from wavenet.audio.playback import Device, Player, lead_for, real_time_factor
 from wavenet.errors import AudioError, ConfigError
 
 RATE = 1000
@@ -21,7 +21,7 @@ def ramp(count: int, start: int = 0) -> np.ndarray:
     return (start + np.arange(count, dtype=np.float32)) / 10_000
 
 
-def test_audio_comes_out_in_order_once_the_lead_is_there():
+def test_audio_starts_in_order_after_the_lead():
     sink = ManualDevice()
     player = Player(sink, RATE, lead=0.1)
     player.write(ramp(60))
@@ -32,7 +32,7 @@ def test_audio_comes_out_in_order_once_the_lead_is_there():
     assert player.underruns == 0
 
 
-def test_gaps_are_silence_and_counted_once_each():
+def test_gaps_are_silence_and_counted_once():
     sink = ManualDevice()
     player = Player(sink, RATE, lead=0.01)
     player.write(ramp(30))
@@ -45,42 +45,42 @@ def test_gaps_are_silence_and_counted_once_each():
     assert (player.underruns, player.missing) == (2, 71)
 
 
-def test_the_buffer_is_bounded_and_writing_waits():
+def test_writing_blocks_while_the_buffer_is_full():
     sink = ManualDevice()
     player = Player(sink, RATE, lead=0.01, capacity=0.1)
     writing = threading.Thread(target=player.write, args=(ramp(250),), daemon=True)
     writing.start()
     for start in range(0, 250, 50):
         for _ in range(1000):
-            if sink.pull is not None and player._held >= min(50, 250 - start):
+            if sink.pull is not None and player._buffered >= min(50, 250 - start):
                 break
             threading.Event().wait(0.005)
-        assert player._held <= 100
+        assert player._buffered <= 100
         assert np.array_equal(sink.pull(50), ramp(50, start))
     writing.join(5)
     assert not writing.is_alive() and player.underruns == 0
 
 
-def test_the_end_is_no_gap_and_a_short_take_starts_without_a_lead():
+def test_a_short_take_starts_without_a_lead():
     sink = PollingDevice()
     player = Player(sink, RATE, lead=5.0)
     player.write(ramp(100))
     assert sink.pull is None
     player.finish()
-    heard = np.concatenate(sink.played)
-    assert np.array_equal(heard[:100], ramp(100)) and not heard[100:].any()
+    played = np.concatenate(sink.heard)
+    assert np.array_equal(played[:100], ramp(100)) and not played[100:].any()
     assert player.underruns == player.missing == 0 and sink.stopped
     player.stop()
 
 
-def test_what_is_beyond_full_scale_is_clipped():
+def test_audio_beyond_full_scale_is_clipped():
     sink = ManualDevice()
     player = Player(sink, RATE, lead=0)
     player.write(np.array([-3.0, 0.5, 2.0]))
     assert sink.pull(3).tolist() == [-1, 0.5, 1]
 
 
-def test_stopping_leaves_what_is_held():
+def test_stopping_discards_the_buffer():
     sink = ManualDevice()
     player = Player(sink, RATE)
     player.stop()
@@ -91,15 +91,15 @@ def test_stopping_leaves_what_is_held():
     assert sink.stopped
 
 
-def test_a_device_that_asks_no_more_is_told():
+def test_a_device_that_stops_requesting():
     clock = iter(range(0, 1000, 2))
     player = Player(ManualDevice(), RATE, lead=0, capacity=0.05, clock=lambda: float(next(clock)))
-    with pytest.raises(AudioError, match="asks for no more"):
+    with pytest.raises(AudioError, match="stopped requesting audio"):
         player.write(ramp(200))
 
 
-def test_the_speed_is_measured_without_the_first_time():
-    # Loading takes 100 s, and then 500 samples a tenth of a second.
+def test_real_time_factor_ignores_the_first_call():
+    # The first call takes 100 s, the others a tenth of a second for 500 samples.
     times = iter(np.arange(100, 110, 0.1).tolist())
     calls: list[int] = []
 
@@ -107,13 +107,15 @@ def test_the_speed_is_measured_without_the_first_time():
         calls.append(1)
         return 500
 
-    assert speed(make, RATE, clock=lambda: next(times)) == pytest.approx(2500 / 0.6 / RATE, rel=0.2)
+    assert real_time_factor(make, RATE, clock=lambda: next(times)) == pytest.approx(
+        2500 / 0.6 / RATE, rel=0.2
+    )
     assert len(calls) > 3
 
 
-def test_how_long_to_wait():
+def test_the_lead_grows_with_slow_generation():
     assert lead_for(8.0, 4.0) == lead_for(8.0, None) == lead_for(0.1, None) == playback.LEAD_SECONDS
-    # At half the speed half of the take has to be there before it starts.
+    # At half the speed, half of the take is needed before playback starts.
     assert 2.0 < lead_for(0.5, 4.0) < 2.7
     assert lead_for(0.01, 1000.0) == playback.BUFFER_SECONDS
 
@@ -131,7 +133,7 @@ def library(error: Exception | None = None, **more):
     return types.SimpleNamespace(PortAudioError=NoDevice, query_devices=query_devices, **more)
 
 
-def test_what_is_missing_is_said_in_one_line(monkeypatch):
+def test_missing_devices_are_one_line_errors(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(ConfigError, match=r"pip install 'wavenet\[play\]'"):
         Device()

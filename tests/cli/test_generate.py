@@ -222,7 +222,7 @@ def test_closed_standard_streams(home):
         (["--seconds", "nan", "x.wav"], ["--seconds nan"]),
         (["--seconds", "inf", "x.wav"], ["--seconds inf"]),
         (["--seconds", "1e12", "x.wav"], ["--seconds 1e+12"]),
-        (["--seconds", "1e7", "x.wav"], ["4 GiB", "--format raw"]),
+        (["--seconds", "1e7", "x.wav"], ["4 GiB", "write raw samples"]),
         (["--seconds", "0", "x.wav"], ["--seconds 0", "-"]),
         (["--batch", "0", "x.wav"], ["--batch 0"]),
         (["--batch", "2", "-"], ["--batch 2"]),

@@ -1,4 +1,4 @@
-"""Recordings in, WAV out: decode in blocks, mix to mono, resample; write 16-bit PCM to a file or a pipe."""
+"""Reading recordings: decode in blocks, mix to mono, resample, check levels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from wavenet.utils.files import cause, printable
 
 RATES = (100, 1_000_000)
 MAX_CHANNELS = 256
-# Integer samples stored as floating point reach 2^31; beyond that the numbers are no audio at any scale.
+# Integer samples stored as floating point reach 2^31; larger numbers are not audio at any scale.
 _MAX_AMPLITUDE = 2.0**32
-# Below one step of 16-bit audio by a factor of three.
+# A third of one 16-bit step.
 _SILENT_RANGE = 1e-5
-# Beyond full scale in a recording that is to keep its level: a few samples are clipped, more are a mistake.
+# Share of samples beyond full scale without normalisation: fewer are clipped, more are a mistake.
 _MAX_OVER = 0.01
-# Small, because what a decoder had of a block when it met damage is lost.
+# Small, because a block in which the decoder finds damage is lost completely.
 _BLOCK_FRAMES = 8192
 _MAX_RESAMPLED = 1 << 20
 _LARGEST_HEADER = 1 << 12
@@ -37,9 +37,9 @@ class UnusableAudio(AudioError):
     Attributes
     ----------
     reason : str
-        Why, without naming the file.
+        Why, without the file's name.
     temporary : bool
-        Whether the cause lies outside the file's bytes, so that the same file may be usable later.
+        Whether the cause is not in the file's bytes, so that the same file may be usable later.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ def _soundfile() -> Any:
 
 
 def resampler() -> Any:
-    """Return soxr, which resamples; `AudioError` if it is not there."""
+    """Return the soxr module, which resamples; `AudioError` if it is not installed."""
     try:
         import soxr
     except (ImportError, OSError) as error:
@@ -74,9 +74,9 @@ def resampler() -> Any:
 
 
 def _open_regular(path: str | os.PathLike[str]) -> int:
-    """Open a file for reading if it is a regular one; never waits, whatever stands at the path."""
+    """Open a regular file for reading; never blocks on pipes or devices."""
     try:
-        # A look before the open: opening a device can have effects of its own.
+        # Check before opening, because opening a device can have side effects.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UnusableAudio(path, "not a regular file", "give a file with a recording", temporary=True)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -95,19 +95,19 @@ def _open_regular(path: str | os.PathLike[str]) -> int:
 
 
 class Decoder:
-    """A recording as blocks of mono float32 at a wanted sample rate.
+    """A recording as blocks of mono float32 at a given sample rate.
 
-    Nothing is allocated by what the header claims: memory is a few blocks of at most a million samples.
-    The attributes are complete once `blocks` has ended.
+    Memory is a few blocks of at most a million samples, whatever the header claims. The attributes are
+    complete once `blocks` has ended.
 
     Attributes
     ----------
     source_rate, channels : int
-        As the header has them, in Hz and number.
+        Sample rate in Hz and number of channels, from the header.
     format : str
         libsndfile's name of the container.
     frames, claimed : int
-        Frames decoded, and frames that the header promises (0 if it does not know).
+        Frames decoded, and frames according to the header (0 if it does not contain them).
     peak : float
         Largest absolute amplitude of any channel, before mixing.
     """
@@ -127,8 +127,8 @@ class Decoder:
         Raises
         ------
         UnusableAudio
-            If the file is no audio, is damaged or cut short, or holds values that are none. Some of that
-            shows only at the end, after blocks have been yielded.
+            If the file is not audio, is damaged or truncated, or contains NaN, infinite or huge values. Some
+            of these are found only at the end, after blocks have been yielded.
         """
         descriptor = _open_regular(self.path)
         try:
@@ -144,11 +144,11 @@ class Decoder:
         soundfile = _soundfile()
 
         class Forward(soundfile.SoundFile):
-            # soundfile seeks after every read of a seekable file, which restarts lossy decoders mid-stream.
+            # soundfile seeks after every read of a seekable file, and seeking restarts lossy decoders.
             def seekable(self) -> bool:
                 return False
 
-        # On Windows a descriptor belongs to one C runtime and libsndfile may have another.
+        # On Windows a descriptor belongs to one C runtime, and libsndfile may use another.
         source = os.fspath(self.path) if os.name == "nt" else descriptor
         try:
             with muted_stderr():
@@ -176,13 +176,13 @@ class Decoder:
         soundfile = _soundfile()
         buffer = np.empty((_BLOCK_FRAMES, self.channels), dtype=np.float32)
         while True:
-            # Never past the last frame, where a FLAC decoder takes a tag for damage.
+            # Never read past the last frame: a FLAC decoder reports a trailing tag as damage.
             wanted = min(_BLOCK_FRAMES, self.claimed - self.frames) if self.claimed else _BLOCK_FRAMES
             try:
                 with muted_stderr():
                     block = sound.read(out=buffer[:wanted]) if wanted else buffer[:0]
             except (soundfile.LibsndfileError, RuntimeError) as error:
-                # If the decoder had read the file to its end, the rest is missing rather than wrong.
+                # A decoder that has read the file to its end lacks data; otherwise the data is damaged.
                 if self.frames and os.name != "nt" and os.lseek(descriptor, 0, os.SEEK_CUR) >= size:
                     raise self._cut_short() from None
                 why = str(getattr(error, "error_string", error)).removeprefix("Error :").strip().rstrip(".")
@@ -196,7 +196,7 @@ class Decoder:
     def _mono(self, block: np.ndarray) -> np.ndarray:
         peak = max(float(block.max()), -float(block.min()))
         if not np.isfinite(peak):
-            raise UnusableAudio(self.path, "holds NaN or infinite samples")
+            raise UnusableAudio(self.path, "contains NaN or infinite samples")
         if peak > _MAX_AMPLITUDE:
             raise UnusableAudio(self.path, f"samples as large as {peak:.3g}, where full scale is 1")
         self.peak = max(self.peak, peak)
@@ -211,7 +211,7 @@ class Decoder:
         if ends_early(descriptor, size, sound.format, sound.extra_info, self.claimed, self.frames):
             raise self._cut_short()
         if not self.frames:
-            unsure = " by its header, which its recorder may never have completed"
+            unsure = " according to its header, which the recorder may not have completed"
             raise UnusableAudio(self.path, "no samples in it" + (unsure if size > _LARGEST_HEADER else ""))
 
     def _resampled(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -257,16 +257,16 @@ def check_levels(signal: Signal, decoder: Decoder, normalization: str) -> tuple[
 
 
 def load_audio(path: str | os.PathLike[str], sample_rate: int, normalization: str = "none") -> np.ndarray:
-    """Load one recording just as the training data is loaded, with its silences left in.
+    """Load one recording as training does, but in float32 and with its silences.
 
     Parameters
     ----------
     path : path
         Anything libsndfile reads.
     sample_rate : int
-        Wanted rate in Hz.
+        Rate of the result, in Hz.
     normalization : str
-        "none", "peak" or "loudness", as in `WaveNetConfig`.
+        "none", "peak" or "loudness", as in `AudioFormat`.
 
     Returns
     -------
@@ -275,7 +275,7 @@ def load_audio(path: str | os.PathLike[str], sample_rate: int, normalization: st
     Raises
     ------
     AudioError
-        If the file is missing, is no audio, is damaged, empty or silent.
+        If the file is missing, not audio, damaged, empty or silent.
     """
     decoder = Decoder(path, sample_rate)
     parts = list(decoder.blocks())

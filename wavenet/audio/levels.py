@@ -1,4 +1,4 @@
-"""How loud a recording is: its gain under each normalisation, and where it is silent."""
+"""Levels of a recording: the gain of each normalisation, and the non-silent spans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 FRAME_SECONDS = 0.02
 SILENCE_SECONDS = 0.5
 PADDING_SECONDS = 0.05
-# Short of full scale, so that the outermost classes stay free for what a network overshoots.
+# Below full scale, so that the outermost classes remain for a network that overshoots.
 PEAK = 0.95
 LOUDNESS_DB = -20.0
 _LOUD_PART_DB = 40.0
@@ -27,7 +27,7 @@ class Levels:
     frame : int
         Samples per frame (20 ms).
     power : float64 array (frames,)
-        Mean square of each frame about the mean of the whole signal, so that a constant offset is no sound.
+        Mean square of each frame about the mean of the signal, so that an offset does not count.
     low, high : float
         Smallest and largest amplitude.
     over : int
@@ -47,7 +47,7 @@ class Levels:
 
 
 class Signal(Protocol):
-    """Mono float32 samples that can be read in slices: an array, or something kept elsewhere."""
+    """Mono float32 samples that can be read in slices: an array, or a file."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
@@ -58,12 +58,12 @@ def measure(signal: Signal, sample_rate: int, clip: bool = False) -> Levels:
 
     Parameters
     ----------
-    signal : float32 array (samples,), or what slices like one; at least one sample
-        Less than a minute of it is read at once.
+    signal : float32 array (samples,), or any `Signal`; at least one sample
+        Less than a minute is read at once.
     sample_rate : int
         In Hz.
     clip : bool
-        Whether to measure the signal as it is after clipping to [-1, 1].
+        Whether to clip the signal to [-1, 1] before it is measured.
     """
     frame = max(1, round(FRAME_SECONDS * sample_rate))
     frames = -(-len(signal) // frame)
@@ -88,9 +88,10 @@ def measure(signal: Signal, sample_rate: int, clip: bool = False) -> Levels:
 def gain(levels: Levels, normalization: str) -> float:
     """Return the factor that a normalisation asks for.
 
-    "none" is 1. "peak" brings the largest amplitude to 0.95. "loudness" brings the root mean square of the
-    loud part (frames within 40 dB of the loudest) to -20 dB of full scale, or less where the peak would pass
-    0.95.
+    "none" is 1. "peak" scales the largest amplitude to 0.95. "loudness" scales the root mean square of the
+    loud part (frames within 40 dB of the loudest) to -20 dB of full scale, limited to a peak of 0.95.
+
+    Raises `ValueError` for any other normalisation.
     """
     if normalization == "none":
         return 1.0
@@ -107,11 +108,11 @@ def gain(levels: Levels, normalization: str) -> float:
 def non_silent_spans(
     levels: Levels, length: int, sample_rate: int, silence_db: float | None
 ) -> list[tuple[int, int]]:
-    """Return the stretches of a signal that are not silence.
+    """Return the spans of a signal that are not silent.
 
-    A frame is silent if it lies more than `silence_db` below the loudest frame of the same signal. Silence of
-    more than 0.5 s, or at either end, is cut out, all but 50 ms beside each sound. Something is kept whatever
-    the level.
+    A frame is silent if its level is more than `silence_db` below the loudest frame of the signal. Silence of
+    more than 0.5 s, or at either end, is removed, except for 50 ms next to each sound. The loudest frame is
+    always kept.
 
     Returns
     -------
@@ -125,7 +126,7 @@ def non_silent_spans(
     kept, position = [], 0
     for first, last in edges.reshape(-1, 2):
         start, stop = int(first) * levels.frame, min(int(last) * levels.frame, length)
-        # At its ends a recording's silence means nothing, however short: a stream should begin with a sound.
+        # Silence at the ends is removed however short it is, so that a clip begins with a sound.
         if start > 0 and stop < length and stop - start <= SILENCE_SECONDS * sample_rate:
             continue
         cut_from = min(start + padding, length) if start > 0 else 0

@@ -1,4 +1,4 @@
-"""Mel spectra: the log energy of a signal in mel bands, scaled for a network; any stretch of them alone."""
+"""Log-mel spectra of a whole signal or of any range of its frames, scaled for a network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from wavenet.audio.levels import Signal
 from wavenet.errors import AudioError, ConfigError
 
 FLOOR = 1e-5
-"""Smallest mel magnitude; what lies below is silence."""
+"""Smallest mel magnitude; anything below is silence."""
 LOW, HIGH = math.log(FLOOR), 2.0
 """Natural logs of mel magnitude that are scaled to -1 and 1.
 
-LOW is silence. HIGH is about what a full-scale tone reaches with an n_fft of 1024; it is no limit.
+LOW is silence. HIGH is about the value of a full-scale tone with an n_fft of 1024; it is not a limit.
 """
 _BLOCK_FRAMES = 256
 
@@ -26,30 +26,30 @@ def _bank(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the window (n_fft,) and the filters as lists of taps: weight and bin, each (taps, n_mels).
 
-    Triangles overlap few bins, and sums over taps in a fixed order give a frame the same bits whichever
-    frames are computed beside it, which no matrix product promises.
+    Each filter covers few bins. Sums over taps in a fixed order give a frame the same bits whichever frames
+    are computed with it, which a matrix product does not guarantee.
     """
     if not (n_fft >= 2 and n_fft % 2 == 0 and n_mels >= 1 and sample_rate > 0):
-        raise ConfigError(f"n_fft {n_fft} and n_mels {n_mels}: n_fft has to be even, and both above 0")
+        raise ConfigError(f"n_fft = {n_fft}, n_mels = {n_mels}: n_fft must be even, and both above 0")
     if not 0 <= fmin < fmax <= sample_rate / 2:
         raise ConfigError(
-            f"mel bands from {fmin} to {fmax} Hz at {sample_rate} Hz: stay within 0 and half the rate"
+            f"mel bands from {fmin} to {fmax} Hz at {sample_rate} Hz: use a range within 0 and half the rate"
         )
     try:
         from librosa.filters import mel
     except ImportError as error:
         raise AudioError(
-            f"mel spectra cannot be made without librosa ({error}): pip install librosa"
+            f"mel spectra need librosa, which cannot be imported ({error}): pip install librosa"
         ) from None
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of empty bands, which are refused just below.
+        warnings.simplefilter("ignore")  # librosa warns about empty bands, which raise an error below.
         filters = mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)
     if not filters.any(axis=1).all():
         empty = int((~filters.any(axis=1)).sum())
         raise ConfigError(
-            f"{empty} of {n_mels} mel bands hold no bin of n_fft {n_fft}: lower n_mels or raise n_fft"
+            f"{empty} of {n_mels} mel bands contain no bin of n_fft = {n_fft}: lower n_mels or raise n_fft"
         )
     first = np.argmax(filters > 0, axis=1)
     taps = int(np.count_nonzero(filters, axis=1).max())
@@ -61,7 +61,7 @@ def _bank(
 
 
 def frame_count(samples: int, hop: int) -> int:
-    """Return how many frames a signal has: one centred at sample 0 and at each multiple of `hop` in it."""
+    """Return the number of frames of a signal: one is centred at each multiple of `hop`, from 0 on."""
     return samples // hop + 1
 
 
@@ -76,16 +76,16 @@ def log_mel_frames(
     fmin: float,
     fmax: float,
 ) -> np.ndarray:
-    """Return the frames [first, first + count) of `log_mel` of a long signal from just the samples they need.
+    """Return the frames [first, first + count) of `log_mel`, reading only the samples that they need.
 
-    They are the whole signal's to the bit. Beyond the ends of the signal there is silence, so that any frame
-    can be asked for; memory is that of the result and some hundred frames.
+    They equal those of the whole signal to the bit. The signal is silent beyond its ends, so every frame
+    number is valid. Memory is that of the result and a few hundred frames.
 
     Parameters
     ----------
-    signal : array or anything else that is read in slices, (samples,)
-        Mono, float32.
+    signal : float32 array (samples,), or any `Signal`
     first, count : int
+        Number of the first frame, which may be negative, and of frames.
     sample_rate, n_fft, hop, n_mels, fmin, fmax
         As for `log_mel`.
 
@@ -106,7 +106,7 @@ def log_mel_frames(
         frames = min(_BLOCK_FRAMES, count - start)
         begin = (first + start) * hop - n_fft // 2
         end = begin + (frames - 1) * hop + n_fft
-        # At least one sample's worth of range, so that no slice is counted from the end of the signal.
+        # Limited to the signal, because a negative index would count from its end.
         low, high = min(max(begin, 0), len(signal)), min(max(end, 0), len(signal))
         samples = np.zeros(end - begin, dtype=np.float32)
         if high > low:
@@ -119,13 +119,13 @@ def log_mel_frames(
 def _scaled_bands(
     windows: np.ndarray, window: np.ndarray, weights: np.ndarray, bins: np.ndarray
 ) -> np.ndarray:
-    """Return (n_mels, frames) of stretches of samples (frames, n_fft)."""
+    """Return the scaled bands (n_mels, frames) of windows of samples (frames, n_fft)."""
     spectrum = np.fft.rfft(windows * window)
     magnitude = np.ascontiguousarray(np.sqrt(spectrum.real**2 + spectrum.imag**2).T)
     bands = weights[0][:, None] * magnitude[bins[0]]
     for weight, index in zip(weights[1:], bins[1:], strict=True):
         bands += weight[:, None] * magnitude[index]
-    # Limited after the log, so that silence is LOW and, scaled, -1 with any library's rounding.
+    # Limited after the log, so that silence is exactly LOW, and -1 when scaled, with any library's log.
     return scaled(np.maximum(np.log(np.maximum(bands, np.float32(FLOOR / 2))), np.float32(LOW)))
 
 
@@ -150,7 +150,7 @@ def log_mel(
     sample_rate : int
         In Hz.
     n_fft, hop : int
-        Samples in a window (even), and from one frame to the next.
+        Samples of a window (even), and from one frame to the next.
     n_mels : int
         Bands.
     fmin, fmax : float

@@ -34,7 +34,7 @@ def encode(audio: Array, quantization_channels: int = 256) -> Array:
         If an amplitude is NaN.
     """
     if isinstance(audio, torch.Tensor):
-        # Computed in float64 so that the edges between classes lie where the formula has them.
+        # float64 keeps the edges between classes where the formula puts them.
         wide = audio.to(torch.float64)
         if bool(torch.isnan(wide).any()):
             raise ValueError("mu-law encode: the audio contains NaN")

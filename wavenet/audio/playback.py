@@ -1,4 +1,4 @@
-"""Playing while it is made: a bounded buffer between the generator and a sound device that never waits."""
+"""Playback during generation: a bounded buffer between the generator and a sound device."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ import numpy as np
 from wavenet.errors import AudioError, ConfigError
 
 BUFFER_SECONDS = 10.0
-"""The most audio between the generator and the device."""
+"""Largest length of the buffer."""
 
 LEAD_SECONDS = 0.3
-"""Audio in the buffer before the device starts, where the machine keeps up."""
+"""Audio in the buffer before the device starts, if generation is fast enough."""
 
 TRIAL_SECONDS = 0.5
-"""Wall clock that a trial of the speed takes, about."""
+"""Approximate duration of a speed measurement."""
 
 HEADROOM = 1.1
-"""Times real time from which a machine is said to keep up."""
+"""Real-time factor from which generation is fast enough for live playback."""
 
-PATIENCE = 5.0
-"""Seconds without the device asking for anything, after which it is taken for gone."""
+DEVICE_TIMEOUT = 5.0
+"""Seconds without a request after which the device counts as disconnected."""
 
 Pull = Callable[[int], np.ndarray]
-"""Returns so many samples, float32 (samples,), at once."""
+"""Returns the given number of samples, float32 (samples,), without blocking."""
 
 
 class Sink(Protocol):
-    """A sound device: it asks for audio when it needs it, from a thread of its own."""
+    """A sound device; it requests audio from its own thread."""
 
     def start(self, pull: Pull) -> None:
-        """Begin to ask."""
+        """Begin to request audio."""
         ...
 
     def stop(self) -> None:
-        """Ask no more; what was taken may still be sounding."""
+        """Request no more; audio that was already requested may still play."""
         ...
 
     @property
     def latency(self) -> float:
-        """Seconds from asking to sounding."""
+        """Seconds from a request to its sound."""
         ...
 
 
@@ -56,7 +56,7 @@ class Device:
     ConfigError
         If sounddevice or the PortAudio library is not installed.
     AudioError
-        If there is no device, or it does not take the rate.
+        If there is no device, or it does not support the rate.
     """
 
     def __init__(self, sample_rate: int | None = None):
@@ -71,7 +71,8 @@ class Device:
         except (self._library.PortAudioError, ValueError) as error:
             reason = " ".join(str(error).split()) or "none found"
             raise AudioError(
-                f"--play: no sound device can be opened ({reason}); connect one, or write to a file"
+                f"no sound device can be opened ({reason}); connect one, or write to a file",
+                argument="play",
             ) from None
 
     def _fill(self, out: np.ndarray, frames: int, *_: Any) -> None:
@@ -99,16 +100,18 @@ def _portaudio() -> Any:
     try:
         import sounddevice  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ConfigError("--play: sounddevice is not installed: pip install 'wavenet[play]'") from None
+        raise ConfigError(
+            "sounddevice is not installed: pip install 'wavenet[play]'", argument="play"
+        ) from None
     except OSError as error:
         raise ConfigError(
-            f"--play: {error}; install it (apt install libportaudio2, brew install portaudio)"
+            f"{error}; install it (apt install libportaudio2, brew install portaudio)", argument="play"
         ) from None
     return sounddevice
 
 
 class Player:
-    """Plays audio on a sink while more of it is being made.
+    """Plays audio on a sink while more is generated.
 
     Parameters
     ----------
@@ -116,16 +119,16 @@ class Player:
     sample_rate : int
         In Hz.
     lead : float
-        Seconds of audio to wait for before the sink starts; it starts sooner if there will be no more.
+        Seconds of audio in the buffer before the sink starts; a shorter take starts when it is complete.
     capacity : float
-        The most seconds of audio to hold: `write` waits while there are more.
+        Length of the buffer in seconds; `write` blocks while it is full.
     clock : function
-        Seconds, for the time without a sign of the sink.
+        Returns seconds; measures the time since the last request of the sink.
 
     Attributes
     ----------
     underruns : int
-        Times that the sink asked for audio that was not there yet: gaps that are heard.
+        Times that the sink requested audio before it was generated: audible gaps.
     missing : int
         Samples of silence in these gaps.
     """
@@ -146,25 +149,25 @@ class Player:
         self._lead = min(self._capacity, round(lead * sample_rate))
         self._clock = clock
         self._parts: deque[np.ndarray] = deque()
-        self._held = 0
+        self._buffered = 0
         self._starved = self._ended = self._started = self._stopped = False
-        self._asked = 0.0
+        self._requested = 0.0
         self._changed = threading.Condition()
 
     def write(self, audio: np.ndarray) -> None:
-        """Add samples, float (samples,), waiting while the buffer is full.
+        """Add samples, float (samples,); blocks while the buffer is full.
 
-        Raises `AudioError` if the device asks for nothing any more.
+        Raises `AudioError` if the device stops requesting audio.
         """
         audio = np.clip(np.asarray(audio, dtype=np.float32), -1, 1)
         while len(audio):
             with self._changed:
-                room = min(self._capacity - self._held, len(audio))
+                room = min(self._capacity - self._buffered, len(audio))
                 if room > 0:
                     self._parts.append(audio[:room])
-                    self._held += room
+                    self._buffered += room
                     audio = audio[room:]
-                ready = self._held >= self._lead
+                ready = self._buffered >= self._lead
             if ready:
                 self._start()
             if len(audio):
@@ -175,7 +178,7 @@ class Player:
         with self._changed:
             self._ended = True
         self._start()
-        while self._held:
+        while self._buffered:
             self._wait()
         time.sleep(max(0.0, self.sink.latency))
         self.stop()
@@ -189,22 +192,22 @@ class Player:
 
     def _start(self) -> None:
         if not self._started:
-            self._started, self._asked = True, self._clock()
+            self._started, self._requested = True, self._clock()
             self.sink.start(self.pull)
 
     def _wait(self) -> None:
-        # In short turns: where threads wait, a signal may not be heard.
+        # Short waits, because a waiting thread may not handle signals.
         with self._changed:
             self._changed.wait(0.1)
-        if self._started and self._clock() - self._asked > PATIENCE:
-            raise AudioError("--play: the sound device asks for no more audio; connect it again")
+        if self._started and self._clock() - self._requested > DEVICE_TIMEOUT:
+            raise AudioError("the sound device stopped requesting audio; reconnect it", argument="play")
 
     def pull(self, count: int) -> np.ndarray:
-        """Return the next samples, and silence where there are none; called by the sink."""
+        """Return the next samples, or silence if there are none; called by the sink."""
         found = np.zeros(count, dtype=np.float32)
         filled = 0
         with self._changed:
-            self._asked = self._clock()
+            self._requested = self._clock()
             while filled < count and self._parts:
                 part = self._parts.popleft()
                 some = min(len(part), count - filled)
@@ -212,10 +215,10 @@ class Player:
                 if some < len(part):
                     self._parts.appendleft(part[some:])
                 filled += some
-            self._held -= filled
+            self._buffered -= filled
             short = count - filled
             if short and not self._ended:
-                # A gap is one underrun, however often the device asks in vain.
+                # A gap counts as one underrun, however many requests it spans.
                 self.underruns += not self._starved
                 self.missing += short
             self._starved = bool(short)
@@ -223,35 +226,37 @@ class Player:
         return found
 
 
-def speed(make: Callable[[], int], sample_rate: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return how many times faster than it plays audio is made, by a short trial.
+def real_time_factor(
+    generate: Callable[[], int], sample_rate: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Return seconds of audio generated per second, from a short measurement.
 
     Parameters
     ----------
-    make : callable
-        Makes some samples and returns how many.
+    generate : callable
+        Generates some samples and returns how many.
     sample_rate : int
         In Hz.
     clock : callable
-        Seconds.
+        Returns seconds.
     """
-    make()  # The first time something may be loaded or compiled.
+    generate()  # The first call may load or compile something.
     begun, samples = clock(), 0
     while (elapsed := clock() - begun) < TRIAL_SECONDS or not samples:
-        samples += make()
+        samples += generate()
     return samples / sample_rate / max(elapsed, 1e-9)
 
 
-def lead_for(times: float, seconds: float | None) -> float:
-    """Return the seconds of audio to wait for, so that a take plays without gaps if it can.
+def lead_for(factor: float, seconds: float | None) -> float:
+    """Return the seconds of audio to buffer first, so that a take plays without gaps if possible.
 
     Parameters
     ----------
-    times : float
-        Speed, as `speed` returns it.
+    factor : float
+        Real-time factor of the generation.
     seconds : float or None
-        Length of the take; None for ever, which no waiting helps.
+        Length of the take; None for an endless one, which no buffer can help.
     """
-    if times >= HEADROOM or seconds is None:
+    if factor >= HEADROOM or seconds is None:
         return LEAD_SECONDS
-    return min(BUFFER_SECONDS, LEAD_SECONDS + seconds * (1 - times / HEADROOM))
+    return min(BUFFER_SECONDS, LEAD_SECONDS + seconds * (1 - factor / HEADROOM))

@@ -1,27 +1,27 @@
-"""Whether a recording ends before its header says, which libsndfile mostly passes over in silence."""
+"""Detects recordings that are shorter than their header says; libsndfile mostly does not."""
 
 from __future__ import annotations
 
 import os
 import re
 
-# Writers to a pipe cannot know the length and leave a size near these in the header.
+# Writers to a pipe do not know the length and write a size in these ranges.
 _STREAMED = (range(0x7F000000, 0x80001000), range(0xFFFF0000, 1 << 32))
-# Some writers count their own header into the size of the data.
+# Some writers include their header in the size of the data.
 _SLACK_BYTES = 64
-# MP3 encoders count the frames that hold their delay or do not; PAF counts whole blocks of ten.
+# MP3 encoders may or may not count the frames of their delay; PAF counts whole blocks of ten.
 _SLACK_FRAMES = {"MP3": 1152, "PAF": 9}
-# libsndfile's remarks on a size that is not the true one: claimed and there (RF64: there and claimed).
+# libsndfile's log about a wrong size: claimed and actual (RF64: actual and claimed).
 _CLAIM = re.compile(r"(?:data|SSND|BODY|Data Size|Data length)[ :]+(\d+) \(?should be (\d+)")
 _CLAIM_W64 = re.compile(r"^riff : (\d+) \(should be (\d+)", re.M)
 _CLAIM_RF64 = re.compile(r"frame count (\d+) does not match value from 'ds64' chunk of (\d+)")
 
 
 def ends_early(descriptor: int, size: int, form: str, log: str, claimed: int, decoded: int) -> bool:
-    """Return whether a decoded file holds less than its header promises.
+    """Return whether a decoded file contains less audio than its header says.
 
-    Nothing is promised by a header that says "unknown", as writers to a pipe leave it, nor by formats that
-    have no length in it (IRCAM, PAF, PVF) or one that libsndfile does not tell (AVR, MPC 2000).
+    The result is False if the length is unknown: for writers to a pipe, formats without a length (IRCAM, PAF,
+    PVF), and formats whose length libsndfile does not report (AVR, MPC 2000).
 
     Parameters
     ----------
@@ -32,9 +32,9 @@ def ends_early(descriptor: int, size: int, form: str, log: str, claimed: int, de
     form : str
         libsndfile's name of the container.
     log : str
-        What libsndfile noted while it opened the file.
+        The log that libsndfile wrote when it opened the file.
     claimed, decoded : int
-        Frames: as libsndfile has them from the header (0 if unknown), and those that came out.
+        Frames according to the header (0 if unknown), and frames decoded.
     """
     if found := _CLAIM.search(log):
         promised, there = int(found[1]), int(found[2])
@@ -61,7 +61,7 @@ def _read(descriptor: int, start: int, count: int) -> bytes:
 
 
 def _ogg_ends(descriptor: int, size: int) -> bool:
-    """Return whether the last page of an Ogg file is whole and ends its stream (RFC 3533, section 6)."""
+    """Return whether the last page of an Ogg file is complete and ends its stream (RFC 3533, section 6)."""
     # A page is at most 65,307 bytes.
     tail = _read(descriptor, max(0, size - (1 << 17)), 1 << 17)
     page = tail.rfind(b"OggS")
@@ -73,7 +73,7 @@ def _ogg_ends(descriptor: int, size: int) -> bool:
 
 
 def _mp3_counts_frames(descriptor: int) -> bool:
-    """Return whether an MP3 file has a Xing header with a frame count; without one its length is a guess."""
+    """Return whether an MP3 file has a Xing header with a frame count; otherwise its length is a guess."""
     head = _read(descriptor, 0, 10)
     start = 0
     if head[:3] == b"ID3" and len(head) == 10:
@@ -83,6 +83,6 @@ def _mp3_counts_frames(descriptor: int) -> bool:
 
 
 def _nist_frames(descriptor: int) -> int:
-    """Return the sample count of a NIST SPHERE header, which libsndfile replaces by the file's size."""
+    """Return the sample count of a NIST SPHERE header; libsndfile derives its own from the file size."""
     found = re.search(rb"^sample_count -i (\d+)", _read(descriptor, 0, 1024), re.M)
     return int(found[1]) if found else 0

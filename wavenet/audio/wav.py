@@ -1,4 +1,4 @@
-"""Writing WAV files: whole ones, and ones that grow while audio is generated."""
+"""Writing WAV files, complete or while audio is generated."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from wavenet.utils.files import atomic_output
 
 
 class WavWriter:
-    """16-bit mono PCM, written to a binary stream as it is made.
+    """Writes 16-bit mono PCM to a binary stream block by block.
 
     Parameters
     ----------
     stream : binary file
-        Written in order; a pipe will do.
+        Written in order, so it may be a pipe.
     sample_rate : int
         In Hz.
     frames : int, optional
-        Number of samples that will follow. Without it the header says "unknown" (0xFFFFFFFF), at which
-        players start at once; if `stream` is a file, `finish` writes the true sizes over it.
+        Number of samples that will follow. Without it the header says "unknown" (0xFFFFFFFF), which players
+        accept; if `stream` is a file, `finish` replaces it by the true sizes.
     header : bool
-        False writes the samples alone.
+        False writes the samples only.
     rewind : bool
-        False never goes back in `stream`: a standard output that looks like a file may be one opened for
-        appending, where the second header would land at the end.
+        False never seeks in `stream`: standard output may be a file opened for appending, where a second
+        header would be written at the end.
 
     Raises
     ------
@@ -62,7 +62,7 @@ class WavWriter:
         if 2 * frames > self._LIMIT:
             hours = frames / self.sample_rate / 3600
             raise AudioError(
-                f"{hours:.1f} hours do not fit a WAV file (4 GiB): use --format raw or fewer seconds"
+                f"{hours:.1f} hours do not fit a WAV file (4 GiB): write raw samples, or fewer seconds"
             )
 
     def _header(self, frames: int | None) -> bytes:
@@ -73,8 +73,8 @@ class WavWriter:
         return struct.pack("<4sI4s", b"RIFF", riff, b"WAVE") + form + struct.pack("<4sI", b"data", data)
 
     def write(self, audio: np.ndarray) -> None:
-        """Append float samples (samples,); full scale is 1, and what lies beyond it is clipped."""
-        # A pipe has no length to exceed; a file's header must be able to tell it.
+        """Append float samples (samples,); full scale is 1, and larger amplitudes are clipped."""
+        # A pipe may be endless; the size of a file must fit into its header.
         if self._seekable:
             self._check_size(self.written + len(audio))
         scaled = np.rint(np.clip(np.asarray(audio, dtype=np.float64), -1, 1) * 32767)
@@ -82,10 +82,10 @@ class WavWriter:
         self.written += len(audio)
 
     def finish(self) -> None:
-        """Make the header of a file agree with what was written; a pipe is left as it is."""
+        """Correct the sizes in the header of a file; a pipe stays as it is."""
         if self._seekable and self.written != self.frames:
             end = self._start + len(self._header(None)) + 2 * self.written
-            # What an interrupt in the midst of writing left over is not accounted for.
+            # An interrupted write may have left bytes that `written` does not count.
             if self.stream.tell() > end:
                 self.stream.seek(end)
                 self.stream.truncate()
@@ -96,7 +96,7 @@ class WavWriter:
 
 
 def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
-    """Write float audio (samples,) as a 16-bit mono WAV file that appears whole or not at all.
+    """Write float audio (samples,) as a 16-bit mono WAV file that is complete or absent.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import torch
 
-from wavenet.audio.playback import BUFFER_SECONDS, HEADROOM, Device, Player, lead_for, speed
+from wavenet.audio.playback import BUFFER_SECONDS, HEADROOM, Device, Player, lead_for, real_time_factor
 from wavenet.audio.wav import WavWriter
 from wavenet.cli.generate_report import Look
 from wavenet.cli.signals import interrupts
@@ -150,7 +150,7 @@ def _player(job: Job, state: GeneratorState) -> Player:
         job.console.line("plays once the best take is chosen")
         return Player(device, rate)
     trial = state.clone()
-    times = speed(lambda: job.trial(trial), rate)
+    times = real_time_factor(lambda: job.trial(trial), rate)
     lead = lead_for(times, None if job.steps is None else job.steps / rate)
     told = f"this machine makes it {times:.2f} x as fast as it plays: "
     if times >= HEADROOM:
