@@ -4,7 +4,12 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
+
+from wavenet.audio.decoding import load_audio
+from wavenet.errors import AudioError
+from wavenet.utils.files import printable
 
 # Extension, container, encoding, and the largest error of a sample after one round trip.
 FORMATS = [
@@ -97,3 +102,12 @@ def pitch(audio: np.ndarray, rate: int) -> float:
     peak = int(np.argmax(power))
     left, centre, right = power[peak - 1 : peak + 2]
     return float((peak + 0.5 * (left - right) / (left - 2 * centre + right)) * rate / len(audio))
+
+
+def load_error(path: Path, rate: int = 16000) -> str:
+    """Return the error of decoding a file: one line that names the file."""
+    with pytest.raises(AudioError) as caught:
+        load_audio(path, rate)
+    message = str(caught.value)
+    assert "\n" not in message and printable(path) in message
+    return message
