@@ -12,11 +12,8 @@ from wavenet.utils.json_config import JsonConfig
 NORMALIZATIONS = ("none", "peak", "loudness")
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("cosine", "exponential", "constant")
-FEATURES = ("none", "mel", "score")
+NO_FEATURES = "none"
 INTERPOLATIONS = ("repeat", "linear")
-SCORE_CHANNELS = 384
-"""A score's values per frame: velocities of the 128 pitches that sound, which begin, and how they fade."""
-
 MAX_CLASSES = 10_000
 
 
@@ -56,8 +53,7 @@ class ConditioningConfig(JsonConfig):
         names = self.class_names
         self._require(len(set(names)) == len(names), "class_names", "all different")
         self._require(len(names) <= MAX_CLASSES, "class_names", f"at most {MAX_CLASSES}")
-        self._require(self.features in FEATURES, "features", f"one of {FEATURES}")
-        self._require(bool(names) or self.features != "none", "features", "given where there are no classes")
+        self._require(bool(names) or self.has_features, "features", "given where there are no classes")
         self._require_int("hop", 1, 1_000_000)
         self._require_int("conditioning_channels", 1, 65536)
         self._require(self.interpolation in INTERPOLATIONS, "interpolation", f"one of {INTERPOLATIONS}")
@@ -71,14 +67,9 @@ class ConditioningConfig(JsonConfig):
         return self.interpolation == "linear"
 
     @property
-    def feature_channels(self) -> int:
-        """Values per frame that come of features."""
-        return {"none": 0, "mel": self.n_mels, "score": SCORE_CHANNELS}[self.features]
-
-    @property
-    def channels(self) -> int:
-        """Values per frame: a weight for each class, then the features."""
-        return len(self.class_names) + self.feature_channels
+    def has_features(self) -> bool:
+        """Whether frames have features besides the weights of classes."""
+        return self.features != NO_FEATURES
 
 
 @dataclass(frozen=True)
@@ -157,16 +148,6 @@ class WaveNetConfig(JsonConfig):
                 f"2^{self.layers // self.stacks - 1}; use more stacks"
             )
         self._require(self.normalization in NORMALIZATIONS, "normalization", f"one of {NORMALIZATIONS}")
-        conditioning = self.conditioning
-        if (
-            conditioning is not None
-            and conditioning.features == "mel"
-            and conditioning.fmax > self.sample_rate / 2
-        ):
-            raise ConfigError(
-                f"fmax = {conditioning.fmax:g} Hz: must be at most half the sample rate, "
-                f"{self.sample_rate / 2:g} Hz"
-            )
 
     @property
     def audio_format(self) -> AudioFormat:
@@ -331,7 +312,7 @@ def flat(config: WaveNetConfig) -> dict[str, Any]:
     values = config.to_json()
     conditioning = values.pop("conditioning") or {}
     conditioning.pop("class_names", None)
-    return {**values, "features": "none", **conditioning}
+    return {**values, "features": NO_FEATURES, **conditioning}
 
 
 PRESETS: dict[str, dict[str, int]] = {

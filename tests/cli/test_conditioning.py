@@ -212,7 +212,7 @@ def test_spectra_are_taken_from_recordings_and_files(tmp_path):
     (tmp_path / "text.npy").write_text("frames")
     for name, words in (
         ("wrong.npy", "expected floating point (16, frames)"),
-        ("nan.npy", "frame 3 holds NaN or infinity; mend it first"),
+        ("nan.npy", "frame 3 contains NaN or infinity"),
         ("text.npy", "is no .npy file"),
     ):
         result = run("generate", *common, "--features", name, "x.wav", cwd=tmp_path)
@@ -224,7 +224,7 @@ def test_spectra_are_taken_from_recordings_and_files(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
-        ([], ["choose with --class among high, low"]),
+        ([], ["--class: this network has classes: choose among high, low"]),
         (["--class", "middle"], ["'middle'", "high, low"]),
         (["--class", "high:much"], ["NAME:WEIGHT"]),
         (["--class", "high", "--midi", "x.mid"], ["trained with no features"]),
@@ -243,10 +243,10 @@ def test_what_a_network_with_scores_refuses(scores):
     write_midi(scores / "empty.mid", played([], 0.1))
     for arguments, words in (
         (["--midi", "text.mid"], "text.mid"),
-        (["--midi", "empty.mid"], "empty.mid: holds no notes; choose another score"),
+        (["--midi", "empty.mid"], "empty.mid: contains no notes; choose another score"),
         (["--midi", "none.mid"], "none.mid: does not exist"),
         (["--midi", "midi"], "midi"),
-        (["--class", "high", "--midi", "midi/0.mid"], "trained without classes"),
+        (["--class", "high", "--midi", "midi/0.mid"], "--class: this network has no classes"),
     ):
         result = run("generate", "--checkpoint", "run", *arguments, "refused.wav", cwd=scores)
         assert_one_line_error(result, words)
@@ -257,7 +257,7 @@ def test_what_a_network_with_scores_refuses(scores):
     ("arguments", "words"),
     [
         (["--midi-dir", "none"], "is no folder"),
-        (["--midi-dir", "midi", "--augment-speed", "0.1"], "--augment-speed: moves pitches away"),
+        (["--midi-dir", "midi", "--augment-speed", "0.1"], "--augment-speed: changes pitches"),
         (["--midi-dir", "empty"], "no score for 4 of 4 recording(s)"),
         (["--features", "score"], "--midi-dir DIR go together"),
         (["--features", "mel", "--midi-dir", "midi"], "go together"),

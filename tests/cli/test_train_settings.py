@@ -210,7 +210,10 @@ def test_a_network_that_plays_scores_goes_on_without(home, tmp_path):
     first = ["--audio-dir", "audio", "--init-from", "told", "--out-dir", str(tmp_path / "untold"), *more]
     result = train(*first, cwd=home)
     assert_one_line_error(
-        result, "--init-from told: its network plays scores", "--midi-dir DIR", "--features none"
+        result,
+        "--init-from told: its network needs a score for each recording",
+        "--midi-dir DIR",
+        "--features none",
     )
     result = train(*first, "--features", "none", "--lr", "1e-12", cwd=home)
     assert result.returncode == 0, result.stderr

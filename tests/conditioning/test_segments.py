@@ -15,6 +15,7 @@ from support.scores import PIECE_RATE, piece, rows, shifted, write_midi
 from wavenet.audio import mulaw
 from wavenet.audio.decoding import load_audio
 from wavenet.audio.mel import log_mel
+from wavenet.conditioning import registry
 from wavenet.conditioning.score import ScoreSource
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import ConditioningConfig
@@ -186,7 +187,7 @@ def test_training_draws_come_with_their_frames(folder):
             inputs, targets, frames = data.train.batch(step, 3, 90, 0)
             again = data.train.batch(step, 3, 90, 0)
             assert torch.equal(frames.values, again.frames.values)
-            assert frames.values.shape[:2] == (3, config.conditioning.channels)
+            assert frames.values.shape[:2] == (3, registry.channels(config.conditioning))
             plain = dataclasses.replace(config, conditioning=None)
             alone = prepare_dataset(folder / "audio", folder / "cache", plain, DataConfig())
             found = alone.train.batch(step, 3, 90, 0)
@@ -214,7 +215,7 @@ def test_dropout_tells_some_segments_nothing(folder):
 
 def test_what_does_not_go_together_is_named(folder, tmp_path):
     config, data = prepared(folder, "score")
-    with pytest.raises(ConfigError, match="--midi-dir"):
+    with pytest.raises(ConfigError, match="the folder with the score"):
         attach(config, data)
     with pytest.raises(AudioError, match="is no folder"):
         attach(config, data, tmp_path / "none")
@@ -224,7 +225,7 @@ def test_what_does_not_go_together_is_named(folder, tmp_path):
         attach(config, data, tmp_path)
     for name in NAMES:
         write_midi((tmp_path / name).with_suffix(".mid"), tune(0, 100.0 if "two" in name else SECONDS[name]))
-    with pytest.raises(AudioError, match=r"1 score\(s\) do not go with .*cello/two.wav \(the score lasts"):
+    with pytest.raises(AudioError, match=r"1 score\(s\) do not match .*cello/two.wav \(the score lasts"):
         attach(config, data, tmp_path)
     (tmp_path / "cello/two.mid").write_bytes(b"no score")
     with pytest.raises(AudioError, match=r"two\.mid"):
@@ -241,7 +242,9 @@ def test_a_score_that_is_not_played_when_it_says_is_told(tmp_path):
     lines: list[str] = []
     attach(config, data, tmp_path / "midi", tell=lines.append)
     assert len(lines) == 2 and lines[0].startswith("scores      3 read")
-    assert re.match(r"warning: 1 score\(s\) may not .* say: 2\.wav \(0\.(29|30|31) s late\);", lines[1])
+    assert re.match(
+        r"warning: 1 score\(s\) may not be aligned .*: 2\.wav \(0\.(29|30|31) s late\);", lines[1]
+    )
 
 
 def test_classes_need_folders(folder, tmp_path):
@@ -269,7 +272,7 @@ def faster(arrays, folder, kind, labels=None, **told):
     )
     encoded = [mulaw.encode(np.asarray(array)) for array in arrays]
     clips = clips_of(folder, encoded, config.receptive_field)
-    clips.conditions = Conditions(config, labels)
+    clips.conditions = Conditions(config, {} if labels is None else {"classes": labels})
     clips.augmentation = Augmentation(speed=0.3)
     return clips
 
@@ -321,5 +324,5 @@ def test_scores_do_not_go_with_another_speed(folder):
     _, data = prepared(folder, "score")
     data.train.batch(0, 2, 100, 0)
     data.train.augmentation = Augmentation(speed=0.1)
-    with pytest.raises(ConfigError, match="moves pitches away from the scores of --midi-dir"):
+    with pytest.raises(ConfigError, match="changes pitches but not those of the score features"):
         data.train.batch(0, 2, 100, 0)

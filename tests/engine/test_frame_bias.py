@@ -9,6 +9,7 @@ from support import conditioned
 from support.conditioned import KINDS, config, network
 from support.engines import INSTRUCTION_SETS, needs_extension, use_instruction_set
 
+from wavenet.conditioning import registry
 from wavenet.conditioning.base import BLOCK, Frames
 from wavenet.conditioning.supplied import SuppliedFrames
 from wavenet.engine.cpu import CompiledConditioner
@@ -24,7 +25,7 @@ pytestmark = needs_extension
 def both(kind: str, width: int):
     model = network(config(kind, conditioning_channels=width))
     assert model.conditioner is not None and model.config.conditioning is not None
-    frames = torch.rand(2, model.config.conditioning.channels, 51) - 0.3
+    frames = torch.rand(2, registry.channels(model.config.conditioning), 51) - 0.3
     return model, CompiledConditioner(model.conditioner), frames
 
 

@@ -11,9 +11,10 @@ from support.faulty_networks import BLOCK, CYCLE, NOISE, RATE, SILENT, begun, tr
 
 from wavenet.audio import faults
 from wavenet.audio.faults import KINDS
+from wavenet.conditioning.base import CombinedSource
 from wavenet.conditioning.classes import Classes
 from wavenet.conditioning.score import ScoreSource
-from wavenet.conditioning.supplied import CombinedSource, SuppliedFrames
+from wavenet.conditioning.supplied import SuppliedFrames
 from wavenet.engine.sampling import Sampling
 from wavenet.generation import watchdog
 from wavenet.generation.generator import Generator

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from wavenet.conditioning import registry
 from wavenet.config import ConditioningConfig, WaveNetConfig
 from wavenet.errors import BackendError
 from wavenet.generation.generator import Generator
@@ -53,7 +54,9 @@ def network(config: WaveNetConfig, seed: int = 0) -> WaveNet:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.4)
-        model.conditioner.fit_normalization(torch.rand(1, model.config.conditioning.channels, 30) - 0.7)
+        model.conditioner.fit_normalization(
+            torch.rand(1, registry.channels(model.config.conditioning), 30) - 0.7
+        )
     return model.eval().requires_grad_(False)
 
 

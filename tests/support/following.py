@@ -74,7 +74,7 @@ def trained(home: Path, told: ConditioningConfig | None) -> tuple[WaveNet, float
         for clips in (data.train, data.validation):
             own = [scores[clip.name.rpartition("/")[2]] for clip in clips.clips]
             share = TRAINING.condition_dropout if clips is data.train else 0.0
-            clips.conditions = Conditions(config, None, own, share)
+            clips.conditions = Conditions(config, {"score": own}, share)
     console = Console(io.StringIO())
     trainer = Trainer(config, TRAINING, data, home / "run", torch.device("cpu"), {}, console)
     for _ in range(TRAINING.steps):

@@ -24,7 +24,7 @@ from wavenet.utils.memory import out_of_memory
 USER_ERROR = 1
 OUT_OF_MEMORY = "out of memory: lower --batch, --segment or --seconds, or choose a smaller network"
 
-ARGUMENTS = {"patterns": "exclude"}
+ARGUMENTS = {"patterns": "exclude", "class": "classes"}
 """Arguments of the library that have another name in the parsed options."""
 
 

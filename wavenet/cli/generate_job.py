@@ -5,80 +5,47 @@ from __future__ import annotations
 import dataclasses
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 from wavenet.audio.decoding import load_audio
-from wavenet.conditioning.base import FrameSource, require_features
-from wavenet.conditioning.classes import Classes, class_points
-from wavenet.conditioning.mel import MelSource
-from wavenet.conditioning.score import ScoreSource, Tunes
-from wavenet.conditioning.supplied import CombinedSource, SuppliedFrames
+from wavenet.conditioning.base import FrameSource
+from wavenet.conditioning.inputs import feature_inputs, source_for
+from wavenet.conditioning.registry import feature_kind
 from wavenet.config import WaveNetConfig
 from wavenet.engine.state import GeneratorState
-from wavenet.errors import AudioError, ConfigError
+from wavenet.errors import ConfigError
 from wavenet.generation.conditioned import Steering
 from wavenet.generation.generator import Generator
 from wavenet.generation.saved_state import Origin
 from wavenet.generation.session import Beginning
-from wavenet.music.midi_file import read_midi
 from wavenet.training.checkpoint import read_record
 from wavenet.utils.console import Console
-from wavenet.utils.files import cause, printable
-
-TAIL = 1.5
-"""Seconds in which the last note of a score rings out."""
+from wavenet.utils.files import printable
 
 LOOK_AHEAD = 10.0
 """Seconds in which a take's first sound is looked for."""
-
-FLAGS = {"midi": "score", "mel_from": "mel", "features": "mel or score"}
-"""What each flag tells."""
 
 
 def source(
     options: Namespace, config: WaveNetConfig, seed: int, console: Console
 ) -> tuple[FrameSource | None, float | None]:
-    """Return what is to be played, and how long it lasts in seconds if it says so.
+    """Return the source of conditioning frames, and its length in seconds if it has one.
 
     A network that plays scores and is given none plays tunes that are composed by rule from the seed.
 
     Raises
     ------
     ConfigError, AudioError
-        If the network was not trained for it or needs another thing to be told, or a file is unusable.
+        If an option does not suit the network, is missing, or names an unusable file.
     """
-    given = [name for name in FLAGS if getattr(options, name) is not None]
-    if len(given) > 1:
-        raise ConfigError(f"--{_flag(given[0])} and --{_flag(given[1])}: give one of them")
-    told = config.conditioning
-    if told is None:
-        if given or options.classes is not None or options.guidance != 1:
-            flag = _flag(given[0]) if given else "class" if options.classes is not None else "guidance"
-            raise ConfigError(f"--{flag}: this network was trained without conditions; leave it out")
-        return None, None
-    features, seconds = _features(options, config) if given else (None, None)
-    if told.features == "score" and features is None:
-        features = Tunes(config, seed)
-        console.line(f"plays a tune composed by rule, number {seed}; --midi FILE plays yours")
-    if told.features != "none" and features is None:
-        raise ConfigError(
-            f"this network was trained with {told.features} features: say what to play, --mel-from FILE or "
-            "--features FILE"
-        )
-    classes = None
-    if told.class_names:
-        if options.classes is None:
-            raise ConfigError(
-                f"this network knows classes: choose with --class among {', '.join(told.class_names)}"
-            )
-        classes = Classes(config, class_points(options.classes))
-    elif options.classes is not None:
-        raise ConfigError(
-            f"--class {options.classes}: this network was trained without classes; leave it out"
-        )
-    if classes is not None and features is not None:
-        return CombinedSource(classes, features), seconds
-    return classes or features, seconds
+    arguments = {name: getattr(options, name) for name in feature_inputs()}
+    arguments["class"] = options.classes
+    found = source_for(config, arguments, seed)
+    if config.conditioning is None and options.guidance != 1:
+        raise ConfigError("this network is unconditional; remove the conditioning", argument="guidance")
+    kind = config.conditioning and feature_kind(config.conditioning)
+    if found.note is not None and kind:
+        console.line(f"{found.note}; --{_flag(kind.inputs[0].name)} FILE plays yours")
+    return found.source, found.seconds
 
 
 def beginning_of(
@@ -162,39 +129,6 @@ def _sounding(
 
 def _flag(name: str) -> str:
     return name.replace("_", "-")
-
-
-def _features(options: Namespace, config: WaveNetConfig) -> tuple[FrameSource, float]:
-    if options.midi is not None:
-        # Asked first, lest a file is read in vain.
-        require_features(config, "score")
-        score = read_midi(options.midi)
-        if not len(score):
-            raise AudioError(f"{printable(options.midi)}: holds no notes; choose another score")
-        return ScoreSource(config, score), score.seconds + TAIL
-    if options.mel_from is not None:
-        require_features(config, "mel")
-        audio = load_audio(options.mel_from, config.sample_rate, config.normalization)
-        return MelSource(config, audio), len(audio) / config.sample_rate
-    frames = SuppliedFrames(config, _array(options.features))
-    return frames, frames.ready / config.sample_rate
-
-
-def _array(path: Path) -> Any:
-    import numpy as np
-    import torch
-
-    try:
-        values = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise AudioError(f"--features {printable(path)}: cannot be read: {cause(error)}") from None
-    except (ValueError, EOFError):
-        values = None
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-        raise AudioError(
-            f"--features {printable(path)}: is no .npy file of numbers; save one with numpy.save"
-        )
-    return torch.from_numpy(values.astype(np.float32))
 
 
 def typical_bits(directory: Path, beginning: Beginning, told: FrameSource | None) -> float | None:

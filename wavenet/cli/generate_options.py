@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wavenet.cli.common import Parser
+from wavenet.conditioning.inputs import feature_inputs
 from wavenet.errors import AudioError, ConfigError
 from wavenet.utils.distributed import World
 from wavenet.utils.figures import figure
@@ -201,16 +202,9 @@ def _add_told(parser: Parser) -> None:
         help="how much it counts: above 1 it is followed more closely, at the cost of variety; 0 is as told "
         "nothing (default: 1, as trained)",
     )
-    group.add_argument("--midi", type=Path, metavar="FILE", help="the score to play; it sets the length")
-    group.add_argument(
-        "--mel-from",
-        type=Path,
-        metavar="FILE",
-        help="recording whose mel spectrum to play; it sets the length",
-    )
-    group.add_argument(
-        "--features", type=Path, metavar="FILE", help=".npy file of frames (channels, frames) to play"
-    )
+    for each in feature_inputs().values():
+        flag = "--" + each.name.replace("_", "-")
+        group.add_argument(flag, type=Path, metavar="FILE", help=each.description)
 
 
 MAX_SECONDS = 1e7

@@ -28,7 +28,8 @@ from wavenet.cli.train_options import (
     conditioning,
     seconds,
 )
-from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, flat, preset
+from wavenet.conditioning import registry as conditioning_kinds
+from wavenet.config import NO_FEATURES, PRESETS, TrainingConfig, WaveNetConfig, flat, preset
 from wavenet.errors import CheckpointError, ConfigError
 from wavenet.training import environment
 from wavenet.utils.distributed import World
@@ -60,6 +61,7 @@ def work(options: argparse.Namespace) -> int:
     # Wrong values are told before torch is loaded.
     config = preset(getattr(options, "preset", "small"), **network)
     config = dataclasses.replace(config, conditioning=conditioning(options, config.sample_rate))
+    conditioning_kinds.check(config)
     training = dataclasses.replace(TrainingConfig(), **settings)
     limit = None if options.max_time is None else started + seconds(options.max_time)
     if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
@@ -71,7 +73,6 @@ def work(options: argparse.Namespace) -> int:
 
     import torch
 
-    from wavenet.conditioning.segments import refuse_speed
     from wavenet.data.labels import attach, with_classes
     from wavenet.engine import registry
     from wavenet.models import locate
@@ -118,7 +119,7 @@ def work(options: argparse.Namespace) -> int:
     if not options.dry_run and world.is_main:
         _check_place(options.out_dir)
     if training.augment_speed:
-        refuse_speed(config.conditioning)
+        conditioning_kinds.check_speed(config.conditioning)
     training = dataclasses.replace(training, precision=resolve_precision(training.precision, device))
     if auto and world.size > 1:
         raise ConfigError(f"--batch auto: {world.size} processes have to agree on it; give a number")
@@ -212,8 +213,9 @@ def _plot(options: argparse.Namespace) -> int:
 def _asked(options: argparse.Namespace, network: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the network that the command line or a file names, in itself or by a preset."""
     asked = {**network, **_given(options, TOLD)}
-    if options.midi_dir is not None:
-        asked["features"] = "score"
+    for kind, companion in conditioning_kinds.companions():
+        if getattr(options, companion.argument) is not None:
+            asked["features"] = kind.name
     return {**PRESETS[options.preset], **asked} if hasattr(options, "preset") else asked
 
 
@@ -230,13 +232,14 @@ def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any)
         # A network that has been told nothing can learn to be.
         config = dataclasses.replace(config, conditioning=conditioning(options, config.sample_rate))
         known = flat(config)
-    elif getattr(options, "features", None) == "none" and not config.conditioning.class_names:
+    elif getattr(options, "features", None) == NO_FEATURES and not config.conditioning.class_names:
         model = _untold(model)
         config, known = model.config, flat(model.config)
-    elif config.conditioning.features == "score" and options.midi_dir is None:
+    elif (missing := _missing_companion(options, config)) is not None:
         raise ConfigError(
-            f"--init-from {options.init_from}: its network plays scores: name those of the recordings with "
-            "--midi-dir DIR, or have it forget about scores with --features none"
+            f"--init-from {options.init_from}: its network needs a {missing.noun} for each recording: name "
+            f"their folder with --{missing.argument.replace('_', '-')} DIR, or train without features by "
+            f"--features {NO_FEATURES}"
         )
     asked = _asked(options, network)
     others = [
@@ -253,6 +256,14 @@ def _initial(options: argparse.Namespace, network: dict[str, Any], console: Any)
         f"{config.normalization}; the optimiser starts anew"
     )
     return config, model.state_dict()
+
+
+def _missing_companion(options: argparse.Namespace, config: WaveNetConfig) -> Any:
+    """Return the files that a network's features need and that no option names; None if none is missing."""
+    kind = config.conditioning and conditioning_kinds.feature_kind(config.conditioning)
+    companion = kind.companion if kind else None
+    missing = companion is not None and getattr(options, companion.argument) is None
+    return companion if missing else None
 
 
 def _untold(model: Any) -> Any:

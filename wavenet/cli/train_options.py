@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from wavenet.cli.common import Parser, add_recordings
+from wavenet.conditioning.registry import FEATURE_KINDS, companions
 from wavenet.config import (
-    FEATURES,
     INTERPOLATIONS,
+    NO_FEATURES,
     NORMALIZATIONS,
     PRECISIONS,
     PRESETS,
@@ -209,7 +210,7 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--features",
-        choices=FEATURES,
+        choices=(NO_FEATURES, *FEATURE_KINDS),
         help="which frames: mel spectra of the recordings, or the scores of --midi-dir (default: none)",
     )
     group.add_argument(
@@ -283,12 +284,15 @@ def _add_fields(group: Any, config: type, flags: dict[str, str]) -> None:
 def conditioning(options: argparse.Namespace, sample_rate: int) -> ConditioningConfig | None:
     """Return what a network is to be told, None for nothing; the names of its classes come with the data."""
     given = {name: getattr(options, name) for name in TOLD if hasattr(options, name)}
-    if options.midi_dir is not None:
-        given.setdefault("features", "score")
-    features = given.get("features", "none")
-    if (features == "score") != (options.midi_dir is not None):
-        raise ConfigError("--features score and --midi-dir DIR go together: give both, or neither")
-    if features == "none" and options.classes is None:
+    for kind, companion in companions():
+        if getattr(options, companion.argument) is not None:
+            given.setdefault("features", kind.name)
+    features = given.get("features", NO_FEATURES)
+    for kind, companion in companions():
+        if (features == kind.name) != (getattr(options, companion.argument) is not None):
+            flag = companion.argument.replace("_", "-")
+            raise ConfigError(f"--features {kind.name} and --{flag} DIR go together: give both, or neither")
+    if features == NO_FEATURES and options.classes is None:
         if len(given) > ("features" in given):
             name = next(name for name in given if name != "features").replace("_", "-")
             raise ConfigError(f"--{name}: says how frames are read; add --features or --midi-dir")

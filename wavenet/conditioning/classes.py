@@ -1,20 +1,25 @@
-"""Conditioning on classes: weights of named classes, constant or over time."""
+"""Conditioning on classes: weights of named classes, constant or changing over time."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from wavenet.conditioning.base import require_conditioning
-from wavenet.config import WaveNetConfig
+from wavenet.conditioning.base import Input, Kind, TrainingSegment, as_tensor, require_conditioning
+from wavenet.config import ConditioningConfig, WaveNetConfig
 from wavenet.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
 
-def mixture(names: Sequence[str], weights: dict[str, float]) -> torch.Tensor:
+Weights = Mapping[str, float]
+
+
+def mixture(names: Sequence[str], weights: Weights) -> np.ndarray:
     """Return class weights in the order of `names`, float32 (classes,).
 
     Raises `ConfigError` for an unknown name, listing the known ones.
@@ -22,15 +27,12 @@ def mixture(names: Sequence[str], weights: dict[str, float]) -> torch.Tensor:
     for name in weights:
         if name not in names:
             known = ", ".join(names) if names else "none: it was trained without classes"
-            raise ConfigError(f"class {name!r}: unknown; this network knows {known}")
-    return torch.tensor([weights.get(name, 0.0) for name in names], dtype=torch.float32)
-
-
-Weights = Mapping[str, float]
+            raise ConfigError(f"class {name!r}: unknown; this network has the classes {known}")
+    return np.array([weights.get(name, 0.0) for name in names], dtype=np.float32)
 
 
 class Classes:
-    """Weights of the classes, linear in time between break points and constant beyond them.
+    """Weights of the classes: linear in time between break points and constant beyond them.
 
     Parameters
     ----------
@@ -41,7 +43,7 @@ class Classes:
     Raises
     ------
     ConfigError
-        If a name is unknown, a weight not finite, or the points are not in order.
+        If a name is unknown, a weight is not finite, or the points are not in order.
     """
 
     complete = True
@@ -51,11 +53,11 @@ class Classes:
         if not points:
             raise ConfigError("no class is named: give one, or a mixture as piano:0.7,cello:0.3")
         self.seconds = np.array([seconds for seconds, _ in points], dtype=np.float64)
-        self.weights = np.stack([mixture(conditioning.class_names, dict(each)).numpy() for _, each in points])
+        self.weights = np.stack([mixture(conditioning.class_names, each) for _, each in points])
         if not np.isfinite(self.weights).all():
             raise ConfigError("a class weight is not finite: give plain numbers, as piano:0.7,cello:0.3")
         if not np.isfinite(self.seconds).all() or (np.diff(self.seconds) <= 0).any():
-            raise ConfigError(f"classes at {self.seconds.tolist()} seconds: times must rise")
+            raise ConfigError(f"classes at {self.seconds.tolist()} seconds: times must increase")
         self.frame = conditioning.hop / config.sample_rate
         self.constant = len(points) == 1
 
@@ -63,14 +65,34 @@ class Classes:
         """Return the weights at the beginning of each frame; see `FrameSource`."""
         times = (first + np.arange(count)) * self.frame
         rows = [np.interp(times, self.seconds, each) for each in self.weights.T]
-        return torch.from_numpy(np.stack(rows).astype(np.float32))[None]
+        return as_tensor(np.stack(rows).astype(np.float32))
+
+
+class ClassKind(Kind):
+    """Named classes. Their weights bypass the convolutions over frames and are not normalized."""
+
+    name = "classes"
+    context_frames = 0
+
+    def channels(self, conditioning: ConditioningConfig) -> int:
+        """Return the number of classes."""
+        return len(conditioning.class_names)
+
+    def segment_frames(self, segment: TrainingSegment) -> np.ndarray:
+        """Return one-hot weights, float32 (classes, frames); annotations are numbers of classes."""
+        offsets = np.floor(
+            segment.speed * segment.conditioning.hop * np.arange(segment.first, segment.stop)
+        ).astype(np.int64)
+        owners = segment.timeline.owners(segment.place + offsets, segment.ring)
+        labels = np.asarray(segment.annotations, dtype=np.int64)[owners]
+        return (labels == np.arange(self.channels(segment.conditioning))[:, None]).astype(np.float32)
 
 
 def class_points(text: str) -> list[tuple[float, dict[str, float]]]:
     """Return the break points in a text, for `Classes`.
 
-    "cello" and "piano:0.7,cello:0.3" hold throughout; "0:piano 2.5:piano:0.2,cello:0.8" goes from one to the
-    other in the time between. A name without a weight has 1.
+    "cello" and "piano:0.7,cello:0.3" are constant; "0:piano 2.5:piano:0.2,cello:0.8" moves from the first
+    mixture to the second in 2.5 s. A name without a weight has weight 1.
 
     Raises `ConfigError` if it is not of this form.
     """
@@ -81,7 +103,7 @@ def class_points(text: str) -> list[tuple[float, dict[str, float]]]:
     for part in parts:
         timed = _TIMED.match(part)
         if timed is None:
-            raise ConfigError(f"class {text!r}: before {part!r} a time is missing, as in '0:piano 2:cello'")
+            raise ConfigError(f"class {text!r}: {part!r} has no time; write '0:piano 2:cello'")
         points.append((float(timed[1]), _weights(timed[2], text)))
     return points
 
@@ -103,3 +125,10 @@ def _weights(part: str, text: str) -> dict[str, float]:
             )
         found[name] = value
     return found
+
+
+def _from_text(config: WaveNetConfig, text: str) -> tuple[Classes, None]:
+    return Classes(config, class_points(text)), None
+
+
+ClassKind.inputs = (Input("class", "class, mixture of classes, or mixtures over time", _from_text),)

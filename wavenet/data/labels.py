@@ -6,18 +6,18 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from wavenet.audio import pcm
+from wavenet.conditioning import registry
+from wavenet.conditioning.base import Companion
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import WaveNetConfig
 from wavenet.data.dataset import Dataset
 from wavenet.errors import AudioError, ConfigError
-from wavenet.music.alignment import Loudness, alignment_problem
-from wavenet.music.midi_file import read_midi
-from wavenet.music.score import Score, mismatch
+from wavenet.music.alignment import Loudness
 from wavenet.utils.files import printable
 
-SUFFIXES = (".mid", ".midi", ".MID", ".MIDI")
 _NAMES_SHOWN = 3
 _STRETCH = 1 << 20
 
@@ -52,7 +52,7 @@ def class_of(name: str) -> str:
 def attach(
     config: WaveNetConfig,
     data: Dataset,
-    midi_dir: Path | None = None,
+    folder: Path | None = None,
     condition_dropout: float = 0.0,
     tell: Callable[[str], None] = lambda text: None,
 ) -> None:
@@ -64,8 +64,8 @@ def attach(
         Nothing is done if it has no `conditioning`.
     data : Dataset
         Its clips get their `conditions`.
-    midi_dir : path, optional
-        Of a network with scores: a folder with a MIDI file for each recording, under the same name.
+    folder : path, optional
+        Folder with a file for each recording, under the same name, for a kind with a `companion`.
     condition_dropout : float
         See `Conditions`; of the training part only.
     tell : callable
@@ -79,31 +79,38 @@ def attach(
     conditioning = config.conditioning
     if conditioning is None:
         return
-    scores: dict[str, Score] = {}
-    if conditioning.features == "score":
-        if midi_dir is None:
-            raise ConfigError("--features score: name the folder of MIDI files with --midi-dir DIR")
-        scores = read_scores(data, midi_dir)
-        notes = sum(map(len, scores.values()))
-        tell(f"scores      {len(scores)} read, {notes:,} notes")
-        doubted = [f"{printable(name)} ({why})" for name, why in doubtful(config, data, scores).items()]
+    kind = registry.feature_kind(conditioning)
+    companion = None if kind is None else kind.companion
+    companions: dict[str, Any] = {}
+    if kind is not None and companion is not None:
+        if folder is None:
+            raise ConfigError(
+                f"name the folder with the {companion.noun} of each recording: the network was set up for "
+                f"{kind.name} features",
+                argument=companion.argument,
+            )
+        companions = read_companions(companion, data, folder)
+        tell(companion.summary(list(companions.values())))
+        doubted = [
+            f"{printable(name)} ({why})"
+            for name, why in doubtful(companion, config, data, companions).items()
+        ]
         if doubted:
             tell(
-                f"warning: {len(doubted)} score(s) may not be played when they say: {_some(doubted)}; "
-                "audio and MIDI begin together"
+                f"warning: {len(doubted)} {companion.noun}(s) may not be aligned with their recordings: "
+                f"{_some(doubted)}; both have to begin at the same time"
             )
     if conditioning.class_names:
         tell(f"classes     {', '.join(map(printable, conditioning.class_names))}")
     for clips in (data.train, data.validation, data.whole):
-        labels = (
-            [_number(clip.name, conditioning.class_names) for clip in clips.clips]
-            if conditioning.class_names
-            else None
-        )
-        clip_scores = [scores[clip.name] for clip in clips.clips] if scores else None
-        clips.conditions = Conditions(
-            config, labels, clip_scores, condition_dropout if clips is data.train else 0.0
-        )
+        annotations: dict[str, list[Any]] = {}
+        if conditioning.class_names:
+            annotations[registry.CLASSES.name] = [
+                _number(clip.name, conditioning.class_names) for clip in clips.clips
+            ]
+        if kind is not None and companion is not None:
+            annotations[kind.name] = [companions[clip.name] for clip in clips.clips]
+        clips.conditions = Conditions(config, annotations, condition_dropout if clips is data.train else 0.0)
 
 
 def _number(name: str, classes: Sequence[str]) -> int:
@@ -116,51 +123,60 @@ def _number(name: str, classes: Sequence[str]) -> int:
     return classes.index(found)
 
 
-def read_scores(data: Dataset, midi_dir: Path) -> dict[str, Score]:
-    """Return the score of every recording by its name.
+def read_companions(companion: Companion, data: Dataset, folder: Path) -> dict[str, Any]:
+    """Return the annotation of every recording by its name, as its score.
 
     Raises `AudioError` if one is missing or does not fit its recording's length, naming the first few.
     """
-    if not midi_dir.is_dir():
-        raise AudioError(f"--midi-dir {printable(midi_dir)}: is no folder; name one of MIDI files")
-    paths = {name: _score_of(name, midi_dir) for name in data.whole.names}
+    noun = companion.noun
+    if not folder.is_dir():
+        raise AudioError(
+            f"{printable(folder)} is no folder; name the one with the {noun}s", argument=companion.argument
+        )
+    paths = {name: _companion_of(name, folder, companion.suffixes) for name in data.whole.names}
     missing = [name for name, path in paths.items() if path is None]
     if missing:
         raise AudioError(
-            f"--midi-dir {printable(midi_dir)}: no score for {len(missing)} of {len(paths)} recording(s), as "
-            f"{_some(missing)}; a score has its recording's name and ends in .mid; others may be left out "
-            "with --exclude"
+            f"{printable(folder)}: no {noun} for {len(missing)} of {len(paths)} recording(s), as "
+            f"{_some(missing)}; a {noun} has its recording's name and ends in {companion.suffixes[0]}; add "
+            "it, or exclude these recordings",
+            argument=companion.argument,
         )
-    scores = {name: read_midi(path) for name, path in paths.items() if path is not None}
-    wrong = {name: mismatch(score, data.seconds[name]) for name, score in scores.items()}
-    told = [f"{printable(name)} ({why})" for name, why in wrong.items() if why]
-    if told:
+    found = {name: companion.read(path) for name, path in paths.items() if path is not None}
+    reasons = {name: companion.mismatch(each, data.seconds[name]) for name, each in found.items()}
+    wrong = [f"{printable(name)} ({why})" for name, why in reasons.items() if why]
+    if wrong:
         raise AudioError(
-            f"--midi-dir {printable(midi_dir)}: {len(told)} score(s) do not go with their recordings: "
-            f"{_some(told)}; audio and MIDI begin together; leave these out with --exclude"
+            f"{printable(folder)}: {len(wrong)} {noun}(s) do not match their recordings: {_some(wrong)}; "
+            "both have to begin at the same time; correct them, or exclude these recordings",
+            argument=companion.argument,
         )
-    return scores
+    return found
 
 
-def doubtful(config: WaveNetConfig, data: Dataset, scores: Mapping[str, Score]) -> dict[str, str]:
-    """Return by recording what speaks against its score's being aligned with the sound; see `alignment`."""
+def doubtful(
+    companion: Companion, config: WaveNetConfig, data: Dataset, companions: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return by recording why its annotation may not be aligned with the audio; see `music.alignment`."""
     rate = config.sample_rate
-    heard = {name: Loudness(data.seconds[name], rate) for name in scores}
+    loudness = {name: Loudness(data.seconds[name], rate) for name in companions}
     for index, clip in enumerate(data.whole.clips):
         samples = data.whole.pcm(index)
         for first in range(0, clip.length, _STRETCH):
             audio = pcm.to_float(samples[first : first + _STRETCH])
-            heard[clip.name].add(clip.start + first, audio)
-    found = {name: alignment_problem(heard[name].rises(), score) for name, score in scores.items()}
+            loudness[clip.name].add(clip.start + first, audio)
+    found = {
+        name: companion.alignment_problem(each, loudness[name].rises()) for name, each in companions.items()
+    }
     return {name: why for name, why in found.items() if why is not None}
 
 
-def _score_of(name: str, midi_dir: Path) -> Path | None:
+def _companion_of(name: str, folder: Path, suffixes: Sequence[str]) -> Path | None:
     # With several folders of recordings the first part of a name tells them apart.
     for each in (name, name.partition("/")[2]):
         stem = os.path.splitext(each)[0]
-        for suffix in SUFFIXES:
-            path = midi_dir / f"{stem}{suffix}"
+        for suffix in suffixes:
+            path = folder / f"{stem}{suffix}"
             if stem and path.is_file():
                 return path
     return None

@@ -28,7 +28,7 @@ def pack_conditioner(conditioner: Conditioner) -> PackedWeights:
     conditioning = conditioner.conditioning
     tensors = {name: tensor.detach().to("cpu") for name, tensor in conditioner.state_dict().items()}
     layout = Layout("fp32", _PAD)
-    convolved = conditioning.features != "none"
+    convolved = conditioner.features is not None
     if convolved:
         layout.vectors(tensors["centre"][:, 0], tensors["scale"][:, 0])
         for number in range(len(DILATIONS)):
@@ -41,7 +41,7 @@ def pack_conditioner(conditioner: Conditioner) -> PackedWeights:
     layout.matrix(projection * (conditioner.gain / LIMIT))
     entries = [
         len(conditioning.class_names),
-        conditioning.feature_channels,
+        conditioner.features.channels(conditioning) if conditioner.features else 0,
         conditioning.conditioning_channels,
         len(projection),
         TAPS,

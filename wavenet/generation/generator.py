@@ -390,7 +390,7 @@ class Generator:
         """Return the bias with one row per stream on a device, having checked its shape."""
         if gate_bias is None:
             conditioning = self.config.conditioning
-            if conditioning is not None and conditioning.features != "none":
+            if conditioning is not None and conditioning.has_features:
                 raise ConfigError(
                     f"this network was trained with {conditioning.features} features: tell it some"
                 )

@@ -11,10 +11,9 @@ import torch
 
 from wavenet.audio import faults
 from wavenet.audio.faults import KINDS, NOISE, SILENCE, TONE, WINDOWS, Heard
-from wavenet.conditioning.base import FrameSource
+from wavenet.conditioning.base import CombinedSource, FrameSource
 from wavenet.conditioning.classes import Classes
 from wavenet.conditioning.score import ScoreSource
-from wavenet.conditioning.supplied import CombinedSource
 from wavenet.engine.sampling import Sampling
 from wavenet.engine.state import GeneratorState
 from wavenet.generation.generator import Bias, Generator

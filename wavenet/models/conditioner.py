@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wavenet.conditioning.base import DILATIONS, TAPS, Frames, context_frames
+from wavenet.conditioning import registry
+from wavenet.conditioning.base import DILATIONS, TAPS, Frames, require_conditioning
 from wavenet.config import WaveNetConfig
 from wavenet.models.gate_bias import GateBias
 
@@ -41,18 +42,20 @@ class Conditioner(nn.Module):
 
     def __init__(self, config: WaveNetConfig):
         super().__init__()
-        conditioning = config.conditioning
-        assert conditioning is not None
-        self.conditioning = conditioning
+        registry.check(config)
+        self.conditioning = conditioning = require_conditioning(config)
+        self.features = registry.feature_kind(conditioning)
+        self.context_frames = registry.context_frames(conditioning)
         self.shape = (config.layers, 2 * config.dilation_channels)
         width = conditioning.conditioning_channels
         if conditioning.class_names:
             self.classes = nn.Linear(len(conditioning.class_names), width, bias=False)
             nn.init.normal_(self.classes.weight, std=0.3)
-        if conditioning.features != "none":
-            channels = (conditioning.feature_channels, width, width)
-            self.centre = nn.Buffer(torch.zeros(conditioning.feature_channels, 1))
-            self.scale = nn.Buffer(torch.ones(conditioning.feature_channels, 1))
+        if self.features is not None:
+            count = self.features.channels(conditioning)
+            channels = (count, width, width)
+            self.centre = nn.Buffer(torch.zeros(count, 1))
+            self.scale = nn.Buffer(torch.ones(count, 1))
             self.frames = nn.ModuleList()
             for inputs, dilation in zip(channels, DILATIONS, strict=True):
                 convolution = nn.Conv1d(inputs, width, TAPS, dilation=dilation)
@@ -68,7 +71,7 @@ class Conditioner(nn.Module):
     @property
     def convolutions(self) -> list[nn.Conv1d]:
         """Those over frames, in order; none without features."""
-        layers = self.frames if self.conditioning.features != "none" else ()
+        layers = () if self.features is None else self.frames
         return [layer for layer in layers if isinstance(layer, nn.Conv1d)]
 
     def pack_weights(self) -> None:
@@ -82,11 +85,6 @@ class Conditioner(nn.Module):
         """What the projection is multiplied with."""
         return GAIN / math.sqrt(self.conditioning.conditioning_channels)
 
-    @property
-    def context_frames(self) -> int:
-        """Frames before and after one that its bias depends on."""
-        return context_frames(self.conditioning.features)
-
     def fit_normalization(self, frames: torch.Tensor) -> None:
         """Let features be centred and scaled as they come in some frames, before training begins.
 
@@ -97,11 +95,11 @@ class Conditioner(nn.Module):
         ----------
         frames : float32 tensor (batch, channels, frames)
         """
-        if self.conditioning.features == "none":
+        if self.features is None:
             return
         rows = frames[:, len(self.conditioning.class_names) :].transpose(0, 1).flatten(1)
         deviation = rows.var(dim=1, keepdim=True)
-        if self.conditioning.features == "score":
+        if self.features.shared_scale:
             deviation = deviation.mean().expand_as(deviation)
         self.centre.copy_(rows.mean(dim=1, keepdim=True))
         self.scale.copy_(deviation.sqrt().clamp(min=LEAST_DEVIATION).reciprocal())
@@ -119,7 +117,7 @@ class Conditioner(nn.Module):
         """
         count, context = len(self.conditioning.class_names), self.context_frames
         hidden: torch.Tensor | None = None
-        if self.conditioning.features != "none":
+        if self.features is not None:
             found = ((frames[:, count:] - self.centre) * self.scale).transpose(1, 2)
             for number, (convolution, dilation) in enumerate(zip(self.convolutions, DILATIONS, strict=True)):
                 found = found if number == 0 else torch.tanh(found)

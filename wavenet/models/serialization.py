@@ -16,6 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from wavenet.conditioning import registry as kinds
 from wavenet.config import WaveNetConfig
 from wavenet.errors import CheckpointError, ConfigError
 from wavenet.models import registry
@@ -177,6 +178,10 @@ def read_config(directory: Path) -> WaveNetConfig:
             f"{directory / CONFIG_FILE}: architecture {name!r} cannot be used here; "
             "use a 'wavenet' checkpoint"
         )
+    try:
+        kinds.check(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from None
     return config
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wavenet.conditioning import registry
 from wavenet.conditioning.base import Frames
 from wavenet.conditioning.segments import Conditions
 from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig
@@ -99,7 +100,7 @@ def _frames(config: WaveNetConfig, batch: int, steps: int) -> Frames | None:
     if config.conditioning is None:
         return None
     first, stop = Conditions(config).frame_range(steps)
-    return Frames(torch.zeros(batch, config.conditioning.channels, stop - first), first)
+    return Frames(torch.zeros(batch, registry.channels(config.conditioning), stop - first), first)
 
 
 def rough_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
