@@ -1,17 +1,17 @@
-"""Builds the optional extension `wavenet._C`; everything else about the package stands in pyproject.toml.
+"""Builds the optional extension `wavenet._C`; pyproject.toml configures everything else.
 
-The environment variable WAVENET_BUILD decides what is compiled:
+The environment variable WAVENET_BUILD selects what is compiled:
 
-    auto  (default) what this machine can compile and use: the CUDA engine too if nvcc is there and torch is
-          built with CUDA; without a compiler, pure Python and a warning
+    auto  (default) what this machine can compile and use: the CPU engine; also the CUDA engine if nvcc is
+          available and torch is built with CUDA. Without a compiler, a pure Python package and a warning
     none  nothing
-    cpu   the CPU engine, or the installation fails
-    cuda  the CUDA engine too, whatever torch is built with, or the installation fails
+    cpu   the CPU engine; the installation fails without it
+    cuda  both engines, even if torch is built without CUDA; the installation fails without them
 
-CXX names the compiler (GCC or Clang), CXXFLAGS adds flags to every file; NVCC names CUDA's compiler.
+CXX sets the C++ compiler (GCC or Clang), CXXFLAGS adds flags for every C++ file, NVCC sets the CUDA compiler.
 
-pip hides what a successful build prints: `pip install -v` shows the warning. Whatever pip showed, the reason
-is installed with the package, and the commands repeat it when they miss the engine.
+pip hides the output of a successful build; `pip install -v` shows the warning. The reason is also stored in
+the package, and the commands report it when the engine is missing.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "none", "cpu", "cuda")
 BUILD_INFO = "_build_info.json"
 OLDEST_TORCH = (2, 11)
-# A free-threaded Python has no stable ABI of its own yet, and its Python.h refuses to be asked for one; the
-# extension then gets the ordinary suffix.
+# A free-threaded Python has no stable ABI yet, and its Python.h rejects Py_LIMITED_API; the extension then
+# has the ordinary suffix.
 STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")
-# The stable ABI as of torch 2.11 and of Python 3.10: one library for every later version of either.
+# The stable ABIs of torch 2.11 and Python 3.10, so that one library works with all later versions.
 ABI_FLAGS = [
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     *(["-DPy_LIMITED_API=0x030a0000"] if STABLE else []),
 ]
-# The kernels write every fused multiply-add by hand, so that rounding does not depend on the compiler.
+# -ffp-contract=off: only explicit fused multiply-adds, so that rounding does not depend on the compiler.
 COMMON_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -57,7 +57,7 @@ COMMON_FLAGS = [
     "-DNDEBUG",
     "-pthread",
 ]
-# Every instruction set is compiled, whatever the building machine has; the engine selects one when it runs.
+# All instruction sets are compiled, independent of the building machine; the engine selects one at run time.
 AVX2_FLAGS = ["-mavx2", "-mfma"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 X86_FLAGS: dict[str, list[str]] = {
@@ -73,7 +73,7 @@ INSTRUCTION_SETS = {"x86_64": X86_FLAGS, "AMD64": X86_FLAGS, "aarch64": ARM_FLAG
 def cpu_sources(machine: str) -> dict[str, list[str]]:
     """Return the sources of the CPU engine for a processor, each with the flags of its instruction set.
 
-    A file's name ends with its instruction set (`kernel_avx2.cpp`), or with none.
+    The suffix of a file's name is its instruction set (`kernel_avx2.cpp`); files without one get no flags.
     """
     flags = INSTRUCTION_SETS.get(machine, {})
     others = (X86_FLAGS.keys() | ARM_FLAGS.keys() | {"cuda"}) - flags.keys()
@@ -92,16 +92,16 @@ def cuda_sources(pattern: str) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
-# Machine code for these; later devices compile the last one's PTX.
+# Compute capabilities with machine code; later devices compile the PTX of the last one.
 CUDA_ARCHITECTURES = ("75", "80", "86", "90")
 
 
 class Unmet(Exception):
-    """Something that compiling needs and that is not there."""
+    """A requirement of the build is missing."""
 
 
 def requested() -> str:
-    """Return the value of WAVENET_BUILD, checked."""
+    """Return the value of WAVENET_BUILD; exit with an error if it is invalid."""
     value = os.environ.get("WAVENET_BUILD", "") or "auto"
     if value not in CHOICES:
         raise SystemExit(f"error: WAVENET_BUILD = {value!r}: choose from {', '.join(CHOICES)}")
@@ -109,7 +109,7 @@ def requested() -> str:
 
 
 def find_compiler() -> list[str]:
-    """Return the command of the C++ compiler."""
+    """Return the command of the C++ compiler; raise `Unmet` if there is none."""
     named = shlex.split(os.environ.get("CXX", ""))
     if named:
         if shutil.which(named[0]) is None:
@@ -122,10 +122,10 @@ def find_compiler() -> list[str]:
 
 
 def find_torch() -> Path:
-    """Return the directory of a torch that is new enough, without the seconds that importing it takes."""
+    """Return torch's directory, without importing torch; raise `Unmet` if it is missing or too old."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
-        raise Unmet("torch is not installed where the build runs (pip has --no-build-isolation)")
+        raise Unmet("torch is not installed in the build environment (use pip install --no-build-isolation)")
     directory = Path(spec.submodule_search_locations[0])
     version = re.search(r"__version__ = '((\d+)\.(\d+)[^']*)'", (directory / "version.py").read_text())
     if version is None or (int(version[2]), int(version[3])) < OLDEST_TORCH:
@@ -135,7 +135,7 @@ def find_torch() -> Path:
 
 
 def find_nvcc() -> str:
-    """Return the path of a CUDA compiler that starts."""
+    """Return the path of a working CUDA compiler; raise `Unmet` if there is none."""
     named = os.environ.get("NVCC", "")
     if named and shutil.which(named) is None:
         raise Unmet(f"no CUDA compiler: NVCC = {named!r} was not found")
@@ -149,23 +149,23 @@ def find_nvcc() -> str:
 
 
 def cuda_wanted(build: str) -> str:
-    """Return the path of the CUDA compiler to use; `Unmet` with the reason if there is to be no CUDA."""
+    """Return the path of the CUDA compiler; raise `Unmet` with the reason if CUDA is not to be built."""
     if build == "cpu":
         raise Unmet("it was left out (WAVENET_BUILD=cpu)")
     if build == "auto" and not re.search(r"^cuda\b.*= '", (find_torch() / "version.py").read_text(), re.M):
-        raise Unmet("the torch it was built for has no CUDA (WAVENET_BUILD=cuda builds it all the same)")
+        raise Unmet("torch is built without CUDA (WAVENET_BUILD=cuda builds the engine anyway)")
     return find_nvcc()
 
 
 def find_tools() -> tuple[list[str], Path]:
-    """Return the compiler's command and torch's directory."""
+    """Return the command of the C++ compiler and torch's directory."""
     if sys.platform == "win32":
         raise Unmet("the extension is not built on Windows yet")
     return find_compiler(), find_torch()
 
 
 def write_build_info(package: Path, reason: str | None, **more: str | None) -> None:
-    """Record beside the package whether the extension was built, for `wavenet.engine.registry.report`."""
+    """Record in the package whether the extension was built, for `wavenet.engine.registry.report`."""
     package.mkdir(parents=True, exist_ok=True)
     info = {"extension": reason is None, "reason": reason, **more}
     beside = package / f"{BUILD_INFO}.new"
@@ -174,18 +174,18 @@ def write_build_info(package: Path, reason: str | None, **more: str | None) -> N
 
 
 def warn(reason: str) -> None:
-    """Say once what is missing, and how to have it otherwise."""
+    """Print why the engine is missing and which settings change that."""
     print(
-        f"WARNING: wavenet is installed without its fast engine: {reason}. Numba generates instead: one "
-        "stream about as fast, many streams slower, in fp32 only. "
-        "WAVENET_BUILD=cpu makes this an error, WAVENET_BUILD=none silences it.",
+        f"WARNING: wavenet is installed without its fast engine: {reason}. Numba generates instead, in fp32 "
+        "only: as fast for one stream, slower for many. "
+        "WAVENET_BUILD=cpu turns this into an error, WAVENET_BUILD=none hides it.",
         file=sys.stderr,
         flush=True,
     )
 
 
 def run(command: list[str]) -> None:
-    """Run a compiler command; `CompileError` with its first error line if it fails."""
+    """Run a compiler command; raise `CompileError` with its first error line if it fails."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         sys.stderr.write(result.stderr)
@@ -194,17 +194,17 @@ def run(command: list[str]) -> None:
 
 
 def object_path(folder: Path, source: str) -> str:
-    """Return where a source's object goes: named by the whole path, as folders share names of files."""
+    """Return the path of a source's object file; it contains the folders, since file names repeat."""
     return str(folder / (source.replace("/", "-") + ".o"))
 
 
 def host_compiler(compiler: list[str]) -> list[str]:
-    """Return the flags that make nvcc use a C++ compiler, if that is a single word."""
+    """Return the flags that set nvcc's host compiler, if its command is a single word."""
     return ["-ccbin", compiler[0]] if len(compiler) == 1 else []
 
 
 def cuda_flags() -> list[str]:
-    """Return how the kernels are compiled: no multiply-add is fused but those written so."""
+    """Return the flags for CUDA kernels; -fmad=false: only explicit fused multiply-adds."""
     flags = ["-std=c++17", "-O3", "-fmad=false", "-DNDEBUG", f"-I{ROOT / 'csrc'}"]
     flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "0"]
     for number in CUDA_ARCHITECTURES:
@@ -216,17 +216,17 @@ def cuda_flags() -> list[str]:
 
 
 class BuildExtension(build_ext):
-    """Compiles each source with its own flags: one kernel source, several instruction sets."""
+    """Compiles each source with its own flags, as the instruction sets require."""
 
     choice = "auto"
 
     def run(self) -> None:
-        # The base class clears `inplace` while it builds, and copies the result to the sources afterwards.
+        # The base class clears `inplace` during the build and copies the result to the sources afterwards.
         self.to_sources = bool(self.inplace)
         super().run()
 
     def copy_file(self, infile: str, outfile: str, *options: Any, **more: Any) -> tuple[str, bool]:
-        # Beside and renamed: a process that starts meanwhile finds the old library or the new one, whole.
+        # Copied to a temporary file and renamed, so that other processes always find a complete library.
         beside = f"{outfile}.new"
         super().copy_file(infile, beside, *options, **more)
         os.replace(beside, outfile)
@@ -240,7 +240,7 @@ class BuildExtension(build_ext):
         except (Unmet, CompileError, OSError) as error:
             if not ext.optional:
                 raise CompileError(str(error)) from None
-            # One left by an earlier build would be installed in place of this one.
+            # Otherwise the library of an earlier build would be installed.
             target.unlink(missing_ok=True)
             write_build_info(package, str(error))
             warn(str(error))
@@ -248,7 +248,7 @@ class BuildExtension(build_ext):
         write_build_info(package, None, cuda=without_cuda)
 
     def compile(self, target: Path) -> str | None:
-        """Compile and link the extension; return None, or why it has no CUDA."""
+        """Compile and link the extension; return None, or why it is built without CUDA."""
         compiler, torch = find_tools()
         objects = Path(self.build_temp)
         objects.mkdir(parents=True, exist_ok=True)
@@ -271,21 +271,21 @@ class BuildExtension(build_ext):
             built = list(pool.map(compile_one, sources))
         link = ["-shared", f"-L{torch / 'lib'}", "-ltorch_cpu"]
         if nvcc:
-            # A runtime whose symbols are seen from outside could be taken for torch's, or torch's for it.
+            # Hides the symbols of the CUDA runtime, which could otherwise conflict with those of torch.
             linker = [nvcc, *host_compiler(compiler), "-cudart", "static", "-Xlinker", "--exclude-libs=ALL"]
             link += ["-Xcompiler", "-pthread", "-ldl"]
         else:
             linker, link = compiler, [*link, "-pthread"]
         if sys.platform == "darwin":
             link = ["-bundle", "-undefined", "dynamic_lookup", *link[1:]]
-        # Linked beside and renamed: a process that has the old library mapped keeps a whole one.
+        # Linked to a temporary file and renamed, so that a process that uses the old library keeps it intact.
         beside = target.with_suffix(".new")
         run([*linker, *built, *kernels, *link, "-o", str(beside)])
         beside.replace(target)
         return without_cuda
 
     def compile_kernels(self, compiler: list[str], objects: Path) -> tuple[str | None, list[str], str | None]:
-        """Return the CUDA compiler and the objects it made, or None, none and why."""
+        """Return the CUDA compiler, its objects and None; or None, no objects and the reason."""
         sources = cuda_sources("*.cu")
         built = [object_path(objects, source) for source in sources]
         try:
@@ -304,7 +304,7 @@ class BuildExtension(build_ext):
 
 
 class BuildPython(build_py):
-    """Records, where nothing is compiled, why not."""
+    """Writes the build information if nothing is compiled."""
 
     reason: str | None = None
     chosen = False
@@ -312,7 +312,7 @@ class BuildPython(build_py):
     def run(self) -> None:
         super().run()
         if self.reason is not None:
-            # Said here and not in main, which every step of an installation goes through.
+            # The warning is not in `main`, which runs in every step of an installation.
             if not self.chosen:
                 warn(self.reason)
             package = ROOT / "wavenet" if self.editable_mode else Path(self.build_lib) / "wavenet"

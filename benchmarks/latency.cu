@@ -1,13 +1,13 @@
-// What a graphics card takes for the steps of which a sample is made: the constants behind the CUDA kernels.
+// Measures how long a GPU takes for the steps of computing a sample: the constants behind the CUDA kernels.
 //
-// Prints a table, and with a file's name as argument writes JSON there:
+// Prints a table; with a file name as argument, also writes JSON to it:
 //
 //   nvcc -std=c++17 -O3 -fmad=false -I csrc -arch=sm_90 benchmarks/latency.cu -o latency
 //   ./latency latency.json
 //
-// The card's own architecture in place of sm_90 (sm_80 or newer). Times are in cycles of the multiprocessors'
-// clock, of one block on an idle card, medians of several runs. The products, the gate and the mailboxes are
-// those of the kernels.
+// Replace sm_90 by the GPU's architecture (sm_80 or newer). Times are in cycles of the multiprocessors'
+// clock, for one block on an idle GPU, as medians of several runs. Products, gate and mailboxes are those of
+// the kernels.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -26,7 +26,7 @@ using namespace wavenet::cuda;
 constexpr int kThreadsOfStage = kBenchThreads;
 constexpr int kTurns = kBenchTurns;
 
-// Memory of the device, all zeros.
+// Device memory, initialized with zeros.
 template <class T>
 T* zeros(size_t count) {
   T* memory = nullptr;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1) barriers(int turns, int64_
   if (threadIdx.x == 0) *cycles = clock64() - begin;
 }
 
-// Gives a block its entry of the plan, as `Stage` does; the pipeline is the whole launch.
+// Copies a block's entry of the plan to it, as `Stage` does; the whole launch is one pipeline.
 WAVENET_DEVICE void copy_plan(const Pipeline& pipeline, unsigned char* shared) {
   if (threadIdx.x == 0) {
     *reinterpret_cast<StageBlock*>(shared + pipeline.own) = pipeline.block[blockIdx.x];
@@ -49,7 +49,7 @@ WAVENET_DEVICE void copy_plan(const Pipeline& pipeline, unsigned char* shared) {
   __syncthreads();
 }
 
-// Sends a message around through all blocks of a pipeline.
+// Passes a message through all blocks of a pipeline, repeatedly.
 template <class Mail>
 WAVENET_DEVICE void send_around(const Mail& mail, const Pipeline& pipeline, int index, int turns,
                                 int64_t* cycles) {
@@ -57,7 +57,7 @@ WAVENET_DEVICE void send_around(const Mail& mail, const Pipeline& pipeline, int 
   const int to = (index + 1) % pipeline.blocks;
   const int64_t begin = clock64();
   for (int turn = 0; turn < turns; ++turn) {
-    // The first block begins; what comes back to it is of the turn before.
+    // The first block starts; the message that returns to it belongs to the previous turn.
     if (index > 0 || turn > 0) {
       const bool more = index == 0 || turn + 1 < turns;
       if (!mail.wait({kInput, 0, index > 0 ? turn : turn - 1, more})) return;
@@ -69,7 +69,7 @@ WAVENET_DEVICE void send_around(const Mail& mail, const Pipeline& pipeline, int 
     __syncthreads();
     mail.post(to, kInput, 0, turn);
   }
-  // The first block has the last message to itself.
+  // The first block receives the last message.
   if (index == 0) mail.wait({kInput, 0, turns - 1, false});
   if (index == 0 && threadIdx.x == 0) *cycles = clock64() - begin;
 }
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreadsOfStage, 1)
   send_around(mail, pipeline, static_cast<int>(blockIdx.x), turns, cycles);
 }
 
-// The median of what several runs count, after one that does not.
+// Returns the median of the cycles of several runs, after a warm-up run.
 template <class Run>
 double median_cycles(Run run, int64_t* cycles) {
   std::vector<double> found;
@@ -117,9 +117,9 @@ struct Line {
   double value;
 };
 
-class Probe {
+class Latencies {
  public:
-  Probe() : cycles_(zeros<int64_t>(1)), out_(zeros<float>(kOut)) {
+  Latencies() : cycles_(zeros<int64_t>(1)), out_(zeros<float>(kOut)) {
     processors_ = attribute(cudaDevAttrMultiProcessorCount, 0);
     capability_ = 10 * attribute(cudaDevAttrComputeCapabilityMajor, 0) +
                   attribute(cudaDevAttrComputeCapabilityMinor, 0);
@@ -158,16 +158,16 @@ class Probe {
         found / kTurns);
   }
 
-  // From block to block, messages as of 64 channels.
+  // Messages from block to block, of 64 channels.
   void hop(int blocks, int rows, bool cluster) {
     const std::string name = std::string(cluster ? "cluster" : "grid") + "_hop_" + std::to_string(blocks);
     const std::string what = std::string("a message through ") +
                              (cluster ? "a cluster" : "the device's memory") + ", of " +
                              std::to_string(blocks) + " blocks";
     if (cluster && capability_ < 90) return;
-    const int slot = rows * kTileStreams * 4, books = kBoxes * static_cast<int>(sizeof(SlotBook));
-    // In shared memory the message comes behind the tables.
-    const int tables = (books + static_cast<int>(sizeof(StageBlock)) + 15) / 16 * 16;
+    const int slot = rows * kTileStreams * 4, counters = kBoxes * static_cast<int>(sizeof(SlotCounters));
+    // In shared memory the message is stored after the tables.
+    const int tables = (counters + static_cast<int>(sizeof(StageBlock)) + 15) / 16 * 16;
     std::vector<StageBlock> table(static_cast<size_t>(blocks));
     for (int each = 0; each < blocks; ++each) {
       const auto place = [&](int of) { return Mailbox{rows, cluster ? tables : of % blocks * slot}; };
@@ -179,7 +179,7 @@ class Probe {
             "copying a table");
     const auto flag_bytes = static_cast<size_t>(blocks) * kBoxes * kFlagBytes;
     Pipeline pipeline{
-        block, nullptr, blocks, 1, 0, 0, books, slot * blocks, static_cast<int64_t>(flag_bytes)};
+        block, nullptr, blocks, 1, 0, 0, counters, slot * blocks, static_cast<int64_t>(flag_bytes)};
     Params params{};
     params.stuck = zeros<int64_t>(1);
     require(cudaMemset(params.stuck, static_cast<int>(kNone & 0xff), sizeof(int64_t)), "clearing memory");
@@ -227,10 +227,10 @@ class Probe {
     add(name, what, "cycles", found / kTurns / blocks);
     int64_t stuck = 0;
     require(cudaMemcpy(&stuck, params.stuck, sizeof(stuck), cudaMemcpyDeviceToHost), "copying a number");
-    if (stuck != kNone) std::fprintf(stderr, "latency: warning: %s: stuck, not measured\n", name.c_str());
+    if (stuck != kNone) std::fprintf(stderr, "latency: warning: %s: timed out, not measured\n", name.c_str());
   }
 
-  // What the multiprocessors' clock really is, at work.
+  // The actual clock of the multiprocessors under load.
   void clock() {
     const auto run = [&] { barriers<<<1, kThreadsOfStage>>>(100 * kTurns, cycles_); };
     const double counted = median_cycles(run, cycles_);
@@ -264,7 +264,7 @@ class Probe {
 int probe(int count, char** arguments) {
   cudaDeviceProp device{};
   require(cudaGetDeviceProperties(&device, 0), "looking for a device");
-  Probe probe;
+  Latencies probe;
   if (probe.capability() < 80) {
     std::fprintf(stderr, "latency: error: compute capability %d.%d: 8.0 or newer is needed\n", device.major,
                  device.minor);

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Builds kernel_check.cpp, conditioner_check.cpp and block_cache_check.cpp, and on x86-64 training_check.cpp,
-# under the sanitizers and runs them; fails on the first thing they find. Where an ARM compiler and qemu's user
-# mode are installed, does the same without sanitizers on two 64-bit ARM processors, with and without products of
-# bytes, and compares what int8 gives there with what it gives here.
+# Builds and runs kernel_check.cpp, conditioner_check.cpp, block_cache_check.cpp and, on x86-64,
+# training_check.cpp under sanitizers; fails on their first error. If an ARM compiler and qemu's user mode are
+# installed, also runs the checks without sanitizers on two 64-bit ARM processors, with and without int8 dot
+# products, and compares the int8 results with those of this machine.
 # Usage: csrc/checks/check_cpu.sh [cases]
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,11 +10,11 @@ build="$(mktemp -d)"
 trap 'rm -rf "$build"' EXIT
 engine="core/conditioner.cpp core/network.cpp core/sampling.cpp cpu/engine.cpp cpu/generate/kernel_base.cpp"
 avx2="-mavx2 -mfma"
-# GCC 12 takes the undefined operands in its own header of intrinsics for a mistake.
+# GCC 12 warns about undefined operands in its own header of intrinsics.
 avx512="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-uninitialized -Wno-maybe-uninitialized"
 
-# build_check FOLDER COMPILER ARCHITECTURE FLAGS: makes the folder, and in it the programs `check`,
-# `conditioner_check`, `block_cache_check` and, on x86-64, `training_check`.
+# build_check FOLDER COMPILER ARCHITECTURE FLAGS: creates a folder with the programs `check`, `conditioner_check`,
+# `block_cache_check` and, on x86-64, `training_check`.
 build_check() {
   folder="$1"
   shift
@@ -59,17 +59,18 @@ build_check() {
   fi
 }
 
-# sanitized SANITIZER CASES: builds and runs; what it says goes into a file.
+# sanitized SANITIZER CASES: builds and runs all checks; their output goes to a file.
 sanitized() {
   build_check "$build/$1" "${CXX:-c++}" "$(uname -m)" "-O1 -fsanitize=$1 -fno-sanitize-recover=all"
-  # The engine last, as the last line said is compared below.
-  "$build/$1/conditioner_check" "$2" > "$build/$1/said"
-  "$build/$1/block_cache_check" >> "$build/$1/said"
-  if [ -e "$build/$1/training_check" ]; then "$build/$1/training_check" "$2" >> "$build/$1/said"; fi
-  "$build/$1/check" "$2" >> "$build/$1/said"
+  # `check` runs last, since the last line of output is compared below.
+  "$build/$1/conditioner_check" "$2" > "$build/$1/output"
+  "$build/$1/block_cache_check" >> "$build/$1/output"
+  if [ -e "$build/$1/training_check" ]; then "$build/$1/training_check" "$2" >> "$build/$1/output"; fi
+  "$build/$1/check" "$2" >> "$build/$1/output"
 }
 
-# Both at once. Races do not hide in sizes, and looking for them is slow: a third of the networks.
+# Both sanitizers at once. The thread sanitizer is slow and network sizes hardly matter for races, so it runs a
+# third of the networks.
 sanitized address,undefined "${1:-30}" &
 first=$!
 sanitized thread "$(((${1:-30} + 2) / 3))" &
@@ -79,7 +80,7 @@ wait "$first" || failed=1
 wait "$second" || failed=1
 for sanitizer in address,undefined thread; do
   echo "sanitizer $sanitizer:"
-  cat "$build/$sanitizer/said" || failed=1
+  cat "$build/$sanitizer/output" || failed=1
 done
 if [ "$failed" != 0 ]; then exit 1; fi
 
@@ -90,14 +91,14 @@ fi
 build_check "$build/arm" aarch64-linux-gnu-g++ aarch64 "-O2 -static"
 for processor in cortex-a53 max; do
   echo "64-bit ARM, $processor:"
-  # As many networks as the checksum is of, or as few as were asked for: every instruction is emulated.
+  # Emulation is slow, so at most the networks of the checksum.
   cases="${1:-2}"
   if [ "$cases" -gt 2 ]; then cases=2; fi
   qemu-aarch64 -cpu "$processor" "$build/arm/conditioner_check" "$cases"
-  qemu-aarch64 -cpu "$processor" "$build/arm/check" "$cases" > "$build/there" || { cat "$build/there"; exit 1; }
-  cat "$build/there"
-  if [ "$(tail -n 1 "$build/address,undefined/said")" != "$(tail -n 1 "$build/there")" ]; then
-    echo "int8 gives other bits on 64-bit ARM, $processor, than here" >&2
+  qemu-aarch64 -cpu "$processor" "$build/arm/check" "$cases" > "$build/arm_output" || { cat "$build/arm_output"; exit 1; }
+  cat "$build/arm_output"
+  if [ "$(tail -n 1 "$build/address,undefined/output")" != "$(tail -n 1 "$build/arm_output")" ]; then
+    echo "int8 results on 64-bit ARM, $processor, differ from those on this machine" >&2
     exit 1
   fi
 done

@@ -1,9 +1,9 @@
-// Makes gate biases with random conditioners without torch or Python, for the sanitizers and for other
-// processors: csrc/checks/check_cpu.sh builds it. Every array has its exact size, so that a read beyond it is
-// seen.
+// Computes gate biases with random conditioners without torch or Python, under sanitizers and on other
+// processors; csrc/checks/check_cpu.sh builds it. Every array has its exact size, so that sanitizers detect
+// reads beyond it.
 //
-// Checked here: frames in pieces equal, to the bit, all frames at once; instruction sets agree to rounding;
-// and the same sums in double, from the definition in wavenet/models/conditioner.py, agree too.
+// Checks: frames in pieces give the same result as all frames at once, to the bit; instruction sets agree to
+// rounding with each other and with a computation in double that follows wavenet/models/conditioner.py.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -22,12 +22,12 @@ constexpr float kLimit = 5.0f;
 
 int64_t padded(int64_t count) { return (count + wavenet::kPad - 1) / wavenet::kPad * wavenet::kPad; }
 
-// A conditioner in the engine's layout, and the same numbers as plain rows (outputs, inputs).
+// A conditioner in the engine's layout, and its weights as rows (outputs, inputs).
 struct Case {
   std::vector<int64_t> entries;
   std::vector<float> weights, frames;
   std::vector<double> centre, scale, mixture, projection;
-  std::vector<std::vector<double>> taps, biases;  // taps: those of the first convolution, of the second, ...
+  std::vector<std::vector<double>> taps, biases;  // taps of the first convolution, of the second, ...
   int64_t classes, features, width, outputs, batch, count, context_frames = 0;
 };
 
@@ -46,7 +46,7 @@ class Maker {
     return values;
   }
 
-  // Blocks of 64 padded outputs, each input by input.
+  // Writes blocks of 64 padded outputs, each input by input.
   std::vector<double> matrix(Case& c, int64_t outputs, int64_t inputs) {
     const std::vector<double> rows = some(outputs * inputs);
     for (int64_t first = 0; first < padded(outputs); first += wavenet::kBlock) {
@@ -100,7 +100,7 @@ Case random_case(unsigned seed) {
   return c;
 }
 
-// The frames [first, first + count) of every row.
+// Returns the frames [first, first + count) of every row.
 std::vector<float> part_of(const Case& c, int64_t first, int64_t count) {
   std::vector<float> part;
   for (int64_t row = 0; row < c.batch * (c.classes + c.features); ++row) {
@@ -110,7 +110,7 @@ std::vector<float> part_of(const Case& c, int64_t first, int64_t count) {
   return part;
 }
 
-// The bias of frames from `first` on, (batch, wanted, outputs).
+// Returns the gate bias of `wanted` frames from `first` on, (batch, wanted, outputs).
 std::vector<float> bias_of(const Case& c, int64_t first, int64_t wanted) {
   const int64_t count = wanted + c.context_frames;
   const std::vector<float> frames = part_of(c, first, count);
@@ -129,7 +129,7 @@ void add_product(const std::vector<double>& matrix, const std::vector<double>& x
   }
 }
 
-// By the definition, for one row of the batch: (frames, outputs).
+// Computes the gate bias of one row of the batch in double: (frames, outputs).
 Rows defined(const Case& c, int64_t row) {
   const float* frames = c.frames.data() + row * (c.classes + c.features) * c.count;
   Rows hidden(static_cast<size_t>(c.count), std::vector<double>(static_cast<size_t>(c.features)));
@@ -182,7 +182,7 @@ int check_case(unsigned seed) {
         const float found = whole[static_cast<size_t>(row * wanted * c.outputs + i)];
         const double right = expected[static_cast<size_t>(i / c.outputs)][static_cast<size_t>(i % c.outputs)];
         if (!(std::fabs(found - right) <= 1e-4)) {
-          std::printf("conditioner %u, %s: %g where %g is right\n", seed, name.c_str(), found, right);
+          std::printf("conditioner %u, %s: %g, expected %g\n", seed, name.c_str(), found, right);
           return 1;
         }
       }

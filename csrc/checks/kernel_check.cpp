@@ -1,12 +1,12 @@
-// Runs the CPU engine on random networks without torch or Python, for the sanitizers and for other
-// processors: csrc/checks/check_cpu.sh builds it. Every array has its exact size, so that a read beyond it is
-// seen.
+// Runs the CPU engine on random networks without torch or Python, under sanitizers and on other processors;
+// csrc/checks/check_cpu.sh builds it. Every array has its exact size, so that sanitizers detect reads beyond
+// it.
 //
-// Checked here, in every precision: one call on one thread equals, to the bit, chunks spread over threads;
-// feeding what was drawn leaves the queues that drawing it left, to the bit; instruction sets agree to
-// rounding, in int8 to the bit; however many samples are drawn, as much memory is allocated as for one (where
-// a sanitizer can count). The last line has a checksum of what the first networks gave in int8, which is the
-// same on every processor.
+// Checks in every precision: chunks on several threads equal one call on one thread, to the bit; feeding
+// generated samples results in the same queues as generating them, to the bit; instruction sets agree to
+// rounding, in int8 to the bit; memory allocation does not depend on the number of samples (if a sanitizer
+// can count allocations). The last line is a checksum of the int8 results of the first networks, which is
+// equal on all processors.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -20,7 +20,7 @@
 
 #include "cpu/engine.h"
 
-// From sanitizer/allocator_interface.h, which GCC does not install. Null without a sanitizer.
+// Declared in sanitizer/allocator_interface.h, which GCC does not install. Null without a sanitizer.
 extern "C" __attribute__((weak)) int __sanitizer_install_malloc_and_free_hooks(
     void (*)(const volatile void*, size_t), void (*)(const volatile void*));
 
@@ -28,7 +28,7 @@ namespace {
 
 using wavenet::cpu::Params;
 
-// One random network with streams in mid-course, and what they are asked to do.
+// A random network, the state of its streams, and the parameters of a call.
 struct Case {
   std::vector<int64_t> entries;
   wavenet::Geometry geometry;
@@ -40,12 +40,12 @@ struct Case {
   Params params{};
 };
 
-// The standard's distributions differ from library to library; these do not.
+// The distributions of the standard library differ between implementations; these do not.
 int64_t pick(std::mt19937& random, int64_t low, int64_t high) {
   return low + static_cast<int64_t>(random()) % (high - low + 1);
 }
 
-// Nearly normal, of a standard deviation: a sum of four uniform numbers.
+// Returns an approximately normal number, a sum of four uniform ones.
 float noise(std::mt19937& random, float scale) {
   float sum = -2.0f;
   for (int each = 0; each < 4; ++each) sum += static_cast<float>(random() >> 8) / 16777216.0f;
@@ -58,7 +58,7 @@ void fill(std::mt19937& random, std::vector<float>& values, size_t count, float 
 }
 
 int64_t count_weights(const wavenet::Geometry& geometry) {
-  // The message of the mismatch is the only place that says how many are needed.
+  // Only the error message contains the required size.
   std::vector<wavenet::Layer> layers;
   try {
     wavenet::bind_weights(geometry, nullptr, -1, layers);
@@ -69,7 +69,7 @@ int64_t count_weights(const wavenet::Geometry& geometry) {
   return 0;
 }
 
-// Fills the weights through the pointers that the engine reads them by.
+// Fills the weights through the engine's pointers.
 class Filler {
  public:
   explicit Filler(std::mt19937& random) : random_(random) {}
@@ -84,7 +84,7 @@ class Filler {
       floats(reinterpret_cast<const float*>(matrix.words), count, 0.2f);
     } else if (net.precision == wavenet::Precision::kBf16) {
       auto* to = reinterpret_cast<uint16_t*>(const_cast<int32_t*>(matrix.words));
-      // From 2^-8 to 2^-1, of either sign.
+      // Magnitudes from 2^-8 to 2^-1, of both signs.
       for (int64_t index = 0; index < count; ++index) {
         const int64_t exponent = pick(random_, 119, 126), fraction = pick(random_, 0, 127);
         to[index] = static_cast<uint16_t>(exponent << 7 | fraction | pick(random_, 0, 1) << 15);
@@ -111,7 +111,7 @@ class Filler {
       const float scale = 0.001f * static_cast<float>(pick(random_, 1, 5));
       uint32_t bits;
       std::memcpy(&bits, &scale, sizeof(bits));
-      // The inputs are few enough for the sum to fit.
+      // With this few inputs, the sum fits in 16 bits.
       bits = (bits & 0xffff0000u) | static_cast<uint32_t>(32768 + sum);
       std::memcpy(const_cast<float*>(matrix.scale) + output, &bits, sizeof(bits));
     }
@@ -154,9 +154,9 @@ Case random_case(unsigned seed, int64_t precision) {
   c.weights.resize(static_cast<size_t>(count_weights(c.geometry)));
   c.params.network =
       wavenet::bind_weights(c.geometry, c.weights.data(), static_cast<int64_t>(c.weights.size()), c.layers);
-  // Padding holds zeros in a packed network; there the padded logits must stay finite, which noise is too.
+  // A packed network has zeros as padding; noise is fine too, since padded logits only have to be finite.
   fill_weights(random, c.params.network);
-  // Now and then more streams than a group holds.
+  // Sometimes more streams than a group can contain.
   c.batch = pick(random, 0, 3) > 0 ? pick(random, 1, 13) : pick(random, wavenet::cpu::kGroup, 90);
   c.steps = pick(random, 1, c.batch > 13 ? 12 : 60);
   c.frames = pick(random, 1, 5);
@@ -184,7 +184,7 @@ Case random_case(unsigned seed, int64_t precision) {
   return c;
 }
 
-// What a case leaves behind.
+// The results of a case.
 struct Result {
   std::vector<float> logits, queues;
   std::vector<int64_t> output, position, last_sample;
@@ -195,7 +195,7 @@ struct Result {
   }
 };
 
-// Runs the steps in chunks. `drawing`: samples are drawn, or else given.
+// Runs the steps in chunks. `drawing`: samples are generated, otherwise forced.
 Result run_case(const Case& c, bool drawing, int64_t chunk, int64_t threads) {
   Result result;
   result.queues = c.queues;
@@ -253,7 +253,7 @@ std::atomic<long> allocations{0};
 
 void count_allocation(const volatile void*, size_t) { ++allocations; }
 
-// Allocations during one call. With `leaky` one more is made for every sample, as a bad engine would.
+// Returns the number of allocations during one call. `leaky` adds one for every sample, to test the counter.
 long allocations_of(const Case& c, bool drawing, int64_t steps, bool leaky) {
   Params params = c.params;
   std::vector<float> queues = c.queues;
@@ -275,7 +275,7 @@ long allocations_of(const Case& c, bool drawing, int64_t steps, bool leaky) {
   const long before = allocations;
   wavenet::cpu::run(params, 1);
   for (int64_t step = 0; leaky && step < steps; ++step) {
-    // Volatile, or the compiler leaves the pair out.
+    // Volatile, so that the compiler does not remove the pair.
     void* volatile block = std::malloc(16);
     std::free(block);
   }
@@ -290,16 +290,16 @@ int check_allocations(const Case& c, unsigned seed, const std::string& name) {
       std::printf("case %u, %s: allocates in the sample loop\n", seed, name.c_str());
       return 1;
     }
-    // The counter itself: what it must not miss.
+    // The counter has to detect leaks.
     if (allocations_of(c, drawing, c.steps, true) != once + c.steps) {
-      std::printf("case %u: the counter of allocations does not work\n", seed);
+      std::printf("case %u: the allocation counter does not work\n", seed);
       return 1;
     }
   }
   return 0;
 }
 
-// Grows with every value that is the same on every processor.
+// A checksum of values that are equal on all processors.
 class Checksum {
  public:
   template <typename T>
@@ -317,7 +317,7 @@ class Checksum {
   uint64_t sum_ = 14695981039346656037u;
 };
 
-constexpr unsigned kSummed = 2;  // cases in the checksum
+constexpr unsigned kSummed = 2;  // number of cases in the checksum
 
 int check_case(unsigned seed, int64_t precision, Checksum& checksum) {
   const Case c = random_case(seed, precision);
@@ -345,14 +345,14 @@ int check_case(unsigned seed, int64_t precision, Checksum& checksum) {
       if (drawing) {
         if (first_output.empty()) first_output = whole.output;
         if (exact && first_output != whole.output) {
-          std::printf("case %u, layout %d: %s draws otherwise than base\n", seed, int(precision),
+          std::printf("case %u, layout %d: %s generates other samples than base\n", seed, int(precision),
                       name.c_str());
           return 1;
         }
         Case again = c;
         again.samples = whole.output;
         if (run_case(again, false, 1 + c.steps / 2, 2).queues != whole.queues) {
-          std::printf("case %u, layout %d, %s: feeding differs from drawing\n", seed, int(precision),
+          std::printf("case %u, layout %d, %s: feeding differs from generating\n", seed, int(precision),
                       name.c_str());
           return 1;
         }

@@ -1,9 +1,9 @@
-// Runs training's layers and its loss on random shapes without torch or Python, for the sanitizers:
-// csrc/checks/check_cpu.sh builds it. Every array has its exact size, so that a read or write beyond it is
-// seen.
+// Runs the layers and the loss of training on random shapes without torch or Python, under sanitizers;
+// csrc/checks/check_cpu.sh builds it. Every array has its exact size, so that sanitizers detect accesses
+// beyond it.
 //
-// Checked here: what a layer gives, and every gradient, against plain loops in double; one thread and several
-// give the same bits.
+// Checks: the results and gradients of a layer against plain loops in double; one thread and several threads
+// give results that are identical to the bit.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -32,7 +32,7 @@ std::vector<float> noise(std::mt19937& random, int64_t count, float scale) {
   return values;
 }
 
-// A layer of some shape and what goes through it.
+// A layer of a random shape with its inputs.
 struct Case {
   GatedLayer layer{};
   std::vector<float> x, dilated, dilated_bias, output, output_bias, frames, dgates, dy;
@@ -78,7 +78,7 @@ struct Case {
   }
 };
 
-// What a layer gives and its gradients, under names.
+// The named results and gradients of a layer.
 struct Result {
   std::vector<std::pair<const char*, Doubles>> values;
 
@@ -163,7 +163,7 @@ Result run_case(const Case& c, int64_t threads) {
   return found;
 }
 
-// The frames that hold at a row, and the second one's weight.
+// The frame at a row, the next frame, and the weight of the latter.
 struct Frames {
   int64_t here, next;
   double weight;
@@ -243,7 +243,7 @@ Result truth(const Case& c) {
   return found;
 }
 
-// How far apart two lists are, as a part of the size of the second.
+// Returns the distance between two arrays relative to the size of the second.
 double distance(const Doubles& found, const Doubles& expected) {
   double apart = 0, size = 1e-30;
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -272,7 +272,7 @@ int check_case(unsigned seed, const std::string& set) {
   return 0;
 }
 
-// By how much any value is further off than such a part of itself.
+// Returns the largest amount by which an error exceeds the fraction `part` of its value.
 double excess(const Doubles& found, const Doubles& expected, double part) {
   double most = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -282,7 +282,7 @@ double excess(const Doubles& found, const Doubles& expected, double part) {
   return most;
 }
 
-// Cross-entropies of rows of logits and their gradients, against sums in double.
+// Checks cross-entropies of rows of logits and their gradients against sums in double.
 template <typename Stored>
 int check_losses(unsigned seed, const std::string& set) {
   std::mt19937 random(seed);
@@ -312,12 +312,13 @@ int check_losses(unsigned seed, const std::string& set) {
       gradients.push_back(target < 0 ? 0.0 : gradient * dnats[row]);
     }
   }
-  // With few classes the truth is often next to 0: a part of each value, and float32's last digits beside 1.
+  // With few classes results are often close to 0, so the tolerance is relative to each value, plus the
+  // rounding of float32 next to 1.
   const double part = sizeof(Stored) == 2 ? 1.01 / 256 : 2e-5;
   double apart = excess(doubles(nats), expected, 2e-5);
   apart = std::max(apart, excess(doubles(dlogits), gradients, part));
   if (apart <= 2e-6) return 0;
-  std::printf("losses %u, %s, %zu bytes: %g off\n", seed, set.c_str(), sizeof(Stored), apart);
+  std::printf("losses %u, %s, %zu bytes: error %g\n", seed, set.c_str(), sizeof(Stored), apart);
   return 1;
 }
 
