@@ -1,4 +1,4 @@
-"""The documents: their commands run, output has the form shown, quoted messages, files and flags exist.
+"""The documents: commands run, output has the form shown; quoted messages, files, functions and flags exist.
 
 The console blocks of a document run in order in one folder, with a small network: `quick.json` replaces the
 defaults of training, so that a run takes two steps instead of an hour.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -35,6 +36,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 README = ROOT / "README.md"
 NOTEBOOK = ROOT / "examples" / "tour.ipynb"
 RUN = [README, ROOT / "examples" / "README.md", *DOCS]
+PROSE = [*RUN, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md"]
 pytestmark = pytest.mark.skipif(not DOCS, reason="runs in a source tree only")
 
 QUICK = {
@@ -180,7 +182,7 @@ def test_all_documents_are_tested():
         assert not re.search(r"^```\n\$", path.read_text(encoding="utf-8"), re.M), path
 
 
-@pytest.mark.parametrize("document", RUN, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("document", PROSE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_linked_files_exist(document):
     text = document.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
@@ -188,6 +190,14 @@ def test_linked_files_exist(document):
             assert (document.parent / link).exists(), link
     for name in re.findall(r"`((?:wavenet|csrc|tests|benchmarks|examples)/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("document", PROSE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_functions_exist(document):
+    for name in re.findall(r"`(wavenet(?:\.\w+)+)[`(]", document.read_text(encoding="utf-8")):
+        module, _, attribute = name.rpartition(".")
+        found = importlib.import_module(module)
+        assert hasattr(found, attribute) or importlib.util.find_spec(name), name
 
 
 def outputs(path: Path) -> list[tuple[str, list[str]]]:
@@ -252,7 +262,7 @@ def test_documented_flags_exist():
     scripts = [*ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob(".ci/*.py")]
     for path in scripts:
         known |= set(re.findall(r'"(--[a-z][\w-]*)"', path.read_text(encoding="utf-8")))
-    for path in [*RUN, ROOT / "benchmarks" / "RESULTS.md", ROOT / "CHANGELOG.md"]:
+    for path in PROSE:
         named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", path.read_text(encoding="utf-8")))
         assert named <= known, path
 
