@@ -1,16 +1,16 @@
-"""Install the package as users do, in fresh environments, and look at what works and what is left behind.
+"""Install the package in fresh environments, test it, and check that uninstalling removes every file.
 
-A wheel, built once, goes into an environment of every given Python with every given torch: `pip check`,
-half a second of sound, and nothing left when it is uninstalled. Then an installation from source with no
-compiler on the search path, which has to play with numba and say why. Prints a table in Markdown.
+Builds one wheel and installs it for every given Python with every given torch: runs `pip check`, generates
+half a second of audio, and uninstalls it. Then installs from source without a compiler, in which case
+generation has to use numba and report why. Prints a Markdown table.
 
-It takes minutes and downloads every torch once for every Python, so continuous integration does not run it:
+This takes minutes and downloads every torch once for every Python, so continuous integration does not run it:
 
     python .ci/install_matrix.py --python python3.10 python3.13 --torch 2.13.0 2.11.0
 
-The wheel is built for the first Python and the first torch: name the newest torch first, as it has to work
-with older ones. `--find-links DIR` names a folder of downloaded wheels, `--wheel FILE` takes a wheel that was
-built before, `--only wheel` or `--only source` makes one part.
+The wheel is built for the first Python and the first torch and has to work with the others, so put the newest
+torch first. `--find-links DIR` sets a folder of downloaded wheels, `--wheel FILE` uses an existing wheel,
+`--only wheel` or `--only source` runs one part.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILDING = ("setuptools>=77", "wheel")
-"""What a build needs besides torch where pip does not isolate it."""
+"""Requirements of a build without isolation, besides torch."""
 
 SHELL = ("sh", "env", "uname", "ls", "cat", "grep", "sed", "git")
-"""All that is on the search path where there is no compiler."""
+"""The only programs on the search path of the installation without a compiler."""
 
 HEAD = ("installed", "Python", "torch", "pip check", "engine", "0.5 s of sound", "uninstalled")
 
 
 class Failed(Exception):
-    """Something that did not work, in one line."""
+    """A step failed."""
 
 
 class Environment:
-    """A fresh virtual environment with one torch, in a folder of its own.
+    """A fresh virtual environment with one torch, in its own folder.
 
     Parameters
     ----------
     folder : Path
     python : str
-        The interpreter that makes it.
+        The interpreter.
     torch : str
         A version.
     pip : list of str
-        Further words for every `pip install`.
+        Additional arguments of every `pip install`.
     variables : mapping
-        Of the environment, for every command.
+        Environment variables of every command.
     """
 
     def __init__(self, folder: Path, python: str, torch: str, pip: list[str], variables: Mapping[str, str]):
@@ -66,23 +66,23 @@ class Environment:
         code = "import importlib.metadata as m, platform as p; print(p.python_version(), m.version('torch'))"
         self.python, self.torch = self.run("python", "-c", code).split()
 
-    def run(self, name: str, *words: str) -> str:
-        """Run a command of this environment in an empty folder; return what it prints."""
-        return run([str(self.folder / "venv" / "bin" / name), *words], self.variables, self.here)
+    def run(self, name: str, *arguments: str) -> str:
+        """Run a command of this environment in an empty folder; return its output."""
+        return run([str(self.folder / "venv" / "bin" / name), *arguments], self.variables, self.here)
 
-    def install(self, *what: str) -> None:
+    def install(self, *requirements: str) -> None:
         """Install with pip."""
-        self.run("python", "-m", "pip", "install", "--quiet", *self.pip, *what)
+        self.run("python", "-m", "pip", "install", "--quiet", *self.pip, *requirements)
 
     def row(self, kind: str) -> list[str]:
-        """Look at the package, which is installed; uninstall it, and return a row of the table."""
+        """Test the installed package, uninstall it, and return a row of the table."""
         checked = self.run("python", "-m", "pip", "check").strip()
-        code = "from wavenet import backends; print(backends.report()['cpu'] or '')"
+        code = "from wavenet.engine import registry; print(registry.report()['cpu'] or '')"
         missing = self.run("python", "-c", code).strip()
-        told = self.run("wavenet-generate", "--seconds", "0.5", "--seed", "1", "out.wav")
-        engine = "cpu" if "backend cpu" in told else "numba" if "backend numba" in told else "none"
-        if missing and missing not in told:
-            raise Failed(f"wavenet-generate does not say why the C++ engine is not there: {told}")
+        output = self.run("wavenet-generate", "--seconds", "0.5", "--seed", "1", "out.wav")
+        engine = "cpu" if "backend cpu" in output else "numba" if "backend numba" in output else "none"
+        if missing and missing not in output:
+            raise Failed(f"wavenet-generate does not report why the C++ engine is missing: {output}")
         sound = (self.here / "out.wav").read_bytes()
         self.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "wavenet")
         left = [str(path) for path in (self.folder / "venv").rglob("*wavenet*")]
@@ -98,7 +98,7 @@ class Environment:
 
 
 def run(command: list[str], variables: Mapping[str, str], folder: Path | None = None) -> str:
-    """Run a command; return what it prints, or raise `Failed` with it."""
+    """Run a command and return its output; raise `Failed` with the output if it fails."""
     result = subprocess.run(
         command,
         env=variables,
@@ -114,7 +114,7 @@ def run(command: list[str], variables: Mapping[str, str], folder: Path | None = 
 
 
 def sources(folder: Path) -> Path:
-    """Copy what git knows of into a folder, without what earlier builds left."""
+    """Copy the tracked files to a folder, without files of earlier builds."""
     names = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True
     ).stdout
@@ -125,7 +125,7 @@ def sources(folder: Path) -> Path:
 
 
 def clean() -> dict[str, str]:
-    """Return the environment without what would change a build or an import."""
+    """Return the environment without variables that affect a build or an import."""
     changing = ("CC", "CXX", "CXXFLAGS", "NVCC", "CUDA_HOME", "PYTHONPATH", "VIRTUAL_ENV")
     return {
         name: value
@@ -135,7 +135,7 @@ def clean() -> dict[str, str]:
 
 
 def wheels(options: argparse.Namespace, work: Path) -> list[list[str]]:
-    """Install a wheel everywhere; return the rows."""
+    """Install a wheel in all environments; return the rows."""
     rows, wheel = [], options.wheel
     for torch in options.torch:
         for python in options.python:
@@ -181,16 +181,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--torch", nargs="+", default=["2.13.0", "2.11.0"], metavar="VERSION")
     parser.add_argument("--find-links", metavar="DIR", help="a folder of wheels for pip")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help="one that was built before")
-    parser.add_argument("--keep-wheel", type=Path, metavar="DIR", help="leave the one that is built here")
-    parser.add_argument("--only", choices=("wheel", "source"), help="make one part")
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help="use an existing wheel")
+    parser.add_argument("--keep-wheel", type=Path, metavar="DIR", help="copy the built wheel to this folder")
+    parser.add_argument("--only", choices=("wheel", "source"), help="run one part only")
     options = parser.parse_args(arguments)
     options.pip = ["--find-links", options.find_links] if options.find_links else []
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; return 1 if something did not work."""
+    """Print the table; return 1 if a check failed."""
     options = parse(arguments)
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:

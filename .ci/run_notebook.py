@@ -1,6 +1,6 @@
-"""Run a notebook's code cells one after the other, without a kernel, and write what they show into it.
+"""Run the code cells of a notebook in order, without a kernel, and store their outputs in it.
 
-Usage: run_notebook.py NOTEBOOK [OLD=>NEW ...], texts of the code to be replaced, as by shorter work.
+Usage: run_notebook.py NOTEBOOK [OLD=>NEW ...], with replacements in the code, for example to shorten a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class Audio:
-    """A player, as IPython.display has it."""
+    """A replacement of IPython.display.Audio."""
 
     def __init__(self, data: Any, rate: int):
         import numpy as np
@@ -29,7 +29,7 @@ class Audio:
 
 
 class Outputs:
-    """What the cells show, in the form that a notebook keeps."""
+    """The outputs of a cell in the notebook format."""
 
     def __init__(self) -> None:
         self.shown: list[dict[str, Any]] = []
@@ -54,8 +54,8 @@ class Outputs:
         self.shown.append({"output_type": "display_data", "metadata": {}, "data": data})
 
 
-def run(notebook: dict[str, Any], replaced: dict[str, str]) -> None:
-    """Run all code cells in one namespace; each gets its outputs."""
+def run(notebook: dict[str, Any], replacements: dict[str, str]) -> None:
+    """Run all code cells in one namespace and store the outputs of each."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -64,7 +64,7 @@ def run(notebook: dict[str, Any], replaced: dict[str, str]) -> None:
     outputs = Outputs()
     plt.show = lambda *_, **__: outputs.figure()
     ipython, shown = (types.ModuleType(name) for name in ("IPython", "IPython.display"))
-    # What matplotlib asks it for.
+    # matplotlib uses these attributes.
     ipython.__dict__.update(get_ipython=lambda: None, version_info=(9, 0))
     shown.__dict__.update(Audio=Audio, display=outputs.display)
     sys.modules.update({"IPython": ipython, "IPython.display": shown})
@@ -72,13 +72,13 @@ def run(notebook: dict[str, Any], replaced: dict[str, str]) -> None:
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for number, cell in enumerate(cells, 1):
         code = "".join(cell["source"])
-        for old, new in replaced.items():
+        for old, new in replacements.items():
             code = code.replace(old, new)
-        told = io.StringIO()
+        printed = io.StringIO()
         outputs.shown = []
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             exec(compile(code, f"cell {number}", "exec"), scope)
-        outputs.text(told.getvalue())
+        outputs.text(printed.getvalue())
         cell.update(outputs=outputs.shown, execution_count=number)
 
 

@@ -29,7 +29,7 @@ echo the \\
 echo never
 ```
 """
-CHECKS = ("ruff", "pyright", "pip", "pytest")
+CHECKS = ("ruff", "pyright", "lint-imports", "pip", "pytest")
 
 
 def git(tree: Path, *arguments: str) -> str:
@@ -88,7 +88,7 @@ def test_every_step_in_a_clone(tree):
     assert "+ echo the second" in lines and "the second" in lines and "never" not in lines
     found = [line for line in lines if line.split(" ")[0] in (*CHECKS, "sanitized", "compiled")]
     assert [line.split(" ")[0] for line in found] == [
-        "ruff", "ruff", "pyright", "pip", "pytest", "sanitized", "pip",
+        "ruff", "ruff", "pyright", "lint-imports", "pip", "pytest", "sanitized", "pip",
         "compiled", "pytest",  # with a CUDA compiler
         "pip", "pytest",
     ]  # fmt: skip
