@@ -67,7 +67,7 @@ def test_a_short_take_starts_without_a_lead():
     player.write(ramp(100))
     assert sink.pull is None
     player.finish()
-    played = np.concatenate(sink.heard)
+    played = np.concatenate(sink.played)
     assert np.array_equal(played[:100], ramp(100)) and not played[100:].any()
     assert player.underruns == player.missing == 0 and sink.stopped
     player.stop()

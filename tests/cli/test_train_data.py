@@ -44,8 +44,8 @@ def test_a_run_from_several_folders(home):
     home, told = home
     assert f"data        {home}/one, {home}/two; validation {home}/held" in told
     assert "9 found, 9 used (6 training, 3 validation); excluded 1 by 'draft*'" in told
-    assert "warning     --exclude '*.mp3' matches no recording" in told
-    assert "from a folder of its own" in told
+    assert "warning     the exclude pattern '*.mp3' matches no recording" in told
+    assert "from a separate folder" in told
 
 
 def test_what_was_in_effect_makes_the_same_run(home):

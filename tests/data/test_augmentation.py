@@ -1,4 +1,4 @@
-"""Gain and polarity of training segments, against the formulas and the segments without them."""
+"""Gain, polarity and speed of training segments, compared with formulas and unchanged segments."""
 
 import numpy as np
 import pytest
@@ -28,12 +28,12 @@ def parts(clips, augmentation, step=3, rows=40, segment=100, seed=7):
     return inputs.numpy(), targets.numpy()
 
 
-def test_off_is_the_same_to_the_bit(clips):
+def test_no_augmentation_changes_nothing(clips):
     plain, off = parts(clips, None), parts(clips, Augmentation())
     assert all(np.array_equal(one, other) for one, other in zip(plain, off, strict=True))
 
 
-def test_polarity_turns_about_half_of_the_segments_upside_down(clips):
+def test_polarity_inverts_about_half_of_the_segments(clips):
     (inputs, targets), (turned, wanted) = parts(clips, None), parts(clips, Augmentation(0.0, True))
     gaps = targets < 0
     assert gaps.any() and np.array_equal(wanted < 0, gaps)
@@ -43,7 +43,7 @@ def test_polarity_turns_about_half_of_the_segments_upside_down(clips):
         same = np.array_equal(wanted[row][real], targets[row][real])
         assert same or np.array_equal(wanted[row][real], 255 - targets[row][real])
         upside += not same
-        # What a target is predicted from is turned with it; the silence before a clip stays what it is.
+        # The context of a target is inverted with it; the silence before a clip does not change.
         overlap = turned[row][16:]
         assert np.array_equal(overlap[real[:-1]], wanted[row][:-1][real[:-1]])
         assert (overlap[~real[:-1]] == 128).all()
@@ -51,14 +51,14 @@ def test_polarity_turns_about_half_of_the_segments_upside_down(clips):
     assert np.isin(turned[inputs == 128], (127, 128)).all()
 
 
-def test_gain_scales_amplitudes_by_up_to_so_many_decibels(clips):
+def test_gain_attenuates_by_up_to_the_maximum(clips):
     (_, targets), (_, softer) = parts(clips, None), parts(clips, Augmentation(12.0))
     found = []
     for before, after in zip(targets, softer, strict=True):
         loud = (before >= 0) & (np.abs(linear(before)) > 0.3)
         if not loud.any():
             continue
-        # A class is a few percent wide; many of them tell the factor closely.
+        # A class is a few percent wide; the median over many of them is precise.
         decibels = 20 * np.log10(np.median(linear(after[loud]) / linear(before[loud])))
         exact = np.sign(linear(before)) * np.log1p(255 * np.abs(linear(before)) * 10 ** (decibels / 20))
         wanted = np.floor((exact / np.log(256) + 1) / 2 * 255 + 0.5)
@@ -68,7 +68,7 @@ def test_gain_scales_amplitudes_by_up_to_so_many_decibels(clips):
     assert np.array_equal(softer < 0, targets < 0)
 
 
-def test_the_draw_is_uniform_in_decibels_and_of_step_seed_and_row_alone():
+def test_gains_are_uniform_in_decibels():
     augmentation = Augmentation(6.0, True)
     factors = augmentation.factors(5, 20_000, 1)
     decibels = 20 * np.log10(np.abs(factors))
@@ -80,11 +80,11 @@ def test_the_draw_is_uniform_in_decibels_and_of_step_seed_and_row_alone():
     assert np.array_equal(augmentation.factors(5, 10, 1), factors[:10])
     for other in (augmentation.factors(6, 10, 1), augmentation.factors(5, 10, 2)):
         assert not np.isclose(other, factors[:10]).any()
-    # The gain of a row does not depend on whether its polarity is drawn.
+    # The gain of a row does not depend on the polarity setting.
     assert np.array_equal(np.abs(factors), Augmentation(6.0).factors(5, 20_000, 1))
 
 
-def test_segments_are_the_same_whenever_they_are_drawn(clips):
+def test_segments_do_not_depend_on_the_order_of_steps(clips):
     augmentation = Augmentation(6.0, True)
     forward = [parts(clips, augmentation, step) for step in range(4)]
     backward = [parts(clips, augmentation, step) for step in (3, 2, 1, 0)][::-1]
@@ -92,7 +92,7 @@ def test_segments_are_the_same_whenever_they_are_drawn(clips):
         assert np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
 
 
-def test_windows_are_left_alone(clips):
+def test_windows_are_not_augmented(clips):
     plain = [(inputs.clone(), targets.clone()) for inputs, targets, _ in clips.windows(100)]
     clips.augmentation = Augmentation(20.0, True)
     for (inputs, targets), (one, other, _) in zip(plain, clips.windows(100), strict=True):
@@ -131,7 +131,7 @@ def pitch_of(audio, rate=16000):
     return np.argmax(spectrum) * rate / size
 
 
-def test_speed_moves_the_pitch_by_the_factor_that_is_drawn(tmp_path):
+def test_speed_shifts_the_pitch(tmp_path):
     clips = tones(tmp_path)
     augmentation = Augmentation(speed=0.25)
     _, targets = parts(clips, augmentation, rows=30, segment=4000)
@@ -147,8 +147,8 @@ def test_speed_moves_the_pitch_by_the_factor_that_is_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("speed", [0.5, 0.93, 1.0371, 1.9])
-def test_a_stretch_at_another_speed_is_that_of_the_signal_itself(speed):
-    """Against the tone computed at the places between samples; silence and borders stay where they belong."""
+def test_resampled_segment_matches_the_signal(speed):
+    """The tone is computed between the samples; silence and clip borders keep their positions."""
     length = 6000
     places = np.arange(length)
     real = (places >= 2000) & (places < 5000)
@@ -162,7 +162,7 @@ def test_a_stretch_at_another_speed_is_that_of_the_signal_itself(speed):
     found, sounds = resampled_segment(read, start, before, after, speed)
     assert len(found) == len(sounds) == before + after
     at = np.arange(-before, after) * speed
-    # Up to one sample of the timeline after `start`: which part of it follows from the sine itself.
+    # The offset, up to one source sample after `start`, follows from the sine.
     inside = sounds & (start + at > 2100) & (start + at < 4900)
     offsets = np.linspace(0, 1, 101) * max(1.0, speed)
     errors = [np.abs(found - 0.5 * np.sin(0.1 * (start + at + offset)))[inside].max() for offset in offsets]
@@ -172,8 +172,8 @@ def test_a_stretch_at_another_speed_is_that_of_the_signal_itself(speed):
     assert found.dtype == np.float32 and (found[~sounds] == 0).all()
 
 
-def test_speed_begins_a_clip_where_it_begins(tmp_path):
-    """Segments that begin with a clip begin with it at any speed, after nothing but silence."""
+def test_speed_keeps_clip_beginnings(tmp_path):
+    """Segments that begin with a clip do so at any speed, after silence only."""
     clips = tones(tmp_path)
     clips.augmentation = Augmentation(speed=0.5)
     beginnings = 0
@@ -188,7 +188,7 @@ def test_speed_begins_a_clip_where_it_begins(tmp_path):
     assert beginnings >= 8
 
 
-def test_speed_has_a_key_and_leaves_other_draws_alone(tmp_path):
+def test_speed_is_drawn_independently(tmp_path):
     clips = tones(tmp_path)
     both = Augmentation(6.0, True, 0.1)
     whole = parts(clips, both, rows=6)

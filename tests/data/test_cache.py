@@ -1,4 +1,4 @@
-"""The cache: what it keeps, what spoils it, and who shares it."""
+"""The cache: its contents, damage, and sharing between runs."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ def no_decoding(monkeypatch):
     monkeypatch.setattr(wavenet.data.cache, "Decoder", refuse)
 
 
-def test_a_second_run_decodes_nothing_not_even_bad_files(tmp_path, monkeypatch):
+def test_a_second_run_decodes_nothing(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "audio", 3)
     (folder / "bad.wav").write_bytes(b"text")
     first = prepare_dataset(folder, tmp_path / "cache", CONFIG)
@@ -39,7 +39,7 @@ def test_a_second_run_decodes_nothing_not_even_bad_files(tmp_path, monkeypatch):
     assert contents(prepare_dataset(folder, tmp_path / "cache", CONFIG)) == contents(first)
 
 
-def test_what_was_only_out_of_reach_is_tried_again(tmp_path, monkeypatch):
+def test_temporarily_unreadable_files_are_retried(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "audio", 3)
     key_of = wavenet.data.cache.key_of
 
@@ -100,7 +100,7 @@ def test_a_recording_below_one_16_bit_step(tmp_path):
     assert not prepare_dataset(folder, tmp_path / "cache", config).report.skipped
 
 
-def spoil(kind, path, other):
+def damage(kind, path, other):
     content = path.read_bytes()
     if kind == "torn":
         path.write_bytes(content[:-1])
@@ -120,25 +120,25 @@ def spoil(kind, path, other):
         path.write_bytes(b"RIFF" + content[4:])
     elif kind == "of another recording":
         shutil.copy(other, path)
-    elif kind == "lying":
+    elif kind == "false header":
         path.write_bytes(content[:12] + b"\xff" * 20 + content[32:])
-    elif kind == "gone":
+    elif kind == "missing":
         path.unlink()
 
 
 KINDS = [
     *("torn", "headless", "empty", "longer", "flipped sample", "flipped header", "other version"),
-    *("foreign", "of another recording", "lying", "gone"),
+    *("foreign", "of another recording", "false header", "missing"),
 ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_spoiled_cache_is_rebuilt(tmp_path, kind):
+def test_a_damaged_cache_is_rebuilt(tmp_path, kind):
     folder, cache = folder_of(tmp_path / "audio", 2), tmp_path / "cache"
     first = contents(prepare_dataset(folder, cache, CONFIG))
     one, other = sorted(cache.glob("*.clips"))
     good = one.read_bytes()
-    spoil(kind, one, other)
+    damage(kind, one, other)
     with pytest.raises(AudioError, match="missing or damaged"):
         prepare_dataset(None, cache, CONFIG)
     assert contents(prepare_dataset(folder, cache, CONFIG)) == first
@@ -146,7 +146,7 @@ def test_a_spoiled_cache_is_rebuilt(tmp_path, kind):
     assert contents(prepare_dataset(None, cache, CONFIG)) == first
 
 
-def test_a_changed_recording_is_read_again(tmp_path):
+def test_a_changed_recording_is_decoded_again(tmp_path):
     folder, cache = folder_of(tmp_path / "audio", 2), tmp_path / "cache"
     first = contents(prepare_dataset(folder, cache, CONFIG))
     path = folder / "n00.wav"
@@ -158,7 +158,7 @@ def test_a_changed_recording_is_read_again(tmp_path):
     assert second == contents(prepare_dataset(folder, tmp_path / "fresh", CONFIG))
 
 
-def test_spoiled_indexes_are_no_index(tmp_path):
+def test_damaged_indexes_are_ignored(tmp_path):
     folder, cache = folder_of(tmp_path / "audio", 2), tmp_path / "cache"
     first = contents(prepare_dataset(folder, cache, CONFIG))
     (index,) = cache.glob("index-*.json")
@@ -171,7 +171,7 @@ def test_spoiled_indexes_are_no_index(tmp_path):
     assert contents(prepare_dataset(None, cache, CONFIG)) == first
 
 
-def test_without_a_folder_the_newest_index_counts(tmp_path):
+def test_without_a_folder_the_newest_index_is_used(tmp_path):
     cache = tmp_path / "cache"
     with pytest.raises(AudioError, match="no prepared audio"):
         prepare_dataset(None, cache, CONFIG)
@@ -186,7 +186,7 @@ def test_without_a_folder_the_newest_index_counts(tmp_path):
         prepare_dataset(None, cache, WaveNetConfig(sample_rate=16000, layers=6, stacks=2))
 
 
-def test_cache_places_that_do_not_work(tmp_path):
+def test_unusable_cache_folders(tmp_path):
     folder = folder_of(tmp_path / "audio", 1)
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(AudioError, match="choose another") as caught:
@@ -194,7 +194,7 @@ def test_cache_places_that_do_not_work(tmp_path):
     assert str(tmp_path / "file") in str(caught.value) and caught.value.argument == "cache_dir"
 
 
-def test_old_files_that_nothing_mentions_are_removed(tmp_path):
+def test_old_unused_files_are_removed(tmp_path):
     folder, cache = folder_of(tmp_path / "audio", 2), tmp_path / "cache"
     prepare_dataset(folder, cache, CONFIG)
     before = set(cache.iterdir())
@@ -228,7 +228,7 @@ def program(audio, cache, blocked=()):
     return [sys.executable, "-c", textwrap.dedent(text)]
 
 
-def test_a_prepared_cache_needs_no_audio_library(tmp_path):
+def test_a_filled_cache_needs_no_audio_library(tmp_path):
     folder, cache = folder_of(tmp_path / "audio", 3), tmp_path / "cache"
     blocked = ("soundfile", "librosa", "soxr", "audioread", "scipy")
     refused = subprocess.run(program(folder, cache, blocked), capture_output=True, text=True)
@@ -243,7 +243,7 @@ def test_a_prepared_cache_needs_no_audio_library(tmp_path):
     assert (result.returncode, result.stdout) == (0, wanted), result.stderr
 
 
-def test_runs_at_once_share_a_cache(tmp_path):
+def test_concurrent_runs_share_a_cache(tmp_path):
     folder, cache = folder_of(tmp_path / "audio", 40, 1.0), tmp_path / "cache"
     runs = [
         subprocess.Popen(program(folder, cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The timeline of clips, against a naive one."""
+"""The timeline of clips, compared with a naive one."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=6).filter(any)
 
 @settings(deadline=None, max_examples=60)
 @given(LENGTHS, st.integers(1, 40), st.integers(1, 50), st.integers(0, 99), st.integers(0, 5))
-def test_batches_are_cut_from_the_naive_ring(tmp_path_factory, lengths, receptive_field, segment, step, seed):
+def test_batches_match_the_naive_ring(tmp_path_factory, lengths, receptive_field, segment, step, seed):
     rng = np.random.default_rng(sum(lengths))
     arrays = [rng.integers(0, 256, size=length) for length in lengths]
     clips = clips_of(tmp_path_factory.mktemp("clips"), arrays, receptive_field)
@@ -48,9 +48,7 @@ def test_batches_are_cut_from_the_naive_ring(tmp_path_factory, lengths, receptiv
 
 @settings(deadline=None, max_examples=60)
 @given(LENGTHS, st.integers(1, 40), st.integers(1, 50), st.integers(1, 4))
-def test_windows_score_every_sample_once_with_its_whole_context(
-    tmp_path_factory, lengths, receptive_field, segment, batch
-):
+def test_windows_contain_every_sample_once(tmp_path_factory, lengths, receptive_field, segment, batch):
     rng = np.random.default_rng(sum(lengths))
     arrays = [rng.integers(0, 256, size=length) for length in lengths]
     clips = clips_of(tmp_path_factory.mktemp("clips"), arrays, receptive_field)
@@ -72,7 +70,7 @@ def test_windows_score_every_sample_once_with_its_whole_context(
     assert contexts == wanted
 
 
-def test_every_sample_is_equally_likely_to_be_a_target(tmp_path, monkeypatch):
+def test_every_sample_is_equally_likely(tmp_path, monkeypatch):
     monkeypatch.setattr("wavenet.data.clips.START_SHARE", 0.0)
     # Each sample has a value of its own, so that the targets can be counted.
     arrays = [np.arange(0, 3), np.arange(3, 100), np.arange(100, 140)]
@@ -92,7 +90,7 @@ def test_every_sample_is_equally_likely_to_be_a_target(tmp_path, monkeypatch):
             assert np.abs(counts - expected).max() < 5 * math.sqrt(expected)
 
 
-def test_a_share_of_the_segments_begins_with_a_clip(tmp_path):
+def test_a_share_of_segments_begins_with_a_clip(tmp_path):
     # Each sample has a value of its own; beginnings are 0, 60 and 180.
     arrays = [np.arange(0, 60), np.arange(60, 180), np.arange(180, 200)]
     clips = clips_of(tmp_path, arrays, 20)
@@ -104,7 +102,7 @@ def test_a_share_of_the_segments_begins_with_a_clip(tmp_path):
     assert np.abs(counts - expected).max() < 5 * math.sqrt(expected)
 
 
-def test_weights_count_relative_to_length(tmp_path, monkeypatch):
+def test_weights_multiply_lengths(tmp_path, monkeypatch):
     # Each sample has a value of its own; no segment reaches past a clip's gap.
     arrays = [np.arange(0, 100), np.arange(100, 140), np.arange(140, 200)]
     for share in (0.0, 1.0):
@@ -131,7 +129,7 @@ def test_weights_count_relative_to_length(tmp_path, monkeypatch):
         assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())
 
 
-def test_the_draw_depends_on_step_and_seed_alone(tmp_path):
+def test_draws_depend_on_step_and_seed_only(tmp_path):
     arrays = [np.random.default_rng(0).integers(0, 256, size=5000)]
     first, second = (clips_of(tmp_path, arrays, 16) for _ in range(2))
     forward = [first.batch(step, 4, 100, 7) for step in range(10)]
@@ -162,7 +160,7 @@ def test_histogram_and_entropy(tmp_path):
     assert clips.unigram_bits == pytest.approx(0.5 * 1 + 0.25 * 2 + 2 * 0.125 * 3)
 
 
-def test_many_clips_hold_few_files_open(tmp_path):
+def test_many_clips_keep_few_files_open(tmp_path):
     arrays = [[index % 256] * 3 for index in range(300)]
     clips = clips_of(tmp_path, arrays, 4)
     assert real_samples(clips).tolist() == [value for array in arrays for value in array]
@@ -182,7 +180,7 @@ def test_no_clips(tmp_path):
         clips.batch(0, 1, 10, 0)
 
 
-def test_a_cache_file_that_goes_away_is_named(tmp_path):
+def test_a_missing_cache_file_is_named(tmp_path):
     clips = clips_of(tmp_path, [[1, 2, 3]], 4)
     (tmp_path / "0.bin").unlink()
     with pytest.raises(AudioError, match=r"0\.bin is missing"):
@@ -210,7 +208,7 @@ def test_weights_by_folder():
         ("stud=2", "have no such folder; folders: live, studio, studio 2"),
     ],
 )
-def test_weights_that_cannot_be_meant(asked, message):
+def test_invalid_weights(asked, message):
     with pytest.raises(AudioError, match=message) as caught:
         weights(NAMES, [asked])
     assert str(caught.value).startswith(f"{asked}: ") and caught.value.argument == "weight"

@@ -1,4 +1,4 @@
-"""Samples, split and report, against naive computations over what was put into the files."""
+"""Samples, split and report, compared with naive computations on the recordings."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def mu_law(audio, classes=256):
 
 
 @pytest.mark.parametrize("classes", [256, 1024, 65536, 2])
-def test_samples_are_the_mu_law_classes_of_the_recording(tmp_path, classes):
+def test_targets_are_the_classes_of_the_recording(tmp_path, classes):
     folder = folder_of(tmp_path / "audio", 4)
     config = WaveNetConfig(sample_rate=8000, quantization_channels=classes, layers=6, stacks=2)
     prepared = prepare_dataset(folder, tmp_path / "cache", config, DataConfig(validation_fraction=0.5))
@@ -112,10 +112,10 @@ def test_a_long_recording_needs_little_memory(tmp_path, monkeypatch):
 # -- the split -------------------------------------------------------------------------------------------
 
 
-def test_adding_files_moves_none_across(tmp_path):
+def test_new_files_do_not_change_the_split(tmp_path):
     folder, cache = tmp_path / "audio", tmp_path / "cache"
     folder_of(folder / "a", 12, 0.1)
-    # The hash alone decides: these stand on either side at one half.
+    # The hash determines the part; at a fraction of one half these names are in different parts.
     before = {name: held_out(f"a/{name}", 0.5) for name in os.listdir(folder / "a")}
     assert len(set(before.values())) == 2
     first = prepare_dataset(folder, cache, CONFIG, DataConfig(validation_fraction=0.5))
@@ -132,7 +132,7 @@ def test_adding_files_moves_none_across(tmp_path):
     assert contents(third) == contents(second)
 
 
-def test_the_share_of_held_out_files_is_the_fraction():
+def test_held_out_share_is_the_fraction():
     names = [f"folder/recording-{index}.wav" for index in range(20_000)]
     for fraction in (0.01, 0.1, 0.5):
         share = sum(held_out(name, fraction) for name in names) / len(names)
@@ -141,7 +141,7 @@ def test_the_share_of_held_out_files_is_the_fraction():
 
 
 @pytest.mark.parametrize(("length", "held"), [(8000, 800), (100, 16), (20, 10), (2, 1), (3, 1)])
-def test_a_single_file_gives_its_end_to_validation(tmp_path, length, held):
+def test_the_end_of_a_single_file_is_validation(tmp_path, length, held):
     audio = noise(length / 8000, 8000)
     save(tmp_path / "audio" / "x.wav", audio, 8000)
     prepared = prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG)
@@ -151,9 +151,9 @@ def test_a_single_file_gives_its_end_to_validation(tmp_path, length, held):
     assert prepared.report.split == "ends" and "end of each file" in str(prepared.report)
 
 
-def test_one_sample_is_too_little(tmp_path):
+def test_one_sample_is_too_short(tmp_path):
     save(tmp_path / "audio" / "x.wav", np.array([0.5]), 8000)
-    # One sample has no level but its own, which is an offset rather than a sound.
+    # A single sample equals its mean, so it is silent.
     with pytest.raises(AudioError, match="none of the 1"):
         prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG)
 
@@ -161,8 +161,8 @@ def test_one_sample_is_too_little(tmp_path):
 # -- the report ------------------------------------------------------------------------------------------
 
 
-def spoiled_folder(folder):
-    """One good recording among bad ones of every kind; returns the names that must be reported."""
+def folder_with_damaged_files(folder):
+    """One good recording and damaged ones of every kind; returns the names to be reported."""
     folder_of(folder, 1, 2.0)
     flac = save(folder / "whole.flac", noise(5, 8000, seed=9), 8000, "FLAC").read_bytes()
     (folder / "whole.flac").unlink()
@@ -194,8 +194,8 @@ def spoiled_folder(folder):
     return {*broken, "nan.wav", "inf.wav", "huge.wav", "loud.wav", "gone.wav"}
 
 
-def test_bad_files_are_skipped_counted_and_named(tmp_path, capfd):
-    bad = spoiled_folder(tmp_path / "audio")
+def test_unusable_files_are_skipped_and_named(tmp_path, capfd):
+    bad = folder_with_damaged_files(tmp_path / "audio")
     for audio_dir in (tmp_path / "audio", tmp_path / "audio", None):
         prepared = prepare_dataset(audio_dir, tmp_path / "cache", CONFIG)
         report = prepared.report
@@ -212,7 +212,7 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_warning_counts_by_reason_and_names_the_first(tmp_path):
+def test_the_warning_counts_by_reason(tmp_path):
     folder = folder_of(tmp_path / "audio", 2)
     for index in range(4):
         (folder / f"cut{index}.wav").write_bytes(wav_bytes(bytes(4000), rate=8000, claimed=8000))
@@ -228,7 +228,7 @@ def test_the_warning_counts_by_reason_and_names_the_first(tmp_path):
     ]
 
 
-def test_nothing_usable_is_an_error_that_names_files(tmp_path):
+def test_no_usable_recording_is_an_error(tmp_path):
     (tmp_path / "audio").mkdir()
     for index in range(5):
         (tmp_path / "audio" / f"{index}.wav").write_bytes(b"text")
@@ -241,7 +241,7 @@ def test_nothing_usable_is_an_error_that_names_files(tmp_path):
         prepare_dataset(tmp_path / "absent", tmp_path / "cache", CONFIG)
 
 
-def test_minutes_rates_and_channels_are_told(tmp_path):
+def test_report_of_minutes_rates_and_channels(tmp_path):
     save(tmp_path / "audio" / "a.wav", noise(90, 8000), 8000)
     save(tmp_path / "audio" / "b.wav", np.stack([noise(45, 16000)] * 2, axis=1), 16000)
     report = prepare_dataset(tmp_path / "audio", tmp_path / "cache", CONFIG).report
@@ -258,7 +258,7 @@ def test_clipped_recordings_are_named(tmp_path):
     assert report.peak_db[1] == pytest.approx(20 * math.log10(1.7), abs=0.01)
 
 
-def test_names_that_are_not_utf8_go_all_the_way(tmp_path):
+def test_names_that_are_not_utf8_reach_the_report(tmp_path):
     folder = folder_of(tmp_path / "audio", 2)
     os.rename(os.fsencode(folder / "n00.wav"), os.path.join(os.fsencode(folder), b"\xe9\n.wav"))
     (folder / os.fsdecode(b"\xfftext.wav")).write_bytes(b"text")

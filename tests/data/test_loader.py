@@ -1,4 +1,4 @@
-"""Segments made beforehand are those made when asked for, and nothing that goes wrong is lost."""
+"""Segments loaded ahead equal those loaded on request, and errors are raised."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def numbered(step: int) -> Segments:
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_every_step_gets_its_own_whatever_is_asked_for_next(ahead):
+def test_every_step_gets_its_own_segments(ahead):
     loader = Loader(numbered, ahead)
     for step in (0, 1, 2, 7, 8, 3, 3, 4):
         assert int(loader.take(step).inputs[0, 0]) == step
@@ -31,7 +31,7 @@ def test_every_step_gets_its_own_whatever_is_asked_for_next(ahead):
     loader.close()
 
 
-def test_the_next_step_is_made_while_this_one_is_taken():
+def test_the_next_step_is_made_ahead():
     made = []
     second = threading.Event()
 
@@ -53,7 +53,7 @@ def test_the_next_step_is_made_while_this_one_is_taken():
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_what_goes_wrong_is_raised_where_it_is_taken(ahead):
+def test_errors_are_raised_by_take(ahead):
     def make(step: int) -> Segments:
         if step == 1:
             raise AudioError("the cached recording has gone")
@@ -66,7 +66,7 @@ def test_what_goes_wrong_is_raised_where_it_is_taken(ahead):
     loader.close()
 
 
-def test_a_run_with_segments_made_beforehand_is_the_same_run(data, tmp_path):
+def test_loading_ahead_does_not_change_a_run(data, tmp_path):
     training = dataclasses.replace(TRAINING, augment_speed=0.1, augment_gain=6.0)
     plain, ahead = (trainer(data, tmp_path / name, training) for name in ("plain", "ahead"))
     ahead.loader = Loader(ahead._segments, ahead=True)
@@ -75,7 +75,7 @@ def test_a_run_with_segments_made_beforehand_is_the_same_run(data, tmp_path):
     assert metrics(tmp_path / "plain") == metrics(tmp_path / "ahead")
 
 
-def test_the_share_of_time_that_is_waited_is_recorded(data, tmp_path, monkeypatch):
+def test_the_waiting_share_is_recorded(data, tmp_path, monkeypatch):
     import json
 
     subject = trainer(data, tmp_path, dataclasses.replace(TRAINING, steps=10))
@@ -92,7 +92,7 @@ def test_the_share_of_time_that_is_waited_is_recorded(data, tmp_path, monkeypatc
     assert 0.1 < waiting <= 1 and set(TIMED) <= set(records[-1] | records[0] | records[1] | records[2])
 
 
-def test_shares_are_of_the_time_since_the_last():
+def test_shares_count_from_the_last_record():
     meter = Meter()
     time.sleep(0.05)
     meter.count(1)

@@ -1,4 +1,4 @@
-"""Recordings of one folder or several, prepared by several threads, against one prepared after another."""
+"""Recordings of one or several folders, prepared by several threads, compared with sequential work."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from wavenet.audio import decoder_stderr
 from wavenet.config import AudioFormat
 from wavenet.data.cache import CacheSettings, load_or_build
 from wavenet.data.dataset import DataConfig, held_out
-from wavenet.data.preparation import load_or_build_all, matching
+from wavenet.data.preparation import load_or_build_all, match_globs
 from wavenet.errors import AudioError
 from wavenet.training.resume import fingerprint
 
@@ -33,7 +33,7 @@ def four_threads(monkeypatch):
 
 
 def only_some(inner, first):
-    """An `load_or_build` that never comes to an end of its own from some name on."""
+    """A `load_or_build` that never returns from some name on."""
 
     def wrapped(source, name, cache_dir, settings, check):
         while name >= first:
@@ -51,7 +51,7 @@ def files_of(folder):
 # -- several at once -------------------------------------------------------------------------------------
 
 
-def test_the_cache_is_the_same_to_the_byte_as_of_one_after_another(tmp_path):
+def test_threads_write_the_same_bytes(tmp_path):
     folder = folder_of(tmp_path / "audio", 9)
     save(folder / "rate.wav", noise(1.0, 11025, seed=50), 11025)
     (folder / "bad.wav").write_bytes(b"text")
@@ -68,7 +68,7 @@ def test_the_cache_is_the_same_to_the_byte_as_of_one_after_another(tmp_path):
         assert (found[name].clips, found[name].metadata) == (entry.clips, entry.metadata)
 
 
-def test_nothing_depends_on_which_is_done_first(tmp_path, monkeypatch):
+def test_results_do_not_depend_on_thread_order(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "audio", 4)
     for name in ("bad0.wav", "bad1.wav"):
         (folder / name).write_bytes(b"text")
@@ -95,7 +95,7 @@ def test_nothing_depends_on_which_is_done_first(tmp_path, monkeypatch):
     assert prepared.report.as_dict() == wanted.report.as_dict()
 
 
-def test_so_many_at_once_and_no_more(tmp_path, monkeypatch):
+def test_the_number_of_threads_is_limited(tmp_path, monkeypatch):
     lock, inside, most = threading.Lock(), 0, 0
     together = threading.Barrier(4, timeout=60)
 
@@ -115,7 +115,7 @@ def test_so_many_at_once_and_no_more(tmp_path, monkeypatch):
     assert most == 4
 
 
-def test_an_interrupt_keeps_what_is_done_and_leaves_nothing_half_done(tmp_path, monkeypatch):
+def test_an_interrupt_keeps_finished_entries(tmp_path, monkeypatch):
     folder, cache = folder_of(tmp_path / "audio", 12), tmp_path / "cache"
     wanted = contents(prepare_dataset(folder, tmp_path / "whole", CONFIG))
     finished = []
@@ -141,7 +141,7 @@ def test_an_interrupt_keeps_what_is_done_and_leaves_nothing_half_done(tmp_path, 
     assert len(decoded) == 12 - len(kept) and not {path.name for path in decoded} & set(finished)
 
 
-def test_a_long_recording_is_left_at_once(tmp_path, monkeypatch):
+def test_an_interrupt_stops_within_a_recording(tmp_path, monkeypatch):
     save(tmp_path / "audio" / "long.wav", noise(2.0, 8000), 8000)
     started, blocks = threading.Event(), 0
 
@@ -173,7 +173,7 @@ def test_a_long_recording_is_left_at_once(tmp_path, monkeypatch):
     assert blocks and not list((tmp_path / "cache").iterdir())
 
 
-def test_a_cache_that_cannot_be_written_ends_all(tmp_path, monkeypatch):
+def test_a_full_disk_stops_preparation(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -215,7 +215,7 @@ def test_a_signal_ends_the_process(tmp_path):
     assert 2 <= len(list(cache.glob("*.clips"))) <= 10 and not list(cache.glob("*.tmp"))
 
 
-def test_what_is_said_meanwhile_is_seen(capfd):
+def test_progress_is_printed_between_muted_blocks(capfd):
     stop = threading.Event()
 
     def noisy():
@@ -254,7 +254,7 @@ def samples_of(path):
     return np.floor((np.sign(audio) * np.log1p(255 * np.abs(audio)) / np.log(256) + 1) / 2 * 255 + 0.5)
 
 
-def test_several_folders_are_used_whole_and_split_by_relative_path(tmp_path):
+def test_several_folders_split_by_relative_path(tmp_path):
     one, two = two_folders(tmp_path)
     settings = DataConfig(validation_fraction=0.5)
     prepared = prepare_dataset([one, two], tmp_path / "cache", CONFIG, settings)
@@ -272,7 +272,7 @@ def test_several_folders_are_used_whole_and_split_by_relative_path(tmp_path):
     assert turned.whole.names[0] == "two/in/n0.wav" and turned.report.found == 12
 
 
-def test_one_folder_in_a_list_is_that_folder(tmp_path):
+def test_a_list_of_one_folder(tmp_path):
     folder = folder_of(tmp_path / "audio")
     alone = prepare_dataset(folder, tmp_path / "cache", CONFIG)
     files = sorted(path.name for path in (tmp_path / "cache").iterdir())
@@ -282,7 +282,7 @@ def test_one_folder_in_a_list_is_that_folder(tmp_path):
     assert listed.report == alone.report
 
 
-def test_the_report_tells_which_folder(tmp_path):
+def test_report_names_include_the_folder(tmp_path):
     one, two = two_folders(tmp_path)
     for folder in (one, two):
         (folder / "bad.wav").write_bytes(b"text")
@@ -292,7 +292,7 @@ def test_the_report_tells_which_folder(tmp_path):
     ).report
     assert list(report.skipped.values()) == [["one/bad.wav", "two/bad.wav"]]
     assert {name for _, _, name in called} >= {"one/bad.wav", "two/bad.wav", "two/in/n0.wav"}
-    # Folders of the same name are told by their whole paths.
+    # Folders of the same name are shown with their full paths.
     two.rename(tmp_path / "one" / "one")
     (tmp_path / "other").mkdir()
     (tmp_path / "one" / "one").rename(tmp_path / "other" / "one")
@@ -300,7 +300,7 @@ def test_the_report_tells_which_folder(tmp_path):
     assert list(report.skipped.values()) == [[f"{one}/bad.wav", f"{tmp_path}/other/one/bad.wav"]]
 
 
-def test_a_recording_in_two_folders_is_taken_once(tmp_path):
+def test_a_recording_in_two_folders_is_used_once(tmp_path):
     one, _ = two_folders(tmp_path)
     save(one / "top.wav", noise(0.3, 8000, seed=90), 8000)
     prepared = prepare_dataset([one, one / "in"], tmp_path / "cache", CONFIG)
@@ -310,7 +310,7 @@ def test_a_recording_in_two_folders_is_taken_once(tmp_path):
 # -- a folder for validation -----------------------------------------------------------------------------
 
 
-def test_validation_from_a_folder_of_its_own(tmp_path):
+def test_validation_from_a_separate_folder(tmp_path):
     one, two = two_folders(tmp_path)
     prepared = prepare_dataset(one, tmp_path / "cache", CONFIG, val_dir=two)
     for part, folder in ((prepared.train, one), (prepared.validation, two)):
@@ -318,19 +318,19 @@ def test_validation_from_a_folder_of_its_own(tmp_path):
         assert np.array_equal(real_samples(part), np.concatenate(wanted))
     report = prepared.report
     assert report.split == "folders" and (report.train_files, report.validation_files) == (6, 6)
-    assert report.audio_dir == f"{one}; validation {two}" and "from a folder of its own" in str(report)
+    assert report.audio_dir == f"{one}; validation {two}" and "from a separate folder" in str(report)
     again = prepare_dataset(None, tmp_path / "cache", CONFIG)
     assert contents(again) == contents(prepared) and str(again.report) == str(report)
 
 
-def test_what_is_validated_on_is_never_trained_on(tmp_path):
+def test_validation_recordings_are_not_trained_on(tmp_path):
     one, _ = two_folders(tmp_path)
     save(one / "top.wav", noise(0.3, 8000, seed=90), 8000)
     prepared = prepare_dataset(one, tmp_path / "cache", CONFIG, val_dir=one / "in")
     assert prepared.train.names == ["one/top.wav"] and len(prepared.validation.names) == 6
 
 
-def test_folders_for_validation_that_do_not_work(tmp_path):
+def test_unusable_validation_folders(tmp_path):
     one, _ = two_folders(tmp_path)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "text.wav").write_bytes(b"text")
@@ -359,10 +359,10 @@ def test_globs_on_relative_paths():
         "[ab].*": {"a.wav", "b.mp3"},
         "drafts": set(),
     }
-    assert matching(names, expected) == expected
+    assert match_globs(names, expected) == expected
 
 
-def test_what_is_left_out_is_counted_and_a_glob_for_nothing_is_told(tmp_path):
+def test_excluded_recordings_are_counted(tmp_path):
     folder = folder_of(tmp_path / "audio", 6)
     folder_of(folder / "drafts", 2)
     (folder / "drafts" / "bad.wav").write_bytes(b"text")
@@ -374,7 +374,7 @@ def test_what_is_left_out_is_counted_and_a_glob_for_nothing_is_told(tmp_path):
     assert report.found == 5 and not report.skipped
     text = str(report)
     assert "5 found, 5 used" in text and "excluded 3 by 'drafts/*', 1 by 'n05.*'" in text
-    assert "warning     --exclude '*.mp3' matches no recording" in text
+    assert "warning     the exclude pattern '*.mp3' matches no recording" in text
     # What was prepared stays as it was left, and more can be left out of it.
     assert str(prepare_dataset(None, tmp_path / "cache", CONFIG).report) == text
     fewer = prepare_dataset(None, tmp_path / "cache", CONFIG, patterns=("n00.wav",))

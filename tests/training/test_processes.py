@@ -246,7 +246,7 @@ def test_an_early_error_is_reported_by_one_process(server):
     (home / "empty").mkdir()
     nothing = flags(home, "--audio-dir", home / "empty")
     assert server.run("nothing", nothing, nothing) == [1, 1]
-    assert "is empty: put recordings into it" in server.errors("nothing")
+    assert "is empty: add recordings" in server.errors("nothing")
     assert server.errors("nothing", 1).count("\n") == 1
 
 

@@ -12,16 +12,16 @@ IGNORED = -1
 
 
 class Segments(NamedTuple):
-    """Stretches of audio to be learnt or scored.
+    """Segments of audio to train on or to score.
 
     Attributes
     ----------
     inputs : int64 tensor (batch, receptive_field - 1 + segment)
-        Classes; target i is predicted from the `receptive_field` of them from i on.
+        Classes; target i is predicted from inputs i to i + receptive_field - 1.
     targets : int64 tensor (batch, segment)
-        Classes, or -1 where nothing is to be predicted.
+        Classes, or -1 (`IGNORED`) where nothing is predicted.
     frames : Frames or None
-        What the network is told besides; position 0 is that of the first target.
+        Conditioning; position 0 is that of the first target.
     """
 
     inputs: torch.Tensor
@@ -34,7 +34,7 @@ class Segments(NamedTuple):
         return Segments(self.inputs[rows], self.targets[rows], frames)
 
     def pinned(self) -> Segments:
-        """Return them in memory from which a GPU copies while it computes; themselves where there is none."""
+        """Return them in pinned memory, from which a GPU copies asynchronously; unchanged without a GPU."""
         if not torch.cuda.is_available():
             return self
         frames = self.frames and self.frames.pinned()

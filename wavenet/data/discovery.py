@@ -13,8 +13,8 @@ from pathlib import Path
 from wavenet.errors import AudioError
 from wavenet.utils.files import cause, printable
 
-# What libsndfile decodes from a single file. Left out: headerless data (raw, gsm, vox), which has no rate;
-# sd2, whose header is a second file; mat, which is rarely sound; sds, whose reader prints to standard output.
+# Formats that libsndfile decodes from a single file, without: headerless data (raw, gsm, vox), which has no
+# rate; sd2, whose header is a second file; mat, which is rarely audio; sds, whose reader prints to stdout.
 _KINDS = (
     "wav wave bwf rf64 w64 flac ogg oga opus mp3 mp2 mp1 aif aiff aifc afc au snd caf voc sf ircam paf fap "
     "pvf svx 8svx iff avr xi nist sph htk mpc wve"
@@ -37,7 +37,7 @@ class FoundFiles:
     ignored : dict from str to int
         Number of files of each other extension (lower case, without the dot).
     unreadable : dict from str to str
-        Relative paths that could not be looked at, and why.
+        Reason by relative path for files and folders that could not be examined.
     """
 
     root: Path
@@ -47,7 +47,7 @@ class FoundFiles:
 
 
 class _Search:
-    """One walk over a tree; every real folder and file is taken once, by its own name if it has one."""
+    """One walk over a tree; it visits each real folder and file once, under its own name if possible."""
 
     def __init__(self, root: str, exclude: Iterable[str | os.PathLike[str]]) -> None:
         self.root = root
@@ -58,11 +58,11 @@ class _Search:
         self.links: list[str] = []
         for folder in exclude:
             with suppress(OSError):
-                # The folder itself was asked for, whatever else it is used for.
+                # The root is always searched, even if it is also excluded.
                 if not os.path.samefile(folder, root):
-                    self.first_time(os.stat(folder))
+                    self.is_new(os.stat(folder))
 
-    def first_time(self, status: os.stat_result) -> bool:
+    def is_new(self, status: os.stat_result) -> bool:
         identity = (status.st_dev, status.st_ino)
         if status.st_ino and identity in self.seen:
             return False
@@ -70,22 +70,22 @@ class _Search:
         return True
 
     def walk(self) -> None:
-        # Real folders before links, so that adding a link renames nothing that was found without it.
+        # Folders before links, so that an additional link does not rename any recording.
         pending = [""]
         while pending or self.links:
             if pending:
-                self.folder(pending.pop(), pending)
+                self.visit_folder(pending.pop(), pending)
             else:
                 links, self.links = sorted(self.links, key=os.fsencode), []
                 for name in links:
-                    self.entry(name, pending)
+                    self.visit_entry(name, pending)
 
-    def folder(self, name: str, pending: list[str]) -> None:
+    def visit_folder(self, name: str, pending: list[str]) -> None:
         try:
-            if not self.first_time(os.stat(os.path.join(self.root, name))):
+            if not self.is_new(os.stat(os.path.join(self.root, name))):
                 return
             with os.scandir(os.path.join(self.root, name)) as entries:
-                found = sorted(((entry.name, entry.is_symlink()) for entry in entries), key=_by_bytes)
+                found = sorted(((entry.name, entry.is_symlink()) for entry in entries), key=_encoded_name)
         except OSError as error:
             self.unreadable[name or "."] = cause(error)
             return
@@ -95,10 +95,10 @@ class _Search:
             if link:
                 self.links.append(child)
             else:
-                self.entry(child, folders)
+                self.visit_entry(child, folders)
         pending.extend(reversed(folders))
 
-    def entry(self, name: str, pending: list[str]) -> None:
+    def visit_entry(self, name: str, pending: list[str]) -> None:
         try:
             status = os.stat(os.path.join(self.root, name))
         except OSError as error:
@@ -110,13 +110,13 @@ class _Search:
         elif not stat.S_ISREG(status.st_mode):
             self.ignored["(not a file)"] += 1
         elif _extension(name) not in EXTENSIONS or name.rpartition("/")[2].startswith("._"):
-            # "._name.wav" is what macOS leaves beside name.wav on foreign disks: no recording.
+            # macOS stores metadata of name.wav in "._name.wav" on foreign disks.
             self.ignored[_extension(name)] += 1
-        elif self.first_time(status):
+        elif self.is_new(status):
             self.names.append(name)
 
 
-def _by_bytes(entry: tuple[str, bool]) -> bytes:
+def _encoded_name(entry: tuple[str, bool]) -> bytes:
     return os.fsencode(entry[0])
 
 
@@ -127,9 +127,9 @@ def _extension(name: str) -> str:
 def find_audio(
     audio_dir: str | os.PathLike[str], exclude: Iterable[str | os.PathLike[str]] = ()
 ) -> FoundFiles:
-    """Find the recordings below a folder, or take a single file as a folder of one.
+    """Find the recordings below a folder; a single file counts as a folder that contains one.
 
-    Only regular files are taken, so pipes, sockets and devices are never opened; links to folders are
+    Only regular files are found, so pipes, sockets and devices are never opened. Links to folders are
     followed, each real folder once.
 
     Parameters
@@ -137,12 +137,12 @@ def find_audio(
     audio_dir : path
         The folder, or one file.
     exclude : paths
-        Folders that are not searched, such as the one that generated audio is written to.
+        Folders that are not searched, such as the folder of generated audio.
 
     Raises
     ------
     AudioError
-        If it is missing, cannot be read, or holds no file with a known extension.
+        If it is missing, cannot be read, or contains no file with a known extension.
     """
     shown = printable(audio_dir)
     try:
@@ -151,7 +151,7 @@ def find_audio(
             path = Path(audio_dir)
             return FoundFiles(path.parent, [path.name])
         if not stat.S_ISDIR(status.st_mode):
-            raise AudioError(f"{shown} is not a folder: --audio-dir takes a folder of recordings")
+            raise AudioError(f"{shown} is not a folder: name a folder of recordings")
         os.scandir(audio_dir).close()
     except FileNotFoundError:
         raise AudioError(f"the audio folder {shown} does not exist: check the path") from None
@@ -162,18 +162,18 @@ def find_audio(
     search.walk()
     names = sorted(search.names, key=os.fsencode)
     if not names:
-        raise AudioError(_nothing_found(shown, search))
+        raise AudioError(_no_recordings(shown, search))
     return FoundFiles(
         Path(audio_dir), names, dict(sorted(search.ignored.items())), dict(sorted(search.unreadable.items()))
     )
 
 
-def _nothing_found(shown: str, search: _Search) -> str:
+def _no_recordings(shown: str, search: _Search) -> str:
     if search.unreadable:
         name, why = next(iter(search.unreadable.items()))
         return f"no recordings in {shown}: {printable(name)} could not be read ({why}); check its permissions"
     if not search.ignored:
-        return f"the audio folder {shown} is empty: put recordings into it (wav, flac, ogg, mp3, aiff, ...)"
+        return f"the audio folder {shown} is empty: add recordings (wav, flac, ogg, mp3, aiff, ...)"
     kinds = ", ".join(
         f"{count} {printable(kind) or 'without extension'}" for kind, count in search.ignored.most_common(3)
     )

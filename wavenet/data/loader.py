@@ -1,4 +1,4 @@
-"""The segments that training takes, step by step, and how long it waits for them."""
+"""Loads the segments of each training step and measures the waiting time."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from wavenet.data.batch import Segments
 
 
 class Loader:
-    """Hands out the segments of one step after the other.
+    """Returns the segments of one step after another.
 
-    Which ones they are the number of the step says alone, whoever makes them and when. On a CPU they are
-    made when they are asked for: a thread beside would take its time from the step.
+    The segments depend on the number of the step only. With training on a CPU they are made on request,
+    because another thread would slow the step down.
 
     Parameters
     ----------
     make : callable
-        Given the number of a step, returns its segments.
+        Returns the segments of a step, given its number.
     ahead : bool
-        For a GPU: make those of the next step while the device is busy with this one, in memory from which
-        it copies while it computes.
+        For training on a GPU: make the segments of the next step during the current one, in pinned memory.
 
     Attributes
     ----------
     waited : float
-        Seconds that `take` has taken so far.
+        Seconds spent in `take` so far.
     """
 
     def __init__(self, make: Callable[[int], Segments], ahead: bool):
@@ -36,7 +35,7 @@ class Loader:
         self._next: tuple[int, Future[Segments]] | None = None
 
     def take(self, step: int) -> Segments:
-        """Return the segments of a step; an error in making them is raised here."""
+        """Return the segments of a step; raises the errors of `make`."""
         start = time.perf_counter()
         if self._pool is None:
             found = self.make(step)
@@ -49,7 +48,7 @@ class Loader:
         return found
 
     def close(self) -> None:
-        """End the thread; the next `take` makes its segments anew."""
+        """End the thread; the next `take` starts another."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool, self._next = ThreadPoolExecutor(1, "wavenet-load"), None

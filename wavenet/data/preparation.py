@@ -1,4 +1,4 @@
-"""Which recordings there are, in one folder or several, and their cached forms, made by several threads."""
+"""Finds recordings in one or several folders and decodes them into the cache, with several threads."""
 
 from __future__ import annotations
 
@@ -34,39 +34,39 @@ PathLike = str | os.PathLike[str]
 
 TRAIN, VALIDATION = "train", "validation"
 
-MOST_WORKERS = 8
-"""Recordings prepared at once: each takes up to 80 MB, and past this many the disk is what binds."""
+MAX_WORKERS = 8
+"""Recordings decoded at once: each takes up to 80 MB, and with more the disk is the limit."""
 
-LEAST_WEIGHT = 1e-3
+MIN_WEIGHT = 1e-3
 
-# Elsewhere than on POSIX systems an interrupt does not end a wait.
+# On systems other than POSIX an interrupt does not end a wait.
 _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where recordings are looked for.
+    """The folders to search, and what to leave out.
 
     Attributes
     ----------
     audio_dirs : tuple of paths
-        Folders searched in depth; with none, what the cache holds is taken.
+        Folders searched recursively.
     val_dir : path or None
-        A folder of which everything is for validation, and nothing of the others.
+        Folder of all validation recordings; the others are then all for training.
     patterns : tuple of str
         Recordings whose relative path matches one of these globs are left out; "*" matches "/" too.
-    avoid : tuple of paths
+    exclude : tuple of paths
         Folders that are not searched.
     """
 
     audio_dirs: tuple[PathLike, ...]
     val_dir: PathLike | None = None
     patterns: tuple[str, ...] = ()
-    avoid: tuple[PathLike, ...] = ()
+    exclude: tuple[PathLike, ...] = ()
 
 
 class Names:
-    """What the relative paths of an index stand for: with several folders each begins with a number.
+    """Resolves the relative paths of an index; with several folders each path begins with a number.
 
     Parameters
     ----------
@@ -85,23 +85,23 @@ class Names:
         return int(number), rest
 
     def relative(self, name: str) -> str:
-        """Return the path in its own folder."""
+        """Return the path within its folder."""
         return self._parts(name)[1] if self.folders else name
 
     def part(self, name: str) -> str:
-        """Return "train", "validation", or "" where the split is to decide."""
+        """Return "train", "validation", or "" if the split decides."""
         return self.folders[self._parts(name)[0]][1] if self.folders else ""
 
     def shown(self, name: str) -> str:
-        """Return the path with what tells its folder from the others."""
+        """Return the path with a label of its folder, if there are several."""
         if not self.folders:
             return name
         number, rest = self._parts(name)
         return f"{self.labels[number]}/{rest}"
 
 
-def matching(names: Iterable[str], patterns: Iterable[str]) -> dict[str, set[str]]:
-    """Return for each glob which relative paths it matches; one that ends with "/" is all that lies below."""
+def match_globs(names: Iterable[str], patterns: Iterable[str]) -> dict[str, set[str]]:
+    """Return the relative paths that each glob matches; a glob that ends with "/" matches all below it."""
     names = list(names)
     found = {}
     for pattern in patterns:
@@ -110,32 +110,32 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> dict[str, set[str
     return found
 
 
-def weights(names: Iterable[str], asked: Iterable[str]) -> Callable[[str], float]:
-    """Return a function from a recording's name to its weight, 1 for those that none is asked for.
+def weights(names: Iterable[str], requests: Iterable[str]) -> Callable[[str], float]:
+    """Return a function from a recording's name to its weight, by default 1.
 
     Parameters
     ----------
     names : strings
         Names of recordings, as in `Clips.names`.
-    asked : strings
-        "FOLDER=W" each: W for the names below FOLDER; of several that fit, the deepest counts.
+    requests : strings
+        "FOLDER=W" each: weight W for the names below FOLDER; the deepest matching folder counts.
 
     Raises
     ------
     AudioError
-        If one is not of that form, or no name lies below its folder.
+        If a request has another form, or its folder contains no recording.
     """
     names, found = list(names), {}
-    for text in asked:
+    for text in requests:
         folder, _, value = text.rpartition("=")
         try:
             weight = float(value)
         except ValueError:
             weight = math.nan
-        if not folder or not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
+        if not folder or not MIN_WEIGHT <= weight <= 1 / MIN_WEIGHT:
             raise AudioError(
-                f"{printable(text)}: must be FOLDER=W with W from {LEAST_WEIGHT:g} to "
-                f"{1 / LEAST_WEIGHT:g}, such as studio=2",
+                f"{printable(text)}: must be FOLDER=W with W from {MIN_WEIGHT:g} to "
+                f"{1 / MIN_WEIGHT:g}, such as studio=2",
                 argument="weight",
             )
         prefix = folder.rstrip("/") + "/"
@@ -152,13 +152,13 @@ def weights(names: Iterable[str], asked: Iterable[str]) -> Callable[[str], float
 
 
 def workers() -> int:
-    """Return how many recordings are prepared at once: one per core that this process may use."""
+    """Return how many recordings are decoded at once: one per core that this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, MOST_WORKERS))
+    return max(1, min(usable, MAX_WORKERS))
 
 
 class _Stopped(Exception):
-    """Ends a thread's work on a recording, as nobody waits for it any more."""
+    """Stops the work of a thread whose result is no longer needed."""
 
 
 def load_or_build_all(
@@ -168,11 +168,10 @@ def load_or_build_all(
     progress: Progress | None,
     shown: Callable[[str], str] = str,
 ) -> dict[str, Entry | str]:
-    """Return what `load_or_build` makes of each file, by name and in the order given.
+    """Return the result of `load_or_build` for each file, by name and in the given order.
 
-    Threads rather than processes, as decoding, resampling and arithmetic all release the interpreter.
-    Whatever ends the wait, an interrupt or a full disk, stops the threads within milliseconds; what they have
-    finished stays in the cache.
+    Threads suffice, as decoding, resampling and arithmetic release the interpreter lock. An interrupt or an
+    error stops all threads within milliseconds; finished entries stay in the cache.
 
     Parameters
     ----------
@@ -182,7 +181,7 @@ def load_or_build_all(
     progress : callable, optional
         Called in the caller's thread with (files done, files in all, printable name), as they finish.
     shown : callable, optional
-        How a name is told.
+        Returns the form of a name for `progress`.
     """
     stop = threading.Event()
 
@@ -218,7 +217,7 @@ def load_or_build_all(
 def from_folders(
     sources: Sources, cache_dir: Path, settings: CacheSettings, progress: Progress | None
 ) -> tuple[Index, list[Entry]]:
-    """Find the recordings of all folders and return an index, which is saved, and their cached forms."""
+    """Find and decode the recordings of all folders; save their index, and return it and the entries."""
     folders, found = _find(sources)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -234,7 +233,7 @@ def from_folders(
     several = folders if len(folders) > 1 else []
     for number, each in enumerate(found):
         prefix = f"{number}/" if several else ""
-        out = matching([*each.names, *each.unreadable], sources.patterns)
+        out = match_globs([*each.names, *each.unreadable], sources.patterns)
         for pattern, names in out.items():
             excluded[pattern] += len(names)
         left_out = set().union(*out.values())
@@ -292,7 +291,7 @@ def _find(sources: Sources) -> tuple[list[list[str]], list[FoundFiles]]:
                 argument="val_dir",
             )
         wanted[os.path.realpath(sources.val_dir)] = (sources.val_dir, VALIDATION)
-    found = {real: find_audio(path, sources.avoid) for real, (path, _) in wanted.items()}
+    found = {real: find_audio(path, sources.exclude) for real, (path, _) in wanted.items()}
     if len(found) > 1:
         taken: set[str] = set()
         for real in sorted(found, key=lambda real: wanted[real][1] != VALIDATION):
@@ -336,14 +335,14 @@ def from_cache(
 
 
 def _without(index: Index, patterns: Sequence[str]) -> Index:
-    """Return an index less what some globs match."""
+    """Return an index without the recordings that match one of some globs."""
     if not patterns:
         return index
     names, excluded, out = Names(index.folders), dict(index.excluded), set()
     own = {name: names.relative(name) for name in (*index.cached, *index.skipped)}
-    for pattern, matched in matching(own.values(), patterns).items():
+    for pattern, matched in match_globs(own.values(), patterns).items():
         left_out = {name for name, relative in own.items() if relative in matched}
-        # What the index was made without has been counted then.
+        # Recordings that the index excludes already are counted in it.
         excluded[pattern] = excluded.get(pattern, 0) + len(left_out)
         out |= left_out
     cached = {name: key for name, key in index.cached.items() if name not in out}

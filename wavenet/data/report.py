@@ -1,4 +1,4 @@
-"""What a person should know of the data before training on it."""
+"""The report on a dataset that is printed before training."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _REASONS_SHOWN = 4
 
 @dataclass(frozen=True)
 class DataReport:
-    """The data in numbers; `str(report)` is the text shown before training.
+    """Facts and figures of a dataset; `str(report)` is the text printed before training.
 
     Attributes
     ----------
     audio_dir : str
-        The folder or folders, or those that the cache was made from.
+        The folder or folders of the recordings, or those that the cache was made from.
     sample_rate, quantization_channels, normalization, silence_db
-        How it was quantised.
+        Format of the audio, number of mu-law classes, and threshold of silence removal.
     found, used : int
-        Recordings found, and those that hold usable audio.
+        Recordings found, and those that contain usable audio.
     ignored : dict from str to int
         Other files by extension.
     skipped : dict from str to list of str
-        Relative paths by the reason for which they are not used; with several folders, after the folder.
+        Relative paths of unused recordings by reason; with several folders, after the folder.
     clipped : dict from str to int
         Recordings with samples beyond full scale that were clipped, and how many samples.
     split : str
-        "files" if whole files were held out for validation, "ends" if the end of each file was, "folders" if
-        validation has a folder of its own.
+        "files" if whole files are held out for validation, "ends" if the end of each file is, "folders" if
+        validation has a separate folder.
     train_files, validation_files : int
         Recordings in each part.
     train_seconds, validation_seconds : float
@@ -42,7 +42,7 @@ class DataReport:
     silence_seconds : float
         Audio removed as silence.
     train_clips, validation_clips : int
-        Unbroken stretches of sound in each part.
+        Non-silent spans in each part.
     rates, channels : dict from int to int
         Number of recordings of each sample rate in Hz and each number of channels.
     peak_db : (float, float)
@@ -50,7 +50,7 @@ class DataReport:
     train_unigram_bits, validation_unigram_bits : float
         Entropy of the single samples (unigram), in bits per sample.
     excluded : dict from str to int
-        How many recordings each exclude pattern matched; they are not among those found.
+        Number of recordings that each exclude pattern matched; `found` does not include them.
     """
 
     audio_dir: str
@@ -80,7 +80,7 @@ class DataReport:
 
     @property
     def uniform_bits(self) -> float:
-        """Bits per sample of a guess that knows nothing: log2 of the number of classes."""
+        """Bits per sample of a uniform prediction: log2 of the number of classes."""
         return math.log2(self.quantization_channels)
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class DataReport:
         )
         lines.append(("bits/sample", f"uniform {self.uniform_bits:.2f}; {entropy}"))
         for glob in (glob for glob, count in self.excluded.items() if not count):
-            lines.append(("warning", f"--exclude {printable(glob)!r} matches no recording"))
+            lines.append(("warning", f"the exclude pattern {printable(glob)!r} matches no recording"))
         if self.clipped:
             shown = (f"{printable(name)} ({count} samples)" for name, count in self.clipped.items())
             named = _first(shown, _NAMES_SHOWN)
@@ -137,7 +137,7 @@ class DataReport:
         how = {
             "files": "whole files held out",
             "ends": "the end of each file held out: too few files",
-            "folders": "from a folder of its own",
+            "folders": "from a separate folder",
         }[self.split]
         return f"{text} ({how}); {clips} clips"
 
@@ -165,18 +165,18 @@ def by_reason(skipped: dict[str, str]) -> dict[str, list[str]]:
 
 
 def reason_lines(reasons: dict[str, list[str]]) -> list[str]:
-    """Return a text for each of the first reasons, with its count and first names, and one for the rest."""
-    told = [
+    """Return a line for each of the first reasons, with its count and first names, and one for the rest."""
+    lines = [
         f"{len(names)} {why}: {_first(map(printable, names), _NAMES_SHOWN)}"
         for why, names in list(reasons.items())[:_REASONS_SHOWN]
     ]
     if rest := [printable(name) for names in list(reasons.values())[_REASONS_SHOWN:] for name in names]:
-        told.append(f"{len(rest)} for other reasons: {_first(rest, 4 * _NAMES_SHOWN)}")
-    return told
+        lines.append(f"{len(rest)} for other reasons: {_first(rest, 4 * _NAMES_SHOWN)}")
+    return lines
 
 
 def _first(texts: Iterable[str], count: int) -> str:
-    """Return the first few texts as an enumeration that tells how many more there are."""
+    """Return the first few texts, separated by commas, and the number of the others."""
     texts = list(texts)
     return ", ".join(texts[:count]) + (f", and {len(texts) - count} more" if len(texts) > count else "")
 
