@@ -1,4 +1,4 @@
-"""Small networks that are told something, recordings to be told of, and a conditioner in plain numpy."""
+"""Small conditional networks, scores, and the conditioner in numpy."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ KINDS = {
 
 
 def config(kind: str, hop: int = 37, **changes) -> WaveNetConfig:
-    told = ConditioningConfig(**{"hop": hop, "conditioning_channels": 7, **KINDS[kind], **changes})
-    return dataclasses.replace(BASE, conditioning=told)
+    settings = {"hop": hop, "conditioning_channels": 7, **KINDS[kind], **changes}
+    return dataclasses.replace(BASE, conditioning=ConditioningConfig(**settings))
 
 
 ENGINES = ["reference", "numba", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def engine(model: WaveNet, backend: str) -> Generator:
-    """A generator on a backend, which a test without it passes over."""
+    """Return a generator on a backend; skip the test if the backend cannot run here."""
     try:
         return Generator(model, backend, "cuda" if backend == "cuda" else "cpu", threads=1)
     except BackendError as error:
@@ -47,7 +47,7 @@ def engine(model: WaveNet, backend: str) -> Generator:
 
 
 def network(config: WaveNetConfig, seed: int = 0) -> WaveNet:
-    """A network whose conditions matter: all weights are random, those that training begins as 0 too."""
+    """Return a network on which conditioning has an effect: no weight is 0 as at the start of training."""
     torch.manual_seed(seed)
     model = WaveNet(config)
     assert model.conditioner is not None
@@ -61,6 +61,7 @@ def network(config: WaveNetConfig, seed: int = 0) -> WaveNet:
 
 
 def tune(seed: int, seconds: float, notes: int = 12) -> Score:
+    """Return a score of random notes."""
     rng = np.random.default_rng(seed)
     onset = np.sort(rng.uniform(0, seconds * 0.8, notes))
     return Score(
@@ -69,16 +70,16 @@ def tune(seed: int, seconds: float, notes: int = 12) -> Score:
 
 
 def gate_bias(model: WaveNet, frames: np.ndarray) -> np.ndarray:
-    """What the conditioner makes of frames (channels, frames), in float64: (frames - 2 * 7, layers, gates).
+    """Return the gate bias of frames (channels, frames) in float64: (frames - 2 * context, layers, gates).
 
-    Without features nothing is lost at the ends.
+    The context is 7 frames for scores and spectra, and 0 for classes only.
     """
     assert model.config.conditioning is not None
-    told = model.config.conditioning
+    conditioning = model.config.conditioning
     exact = {name: value.double().numpy() for name, value in model.conditioner.state_dict().items()}
-    count, hidden, lost = len(told.class_names), 0.0, 0
-    if told.features != "none":
-        lost, values = 7, frames[count:].astype(np.float64)
+    count, hidden, context = len(conditioning.class_names), 0.0, 0
+    if conditioning.features != "none":
+        context, values = 7, frames[count:].astype(np.float64)
         values = (values - exact["centre"]) * exact["scale"]
         for number, dilation in enumerate((1, 2, 4)):
             weight, bias = exact[f"frames.{number}.weight"], exact[f"frames.{number}.bias"]
@@ -90,7 +91,7 @@ def gate_bias(model: WaveNet, frames: np.ndarray) -> np.ndarray:
                 values = np.tanh(values)
         hidden = values.T
     if count:
-        hidden = hidden + frames[:count, lost : frames.shape[1] - lost].T @ exact["classes.weight"].T
+        hidden = hidden + frames[:count, context : frames.shape[1] - context].T @ exact["classes.weight"].T
     layers, gates = model.config.layers, 2 * model.config.dilation_channels
-    projected = hidden @ exact["projection.weight"].T * 3 / np.sqrt(told.conditioning_channels)
+    projected = hidden @ exact["projection.weight"].T * 3 / np.sqrt(conditioning.conditioning_channels)
     return 5 * np.tanh(projected.reshape(-1, layers, gates) / 5)

@@ -1,4 +1,4 @@
-"""A second kind of network: the logits of a sample depend on the previous sample alone."""
+"""A second kind of network, in which the logits of a sample depend on the previous sample only."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Toy(nn.Module):
 
 
 class ToyObjective:
-    """Its losses drop values at random, so that resuming must restore the randomness."""
+    """Its loss uses dropout, so that resuming has to restore the random numbers."""
 
     def __init__(self, config, training):
         self.config, self.training = config, training

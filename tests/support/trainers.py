@@ -1,4 +1,4 @@
-"""What the tests of training share: a small network, a short run, and looks at what it left."""
+"""A small network, a short run, and readers of its output, for tests of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A toy that nobody plays untold: tones that change often, of random phase and level, in noise."""
+"""Recordings that cannot be predicted without their scores: short tones of random pitch, phase and level."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wavenet.utils.console import Console
 
 RATE = 4000
 PITCHES = (64, 71, 77, 82)
-"""Of 330, 494, 698 and 932 Hz: none is an octave of another."""
+"""330, 494, 698 and 932 Hz: none is an octave of another."""
 
 NETWORK = WaveNetConfig(
     sample_rate=RATE, quantization_channels=64, layers=7, stacks=1, residual_channels=24,
@@ -35,7 +35,7 @@ TRAINING = TrainingConfig(
 
 
 def tones(seed: int, seconds: float, least: float = 0.01, most: float = 0.02) -> tuple[np.ndarray, Score]:
-    """Return tones one after the other, as sound and as a score."""
+    """Return consecutive tones as audio and as a score."""
     rng = np.random.default_rng(seed)
     lengths = rng.uniform(least, most, int(seconds / least))
     lengths = lengths[np.cumsum(lengths) < seconds]
@@ -51,8 +51,8 @@ def tones(seed: int, seconds: float, least: float = 0.01, most: float = 0.02) ->
     return audio.astype(np.float32), Score(onset, onset + lengths, pitch, velocity)
 
 
-def material(home: Path, seconds: float = 60.0) -> tuple[Dataset, dict[str, Score]]:
-    """Write a minute to train on and some seconds to be scored; return them prepared, and their scores."""
+def prepare_tones(home: Path, seconds: float = 60.0) -> tuple[Dataset, dict[str, Score]]:
+    """Write a minute for training and some seconds for validation; return the dataset and the scores."""
     scores = {}
     for number in range(7):
         name = f"{number}.wav" if number < 6 else "held.wav"
@@ -66,11 +66,11 @@ def material(home: Path, seconds: float = 60.0) -> tuple[Dataset, dict[str, Scor
     return data, scores
 
 
-def trained(home: Path, told: ConditioningConfig | None) -> tuple[WaveNet, float]:
-    """Return a network trained on the toy, and its bits per sample on what was held out."""
-    config = dataclasses.replace(NETWORK, conditioning=told)
-    data, scores = material(home)
-    if told is not None:
+def trained(home: Path, conditioning: ConditioningConfig | None) -> tuple[WaveNet, float]:
+    """Return a network trained on the tones, and its bits per sample on the validation recording."""
+    config = dataclasses.replace(NETWORK, conditioning=conditioning)
+    data, scores = prepare_tones(home)
+    if conditioning is not None:
         for clips in (data.train, data.validation):
             own = [scores[clip.name.rpartition("/")[2]] for clip in clips.clips]
             share = TRAINING.condition_dropout if clips is data.train else 0.0
@@ -83,12 +83,12 @@ def trained(home: Path, told: ConditioningConfig | None) -> tuple[WaveNet, float
     return trainer.averaged, bits_per_sample(trainer.averaged, windows)
 
 
-def heard(audio: np.ndarray, score: Score) -> np.ndarray:
-    """Return which of `PITCHES` is the strongest in each note of a take, by its Fourier transform there."""
+def strongest_pitches(audio: np.ndarray, score: Score) -> np.ndarray:
+    """Return for each note the element of `PITCHES` with the most energy in the audio."""
     found = []
     hertz = 440 * 2 ** ((np.array(PITCHES) - 69) / 12)
     for onset, release in zip(score.onset, score.release, strict=True):
-        # The first milliseconds belong to the note before.
+        # A network may play the previous note for some milliseconds more.
         note = audio[round((onset + 0.003) * RATE) : round(release * RATE)]
         wave = np.exp(-2j * np.pi * np.outer(hertz, np.arange(len(note))) / RATE)
         found.append(PITCHES[int(np.argmax(np.abs(wave @ (note * np.hanning(len(note) + 2)[1:-1]))))])
