@@ -1,4 +1,4 @@
-"""Raw-audio WaveNet: train on a folder of recordings, generate new audio faster than it plays."""
+"""Raw-audio WaveNet: train on a folder of recordings, generate new audio faster than real time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from wavenet.generation.generator import Generator, GeneratorState
     from wavenet.models.wavenet import WaveNet
 
-# Loaded on first use, so that a command answers --help before torch has been imported.
-_HOMES = {
+# Imported on first use, so that a command prints --help without importing torch.
+_MODULES = {
     "PRESETS": "config",
     "TrainingConfig": "config",
     "WaveNetConfig": "config",
@@ -47,8 +47,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"wavenet.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"wavenet.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'wavenet' has no attribute {name!r}")
 
 

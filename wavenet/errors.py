@@ -1,4 +1,4 @@
-"""Errors a user can cause: each message is one line saying what was wrong, with the value, and what to do."""
+"""Errors that a user can cause. A message is one line: what is wrong, with the value, and what to do."""
 
 
 class WaveNetError(Exception):
@@ -24,8 +24,8 @@ class AudioError(WaveNetError):
 
 
 class CheckpointError(WaveNetError):
-    """A checkpoint that is missing, torn, of another version, or does not fit its configuration."""
+    """A checkpoint that is missing, damaged, of another version, or does not match its configuration."""
 
 
 class BackendError(WaveNetError):
-    """A backend that cannot serve the request, or a network whose output is not usable."""
+    """A backend that does not support the request, or a network with non-finite output."""

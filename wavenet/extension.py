@@ -56,7 +56,7 @@ def _build_reason() -> str | None:
 
 
 def _register_fakes() -> None:
-    """Register the shapes of the results with torch, so that the operators can be traced and compiled."""
+    """Register the operators' output shapes with torch, for tracing and compilation."""
 
     @torch.library.register_fake("wavenet::advance")
     def _(weights, geometry, queues, position, last_sample, samples, *settings):
@@ -64,8 +64,8 @@ def _register_fakes() -> None:
 
     @torch.library.register_fake("wavenet::frame_bias")
     def _(weights, entries, limit, frames):
-        lost = sum((entries[4] - 1) * dilation for dilation in entries[5:])
-        return frames.new_empty(frames.shape[0], frames.shape[2] - lost, entries[3])
+        context = sum((entries[4] - 1) * dilation for dilation in entries[5:])
+        return frames.new_empty(frames.shape[0], frames.shape[2] - context, entries[3])
 
     @torch.library.register_fake("wavenet::uniforms")
     def _(seed, stream, substream, position, steps):
