@@ -102,7 +102,7 @@ def test_values_out_of_range_are_refused_with_the_value(field, value):
         ("patience", -1),
     ],
 )
-def test_training_values_out_of_range_are_refused_with_the_value(field, value):
+def test_training_values_out_of_range_are_errors(field, value):
     with pytest.raises(ConfigError, match=field):
         dataclasses.replace(TrainingConfig(), **{field: value})
 

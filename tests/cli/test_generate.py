@@ -72,7 +72,7 @@ def test_same_seed_same_audio_and_another_without(home):
     assert seeds[0] != seeds[1]
 
 
-def test_a_batch_is_one_file_each_and_the_first_equals_the_take_alone(home):
+def test_a_batch_writes_one_file_for_each_take(home):
     assert run("generate", "--seconds", 0.2, "--seed", 3, "--batch", 3, "take.wav", cwd=home).returncode == 0
     assert run("generate", "--seconds", 0.2, "--seed", 3, "alone.wav", cwd=home).returncode == 0
     takes = [(home / f"take-{i}.wav").read_bytes() for i in range(3)]
@@ -109,13 +109,13 @@ def test_priming_goes_on_from_a_recording(home):
     assert (home / "after-primer.wav").read_bytes() != (home / "after-other.wav").read_bytes()
 
 
-def test_a_primer_shorter_than_the_receptive_field_and_of_another_rate(home):
+def test_a_short_primer_at_another_sample_rate(home):
     write_wav(home / "click.wav", chord(0.005, rate=8000), 8000)
     result = run("generate", "--seconds", 0.1, "--prime", "click.wav", "after-click.wav", cwd=home)
     assert result.returncode == 0, result.stderr
 
 
-def test_temperature_zero_is_deterministic_whatever_the_seed(home):
+def test_temperature_zero_does_not_depend_on_the_seed(home):
     for seed in (1, 2):
         run("generate", "--seconds", 0.2, "--temperature", 0, "--seed", seed, f"greedy-{seed}.wav", cwd=home)
     assert (home / "greedy-1.wav").read_bytes() == (home / "greedy-2.wav").read_bytes()
@@ -180,7 +180,7 @@ def test_a_full_device(home):
     assert b"standard output: no space left on device; free" in errors and b"ignored" not in errors
 
 
-def test_standard_output_opened_for_appending_gets_no_second_header(home):
+def test_appended_output_gets_no_second_header(home):
     run("generate", "--seconds", 0.2, "--seed", 1, "--force", "appended-is.wav", cwd=home)
     expected = (home / "appended-is.wav").read_bytes()
     for _ in range(2):
@@ -330,7 +330,7 @@ def test_raw_generation_needs_no_audio_library(home):
     assert (home / "bare.s16").stat().st_size == 2 * round(0.1 * CONFIG.sample_rate)
 
 
-def test_memory_does_not_grow_with_the_length_of_a_stream(home):
+def test_memory_does_not_grow_with_the_length(home):
     def peak(seconds):
         process = start(home, "--seconds", seconds, "-", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
@@ -348,7 +348,7 @@ def test_memory_does_not_grow_with_the_length_of_a_stream(home):
 # -- the silence before a take ------------------------------------------------------------------------
 
 
-def test_a_take_begins_with_its_first_sound_unless_asked_otherwise(tmp_path):
+def test_leading_silence_is_skipped_by_default(tmp_path):
     """A network that leaves silence once in a thousand samples, for a sound without end."""
     never = -50.0
     sound = [[never, never, never, 0.0], [0.0, never, never, never]]

@@ -166,7 +166,7 @@ def test_states_that_cannot_be_gone_on_with(generate, home):
     assert not (home / "x.wav").exists()
 
 
-def test_a_state_that_cannot_be_written_does_not_cost_the_take(generate, home, monkeypatch):
+def test_a_failed_state_file_does_not_lose_the_take(generate, home, monkeypatch):
     def full(*_):
         raise AudioError("cannot write x.state: no space left on device; free space or choose another place")
 
@@ -178,7 +178,7 @@ def test_a_state_that_cannot_be_written_does_not_cost_the_take(generate, home, m
 # -- mending and choosing ------------------------------------------------------------------------------
 
 
-def test_the_watchdog_tells_what_it_did_and_can_be_turned_off(generate, home):
+def test_the_watchdog_reports_and_can_be_turned_off(generate, home):
     common = ("--checkpoint", "troubled", "--seconds", 12, "--batch", 4, "--seed", 2, "--force")
     code, _, told = generate(*common, "--json", "mended.json", "mended.wav")
     assert code == 0 and "watchdog  went back" in told and "(silence" in told and "of 4 takes" in told
@@ -318,7 +318,7 @@ def test_playing_alone_writes_nothing(generate, home, speaker):
     assert "plays once the best take is chosen" in told and len(sounding(speaker)) >= 2000
 
 
-def test_an_interrupt_while_playing_leaves_what_was_given(generate, home, speaker, monkeypatch):
+def test_an_interrupt_while_playing_keeps_the_audio(generate, home, speaker, monkeypatch):
     pull_of = ManualDevice.start
     pulls: list[int] = []
 

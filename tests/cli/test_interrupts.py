@@ -52,7 +52,7 @@ def assert_whole(path):
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_an_interrupted_file_is_whole_and_as_long_as_it_says(home, name, code):
+def test_an_interrupted_file_has_a_valid_header(home, name, code):
     (home / "long.wav").unlink(missing_ok=True)
     ended, errors = interrupt_underway(home, "--force", "long.wav", number=getattr(signal, name))
     assert ended == code and "interrupted: long.wav" in errors
@@ -119,7 +119,7 @@ SWALLOWED = {
 
 
 @pytest.mark.parametrize("module", SWALLOWED)
-def test_an_interrupt_is_not_lost_in_what_is_being_loaded(home, module):
+def test_an_interrupt_during_imports_is_not_lost(home, module):
     code = (
         "import os, signal, sys\n"
         "from wavenet.cli.generate import main\n"

@@ -80,7 +80,7 @@ def played(home: Path, told: str, *arguments: str) -> np.ndarray:
     return soundfile.read(home / "take.wav", dtype="float32")[0]
 
 
-def test_the_measures_tell_recordings_from_each_other_and_from_noise():
+def test_measures_separate_recordings_and_noise():
     noise = np.random.default_rng(0).normal(size=10 * RATE)
     assert share(tones("soft", 99, 10), OVERTONES) < 0.03 and share(tones("bright", 99, 10), OVERTONES) > 0.92
     assert share(noise, IN_TUNE) < 0.2 and 0.8 < share(noise, OVERTONES) < 0.9

@@ -61,7 +61,7 @@ def clip_at(clips, place: int):
     return clips.clips[-1], int(clips._starts[-1])
 
 
-def test_the_beginning_of_a_recording_is_told_as_in_generation(folder):
+def test_first_frames_of_training_equal_generation(folder):
     from wavenet.music.midi_file import read_midi
 
     config, data = prepared(folder, "score", silence_db=None)
@@ -232,7 +232,7 @@ def test_what_does_not_go_together_is_named(folder, tmp_path):
         attach(config, data, tmp_path)
 
 
-def test_a_score_that_is_not_played_when_it_says_is_told(tmp_path):
+def test_a_misaligned_score_is_reported(tmp_path):
     for seed, late in ((1, 0.0), (2, 0.3), (3, 0.0)):
         audio, score = piece(seed, notes=30)
         save(tmp_path / f"audio/{seed}.wav", audio, PIECE_RATE)
@@ -277,7 +277,7 @@ def faster(arrays, folder, kind, labels=None, **told):
     return clips
 
 
-def test_classes_stay_with_their_recordings_at_any_speed(tmp_path):
+def test_classes_do_not_depend_on_the_speed(tmp_path):
     """Recordings of one class lie above zero, those of the other below."""
     sign = [1, -1, 1, -1]
     arrays = [0.5 * s * np.ones(length) for s, length in zip(sign, (700, 300, 450, 800), strict=True)]

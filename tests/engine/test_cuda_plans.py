@@ -105,7 +105,7 @@ def state_of(block: Block, config: WaveNetConfig, stages: Stages) -> list[range]
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_every_weight_has_one_place_and_nothing_overlaps(seed):
+def test_every_weight_is_placed_once(seed):
     random = torch.Generator().manual_seed(seed)
 
     def number(low: int, high: int) -> int:

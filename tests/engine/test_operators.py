@@ -165,7 +165,7 @@ def test_bad_arguments_are_named(operator, changes, message):
 
 
 @pytest.mark.parametrize("operator", ["advance", "generate"])
-def test_non_finite_logits_give_position_and_row_to_a_machine(operator):
+def test_non_finite_logits_give_position_and_row(operator):
     weights = PACKED.data.clone()
     weights[-weights.numel() // 3 :] = np.nan
     position = torch.tensor([40, 7])

@@ -181,7 +181,7 @@ def test_geometry_and_independence_of_the_model():
     assert packed.data.equal(before)
 
 
-def test_int8_sums_that_need_more_than_16_bits_get_coarser_integers():
+def test_wide_int8_sums_use_coarser_integers():
     shape = naive.Shape(4, 300, 2, 2, 2, 2, 1, 1)
     weights = naive.random_weights(shape, np.random.default_rng(2))
     weights["layers.0.dilated.weight"][:2] = [[0.5], [-0.25]]

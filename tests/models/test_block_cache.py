@@ -67,7 +67,7 @@ def test_what_was_there_before_changes_no_bit():
     assert held() == (0, 0)
 
 
-def test_a_block_is_used_again_and_no_more_is_held_than_was_in_use():
+def test_blocks_are_reused_and_memory_is_bounded():
     with native_layers.kept_blocks():
         first = block(8)
         address = first.data_ptr()
@@ -101,7 +101,7 @@ def test_later_steps_hold_no_more_than_the_first():
     assert max(sums) == sums[0] and min(sums) > 0.9 * sums[0]
 
 
-def test_nothing_is_kept_unasked_nor_after_the_last_of_several_contexts():
+def test_nothing_is_kept_outside_the_contexts():
     losses(network(), 1)
     assert held() == (0, 0)
     with pytest.raises(KeyError), native_layers.kept_blocks():

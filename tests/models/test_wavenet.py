@@ -81,7 +81,7 @@ def test_parameter_counts_of_published_networks():
         assert WaveNet(preset(name)).parameter_count == total
 
 
-def test_gate_bias_reaches_the_output_at_its_own_time_only():
+def test_gate_bias_is_causal():
     config = CONFIGS[0]
     model = make(config)
     samples = torch.randint(0, config.quantization_channels, (1, config.receptive_field + 30))
@@ -121,7 +121,7 @@ assert not slow, f"loads {slow}"
 """
 
 
-def test_loading_a_network_draws_nothing_and_needs_no_compiler(tmp_path):
+def test_loading_uses_no_random_numbers_or_compiler(tmp_path):
     WaveNet(CONFIGS[0]).save_pretrained(tmp_path / "net")
     command = [sys.executable, "-c", LOADING, str(tmp_path / "net")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

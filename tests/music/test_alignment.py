@@ -15,7 +15,7 @@ def said(audio: np.ndarray, score: Score) -> str | None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_score_that_is_played_raises_no_doubt_and_one_that_is_moved_does(seed):
+def test_a_shifted_score_is_detected(seed):
     audio, score = piece(seed)
     assert said(audio, score) is None
     assert said(audio, shifted(score, 0.02)) is None

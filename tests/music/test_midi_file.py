@@ -94,7 +94,7 @@ def test_notes_of_one_track(tmp_path, zero):
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_tempo_changes_hold_for_all_tracks_wherever_they_stand(tmp_path, place):
+def test_tempo_changes_apply_to_all_tracks(tmp_path, place):
     """60 a minute for 1.5 beats, then 240, and 30 from beat 3.5: beats 1, 3 and 4 are worked out by hand."""
     tempos = [tempo(0, 60), tempo(720, 240), tempo(1680, 30)]
     played = [on(480, 50), off(1440, 50), on(1440, 52), off(1920, 52)]
@@ -116,7 +116,7 @@ def test_smpte_division_ignores_the_tempo(tmp_path, frames, rate):
     assert (onset, release) == pytest.approx((1 / rate, 15 / rate), rel=1e-12)
 
 
-def test_tracks_and_channels_come_together_but_drums_stay_out(tmp_path):
+def test_tracks_and_channels_merge_without_drums(tmp_path):
     tracks = (
         [on(960, 70, channel=3), off(1200, 70, channel=3)],
         [on(0, 40, channel=15), on(240, 35, channel=9), off(480, 40, channel=15), off(480, 35, channel=9)],
@@ -133,7 +133,7 @@ def test_a_new_onset_ends_the_older_note_of_its_pitch(tmp_path):
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_voice_that_takes_over_the_pitch_of_another_is_not_cut(tmp_path, turned):
+def test_a_pitch_repeated_by_another_voice_is_not_cut(tmp_path, turned):
     """One track lets go at the tick at which the other strikes the same key."""
     tracks = [[on(0, 60, 10), off(480, 60)], [on(480, 60, 20), off(960, 60)]]
     assert read(tmp_path, *tracks[:: -1 if turned else 1]) == [(0.0, 0.5, 60, 10), (0.5, 1.0, 60, 20)]
@@ -144,7 +144,7 @@ def test_two_strikes_at_once_are_one_note(tmp_path):
     assert read(tmp_path, *tracks) == [(0.0, 0.5, 60, 20)]
 
 
-def test_notes_that_never_end_last_to_the_end_of_their_track(tmp_path):
+def test_unfinished_notes_end_with_their_track(tmp_path):
     tracks = [[on(0, 60), end(960)], [on(0, 72), off(240, 72), end(4800)]]
     assert read(tmp_path, *tracks) == [(0.0, 1.0, 60, 64), (0.0, 0.25, 72, 64)]
 

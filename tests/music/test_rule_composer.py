@@ -33,7 +33,7 @@ def test_the_first_tune_is_the_one_of_the_seed():
     assert np.array_equal(frames, score_of(compose(7, 8)).roll(0, FRAME, 1200))
 
 
-def test_the_next_one_follows_after_a_rest_and_is_another():
+def test_the_next_piece_differs_and_follows_a_rest():
     tunes = Tunes(SCORES, 7, bars=8)
     period = (8 + 0.5) * BEATS * 60 / TEMPO
     assert tunes.period == pytest.approx(period)

@@ -109,7 +109,7 @@ def test_what_cannot_be_met_fails(tree, value, message):
     assert not (tree / "dist").exists() or not list((tree / "dist").glob("*.whl"))
 
 
-def test_auto_without_a_compiler_warns_once_and_installs(tree):
+def test_auto_without_a_compiler_warns_and_installs(tree):
     result = build(tree, CXX="/nonexistent/c++")
     assert result.returncode == 0, result.stderr
     assert (result.stdout + result.stderr).count("WARNING: wavenet") == 1
@@ -188,7 +188,7 @@ def torch_with_cuda(tree: Path) -> str:
 
 
 @pytest.mark.parametrize("value", ["cuda", "auto"])
-def test_the_kernels_are_compiled_and_linked_with_their_runtime(tree, value):
+def test_kernels_are_linked_with_their_runtime(tree, value):
     compiler = stand_in(tree, f'echo "$0 $@" >> {tree}/log; [ -z "$out" ] || echo built > "$out"')
     path = torch_with_cuda(tree) if value == "auto" else ""
     result = build(tree, WAVENET_BUILD=value, CXX=compiler, NVCC=compiler, PYTHONPATH=path)
@@ -240,7 +240,7 @@ def test_cuda_without_its_compiler_fails(tree):
     assert "no CUDA compiler: NVCC = '/nonexistent/nvcc' was not found" in result.stderr
 
 
-def test_only_a_python_with_a_stable_abi_is_asked_for_it(tree):
+def test_stable_abi_only_where_python_has_it(tree):
     compiler = stand_in(tree, f'echo "$@" >> {tree}/log; echo built > "$out"')
     result = build(tree, WAVENET_BUILD="cpu", CXX=compiler)
     assert result.returncode == 0, result.stderr
@@ -347,7 +347,7 @@ def test_the_engine_says_why_it_is_not_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["avx2", "avx512", "avx512vnni"])
-def test_special_objects_share_no_function_with_the_rest(tmp_path, name):
+def test_special_objects_share_no_functions(tmp_path, name):
     """A weak symbol compiled for AVX could be the copy that every processor runs."""
     compiler = shutil.which("c++")
     if not compiler or not shutil.which("nm") or platform.machine() != "x86_64":

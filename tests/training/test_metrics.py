@@ -22,7 +22,7 @@ def test_lines_come_back_in_order(tmp_path):
     assert metrics.contains(2, "name") and not metrics.contains(1, "name") and not metrics.contains(3, "lr")
 
 
-def test_torn_lines_and_those_of_later_steps_are_dropped(tmp_path):
+def test_partial_lines_and_later_steps_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 5}\n{"ste\n[1]\n{"lr": 1}\n{"step": 3, "x": 1}\n{"step": 2')
     Metrics(tmp_path, pytest.fail).trim(3)
@@ -30,7 +30,7 @@ def test_torn_lines_and_those_of_later_steps_are_dropped(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_line_that_does_not_fit_leaves_no_part_of_itself(tmp_path):
+def test_a_failed_write_leaves_no_partial_line(tmp_path):
     """In a process whose files may not grow beyond 100 bytes, as a full disk stops them."""
     code = (
         "import resource, signal, sys\n"

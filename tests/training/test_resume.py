@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):
         subject.restore(path, moment)
 
 
-def test_the_checkpoint_just_written_outlives_damaged_later_ones(data, tmp_path):
+def test_the_newest_checkpoint_is_not_deleted(data, tmp_path):
     training = dataclasses.replace(TRAINING, keep=1)
     trainer(data, tmp_path, dataclasses.replace(TRAINING, keep=2)).train()
     latest, before = checkpoint.numbered(tmp_path)
@@ -140,7 +140,7 @@ def test_the_checkpoint_just_written_outlives_damaged_later_ones(data, tmp_path)
     assert (tmp_path / f"damaged-{latest.name}").is_dir()
 
 
-def test_resuming_after_skipped_steps_equals_not_stopping(data, tmp_path, monkeypatch):
+def test_resuming_after_skipped_steps_is_exact(data, tmp_path, monkeypatch):
     def run(folder, stop_at):
         subject = trainer(data, folder)
         if checkpoint.numbered(folder):

@@ -28,7 +28,7 @@ def test_learning_rate_rises_then_falls_along_a_cosine():
     assert all(a > b for a, b in itertools.pairwise(found[101:]))
 
 
-def test_exponential_decay_has_one_factor_and_ends_at_the_fraction():
+def test_exponential_decay_ends_at_the_fraction():
     found = rates("exponential")
     assert found[1000] == pytest.approx(0.1) and found[500] == pytest.approx(0.1**0.5)
     ratios = np.array(found[101:]) / np.array(found[100:-1])

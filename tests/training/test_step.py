@@ -25,7 +25,7 @@ def after(data, folder, steps=3, **settings):
     return subject, told
 
 
-def test_accumulated_batches_are_one_batch_so_many_times_as_large(data, tmp_path):
+def test_accumulated_batches_equal_one_large_batch(data, tmp_path):
     whole, expected = after(data, tmp_path, batch=6)
     parts, found = after(data, tmp_path, batch=2, accumulate=3)
     assert np.allclose(found, expected, rtol=1e-4)
@@ -67,7 +67,7 @@ def test_smoothing_against_numpy():
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-def test_smoothing_changes_the_gradient_but_not_the_bits_that_are_told(data, tmp_path):
+def test_smoothing_does_not_change_reported_bits(data, tmp_path):
     plain, told = after(data, tmp_path, steps=1)
     smooth, found = after(data, tmp_path, steps=1, label_smoothing=0.2)
     assert found[0][0] == told[0][0] and found[0][1] != told[0][1]
@@ -111,7 +111,7 @@ def test_dropout_depends_on_the_key_alone():
     assert found == [loss(*key) for key in keys] and len(set(found)) == len(keys)
 
 
-def test_dropout_is_no_part_of_validation_or_of_what_is_saved(data, tmp_path):
+def test_dropout_is_off_in_validation_and_averages(data, tmp_path):
     plain = trainer(data, tmp_path / "plain")
     subject = trainer(data, tmp_path / "dropping", dataclasses.replace(TRAINING, dropout=0.5))
     before = copy.deepcopy(plain.averaged.state_dict())
@@ -136,7 +136,7 @@ def test_resuming_with_them_is_to_the_bit(data, tmp_path, settings):
     assert equal(second.model.state_dict(), whole.model.state_dict())
 
 
-def test_matrices_decay_and_biases_and_the_embedding_do_not():
+def test_weight_decay_applies_to_matrices_only():
     model = WaveNet(CONFIG)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, plain = ({names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.1))

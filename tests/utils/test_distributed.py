@@ -120,7 +120,7 @@ class Counting(World):
 @pytest.mark.parametrize(
     "settings", [{}, {"dropout": 0.4}, {"label_smoothing": 0.1, "dropout": 0.2}, {"precision": "bf16"}]
 )
-def test_gradients_of_the_processes_add_up_to_those_of_one(settings):
+def test_gradients_of_processes_sum_to_those_of_one(settings):
     """Two processes of two batches each are one of four batches, where targets are few in some rows."""
     torch.manual_seed(0)
     training = dataclasses.replace(TRAINING, batch=2, **settings)
