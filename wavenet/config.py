@@ -1,4 +1,4 @@
-"""What a network is and how it was trained: plain frozen dataclasses with strict JSON forms."""
+"""Configurations of networks and of training: frozen dataclasses with a strict JSON form."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ NORMALIZATIONS = ("none", "peak", "loudness")
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("cosine", "exponential", "constant")
 NO_FEATURES = "none"
+"""Value of `ConditioningConfig.features` for a network without features."""
+
 INTERPOLATIONS = ("repeat", "linear")
 MAX_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
 class ConditioningConfig(JsonConfig):
-    """What a network is told besides the samples (van den Oord et al. 2016, section 2.5).
+    """Conditioning of a network (van den Oord et al. 2016, section 2.5).
 
     Attributes
     ----------
     class_names : tuple of str
-        Whose sound: the classes to choose among and to mix; none for a network without.
+        Names of the classes; empty for a network without classes.
     features : str
-        What is told per frame: "none", "mel" (log-mel spectrum) or "score" (notes, from MIDI).
+        Kind of the features of each frame, as `wavenet.conditioning.registry` lists them: "mel" (log-mel
+        spectrum) or "score" (notes, from MIDI); "none" for a network with classes only.
     hop : int
         Samples per frame.
     conditioning_channels : int
-        Width of the network that reads the frames.
+        Width of the convolutions over frames.
     interpolation : str
-        What holds between frames: "repeat" (the last one) or "linear" (their mixture).
+        Gate bias between frames: "repeat" (that of the last frame) or "linear" (interpolated).
     n_mels, n_fft : int
         Bands of the mel spectrum, and samples of its windows.
     fmin, fmax : float
@@ -53,7 +56,9 @@ class ConditioningConfig(JsonConfig):
         names = self.class_names
         self._require(len(set(names)) == len(names), "class_names", "all different")
         self._require(len(names) <= MAX_CLASSES, "class_names", f"at most {MAX_CLASSES}")
-        self._require(bool(names) or self.has_features, "features", "given where there are no classes")
+        self._require(
+            bool(names) or self.has_features, "features", "a kind of features, as there are no classes"
+        )
         self._require_int("hop", 1, 1_000_000)
         self._require_int("conditioning_channels", 1, 65536)
         self._require(self.interpolation in INTERPOLATIONS, "interpolation", f"one of {INTERPOLATIONS}")
@@ -63,7 +68,7 @@ class ConditioningConfig(JsonConfig):
 
     @property
     def linear(self) -> bool:
-        """Whether what holds between frames is their mixture."""
+        """Whether the gate bias is interpolated between frames."""
         return self.interpolation == "linear"
 
     @property
@@ -98,7 +103,7 @@ class AudioFormat(JsonConfig):
 
 @dataclass(frozen=True)
 class WaveNetConfig(JsonConfig):
-    """The network and the audio format it speaks (van den Oord et al. 2016, sections 2.1 to 2.4).
+    """A WaveNet and its audio format (van den Oord et al. 2016, sections 2.1 to 2.4).
 
     Attributes
     ----------
@@ -107,7 +112,7 @@ class WaveNetConfig(JsonConfig):
     quantization_channels : int
         Classes of the mu-law quantisation.
     layers, stacks : int
-        Dilated layers in all, and in how many equal stacks of dilations 1, 2, 4, ... they stand.
+        Dilated layers in total, and the number of equal stacks of dilations 1, 2, 4, ... they form.
     kernel_size : int
         Taps of each dilated convolution, at least 2.
     residual_channels, dilation_channels, skip_channels, head_channels : int
@@ -116,7 +121,7 @@ class WaveNetConfig(JsonConfig):
     normalization : str
         Level applied to recordings before quantisation: "none", "peak" or "loudness".
     conditioning : ConditioningConfig or None
-        What the network is told besides the samples.
+        None for an unconditional network.
     """
 
     sample_rate: int = 16000
@@ -141,7 +146,7 @@ class WaveNetConfig(JsonConfig):
             self._require_int(name, 1, 65536)
         if self.layers % self.stacks:
             raise ConfigError(f"layers = {self.layers}: must be a multiple of stacks = {self.stacks}")
-        # Beyond this the receptive field is hours of audio: a slip of the hand, not a network.
+        # Beyond this the receptive field is hours of audio: almost certainly a typo.
         if self.layers // self.stacks > 24:
             raise ConfigError(
                 f"layers = {self.layers} in {self.stacks} stack(s): the largest dilation would be "
@@ -162,7 +167,7 @@ class WaveNetConfig(JsonConfig):
 
     @property
     def queue_steps(self) -> int:
-        """Steps that all layers' queues hold together: (kernel_size - 1) * sum(dilations)."""
+        """Steps in the queues of all layers: (kernel_size - 1) * sum(dilations)."""
         return (self.kernel_size - 1) * sum(self.dilations)
 
     @property
@@ -172,29 +177,29 @@ class WaveNetConfig(JsonConfig):
 
     @property
     def silence(self) -> int:
-        """Class of amplitude zero, the endless past of every stream."""
+        """Class of amplitude zero, which precedes every stream."""
         return self.quantization_channels // 2
 
 
 @dataclass(frozen=True)
 class TrainingConfig(JsonConfig):
-    """How a network is trained; everything that decides the sequence of losses.
+    """Settings of training: all that determine the sequence of losses.
 
     Attributes
     ----------
     steps : int
-        Optimiser steps in all; the learning rate falls over them.
+        Total number of optimiser steps, over which the learning rate decays.
     batch : int
-        Segments that go through the network at once.
+        Segments per forward and backward pass.
     accumulate : int
-        Batches per step: the gradient is that of one batch so many times as large, in the memory of one.
+        Batches per step, whose gradients are averaged: a batch so many times as large in the memory of one.
     segment : float
         Length of each segment's targets, in seconds.
     lr : float
         Peak learning rate of AdamW, reached after `warmup_steps`.
     schedule : str
-        How the learning rate falls to `final_lr_fraction` of its peak: "cosine", "exponential" (the same
-        factor at every step), or "constant" (not at all).
+        Decay of the learning rate to `final_lr_fraction` of its peak: "cosine", "exponential" (the same
+        factor at every step), or "constant" (no decay).
     weight_decay : float
         Decoupled weight decay, on matrices only.
     clip_norm : float
@@ -202,40 +207,40 @@ class TrainingConfig(JsonConfig):
     dropout : float
         Probability with which each value that enters a dilated convolution is dropped in training.
     label_smoothing : float
-        Share of each target's probability that is spread over all classes in training's objective; the bits
-        that are told, and validation, are without.
+        Share of each target's probability that the training loss spreads over all classes; reported bits and
+        validation do not smooth.
     ema_decay : float
-        Decay per step of the averaged weights, which are the ones saved for use.
+        Decay per step of the averaged weights, which checkpoints contain for generation.
     seed : int
-        Of the initial weights and of the choice of segments.
+        Seed of the initial weights and of the segments drawn.
     precision : str
-        "fp32", "bf16" (matrix products in bfloat16), or "auto": bf16 where the hardware multiplies it.
+        "fp32", "bf16" (matrix products in bfloat16), or "auto": bf16 where the hardware supports it.
     validate_every, checkpoint_every, sample_every : int
-        In steps; 0 turns the thing off (a checkpoint at the end is always written).
+        Interval in steps; 0 disables (a checkpoint at the end is always written).
     patience : int
-        Validations without a new best after which a run ends; 0 never ends it so.
+        Validations without a new best after which training stops; 0 disables early stopping.
     validation_seconds : float
-        Audio scored at each validation, spread evenly over the validation part.
+        Audio scored at each validation, sampled evenly from the validation part.
     sample_seconds : float
         Length of the audio generated every `sample_every` steps.
     keep : int
         Numbered checkpoints kept besides the best.
     silence_db : float or None
-        Parts of a recording this far below its loudest part are removed; None keeps them.
+        Parts of a recording this many dB below its loudest part are removed; None keeps them.
     validation_fraction : float
         Share of the files held out.
     augment_gain : float
-        Training segments are made softer by up to this many dB, at random.
+        Largest random attenuation of training segments, in dB.
     augment_polarity : bool
-        Whether training segments are turned upside down at random.
+        Whether the polarity of training segments is inverted at random.
     augment_speed : float
-        Training segments are played up to this share faster or slower, at random, pitch and all.
+        Largest random change of a training segment's speed, as a share; the pitch changes with it.
     condition_dropout : float
-        Share of the training segments that a network with conditions is told nothing of.
+        Share of a conditioned network's training segments without conditioning.
     checkpoint_layers : bool
-        Compute every layer again in the backward pass instead of keeping what it computed.
+        Recompute every layer in the backward pass instead of storing its activations.
     compile : bool
-        Let torch compile the network before its first step.
+        Whether torch compiles the network before the first step.
     """
 
     steps: int = 10_000
@@ -296,9 +301,11 @@ class TrainingConfig(JsonConfig):
         self._require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}")
         self._require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
         if self.patience:
-            self._require(self.validate_every > 0, "validate_every", "more than 0 for patience to count")
+            self._require(self.validate_every > 0, "validate_every", "more than 0 when patience is set")
         if self.schedule == "exponential":
-            self._require(self.final_lr_fraction > 0, "final_lr_fraction", "more than 0 to be fallen to")
+            self._require(
+                self.final_lr_fraction > 0, "final_lr_fraction", "more than 0 for the exponential schedule"
+            )
 
     def _require_number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
@@ -308,7 +315,7 @@ class TrainingConfig(JsonConfig):
 
 
 def flat(config: WaveNetConfig) -> dict[str, Any]:
-    """Return a network's settings by the names of their flags; which classes there are the data say."""
+    """Return a network's settings as one flat dictionary, without the names of its classes."""
     values = config.to_json()
     conditioning = values.pop("conditioning") or {}
     conditioning.pop("class_names", None)
@@ -334,11 +341,11 @@ PRESETS: dict[str, dict[str, int]] = {
         head_channels=512,
     ),
 }
-"""Networks by name, as overrides of `WaveNetConfig`."""
+"""Named sizes of networks, as overrides of `WaveNetConfig`."""
 
 
 def preset(name: str, **overrides: Any) -> WaveNetConfig:
-    """Return the named preset with fields overridden.
+    """Return the configuration of a named preset with some fields overridden.
 
     Raises `ConfigError` for an unknown name (listing the known ones) or field.
     """

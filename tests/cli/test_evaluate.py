@@ -194,7 +194,7 @@ def test_one_recording_has_no_interval(home, monkeypatch, capsys):
         ([*DATA, "--precision", "fp8"], ["unknown precision 'fp8'", "bf16"]),
         ([*DATA, "--device", "toaster"], ["--device toaster", "cpu or cuda"]),
         ([*DATA, "--checkpoint", "nowhere"], ["nowhere", "does not exist"]),
-        ([*DATA, "--checkpoint", "audio"], ["audio: holds no checkpoint"]),
+        ([*DATA, "--checkpoint", "audio"], ["audio: contains no checkpoint"]),
         (["--audio-dir", "nowhere"], ["nowhere", "does not exist"]),
         (["--audio-dir", "empty"], ["empty", "is empty"]),
         (["--audio-dir", "short"], ["none of the 1 recording(s)", "click.wav"]),

@@ -81,7 +81,7 @@ def test_a_run_comes_first_and_a_damaged_one_is_told(tmp_path, monkeypatch):
     wavenet.WaveNet(wavenet.WaveNetConfig(layers=2, stacks=1)).save_pretrained(step)
     assert locate.default_checkpoint() == step
     (step / WEIGHTS_FILE).unlink()
-    assert_one_line_error(run("generate", "x.wav", cwd=tmp_path), "holds no checkpoint")
+    assert_one_line_error(run("generate", "x.wav", cwd=tmp_path), "contains no checkpoint")
 
 
 def test_half_precision_is_read_as_single(tmp_path):

@@ -238,7 +238,7 @@ def test_a_network_that_plays_scores_goes_on_without(home, tmp_path):
         (["--init-from", "run", "--preset", "tiny"], ["layers 6, not 16"]),
         (["--init-from", "run", "--sample-rate", "8000"], ["sample_rate 4000, not 8000"]),
         (["--init-from", "nowhere"], ["nowhere: does not exist"]),
-        (["--init-from", "audio"], ["audio: holds no checkpoint"]),
+        (["--init-from", "audio"], ["audio: contains no checkpoint"]),
         (["--init-from", "run", "--resume"], ["--init-from begins a run and --resume goes on"]),
         (["--max-time", "soon"], ["--max-time soon: must be"]),
         (["--dropout", "1"], ["dropout = 1"]),

@@ -124,7 +124,7 @@ def test_finding_checkpoints(tmp_path):
     model = WaveNet(CONFIG)
     with pytest.raises(CheckpointError, match="does not exist"):
         locate.find(tmp_path / "none")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint"):
         locate.find(tmp_path)
     model.save_pretrained(tmp_path / "best")
     assert locate.find(tmp_path) == tmp_path / "best"

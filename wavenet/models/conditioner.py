@@ -1,7 +1,7 @@
-"""Conditioning as one mechanism: a bias on every layer's gate, known per frame.
+"""From frames to the gate bias of all layers.
 
-Whatever a network is told stands in one tensor of frames (batch, channels, frames): a weight for each
-class, then the features. `Conditioner` makes the bias of them.
+All conditioning inputs are packed into one tensor of frames (batch, channels, frames): the weights of the
+classes, then the features. `Conditioner` maps them to a bias on every layer's gate.
 """
 
 from __future__ import annotations
@@ -19,26 +19,38 @@ from wavenet.models.gate_bias import GateBias
 
 
 class Conditioner(nn.Module):
-    """Makes the gate bias of frames: convolutions over neighbouring frames, then a projection per layer.
+    """Computes the gate bias of frames: convolutions over neighbouring frames, then a projection per layer.
 
-    How soon a network follows depends on what the projection, which begins at zero, is fed. Values are kept
-    near one, and as different from frame to frame as they can be: features are centred
-    (`fit_normalization`) and the activations odd. A part that all frames share would be learnt first, as a
-    mere bias with a hundred times the learning rate, and with features that hardly change go on to shut the
-    gates for good; no bias leaves
-    [-LIMIT, LIMIT] therefore.
+    The projection starts at zero, so how soon a network learns to follow its conditioning depends on the
+    scale of the projection's inputs. They are kept near one and vary as much as possible between frames:
+    features are centred (`fit_normalization`) and the activations are odd functions. A component shared by
+    all frames would be learnt first, as a plain bias at a hundred times the learning rate; with features
+    that hardly change it would grow until the gates saturate. The bias is therefore limited to
+    [-LIMIT, LIMIT].
 
-    Class weights pass one matrix only, so that mixtures of classes are mixtures of their biases (but for the
-    limit) and no weight at all adds nothing.
+    Class weights pass through one matrix only, so that the bias of a mixture is the mixture of biases (except
+    for the limit), and zero weights add nothing.
 
     Parameters
     ----------
     config : WaveNetConfig
-        With a `conditioning`.
+        A conditioned network's.
+
+    Attributes
+    ----------
+    features : Kind or None
+        Kind of the features; None for a network with classes only.
+    context_frames : int
+        Frames before and after a frame that its bias depends on.
+
+    Raises
+    ------
+    ConfigError
+        If the network is unconditional, or its settings do not suit a kind of conditioning.
     """
 
     steady = False
-    """A product of matrices may round otherwise where there are more rows."""
+    """A matrix product may round differently when it has more rows."""
 
     def __init__(self, config: WaveNetConfig):
         super().__init__()
@@ -63,33 +75,32 @@ class Conditioner(nn.Module):
                 assert convolution.bias is not None
                 nn.init.zeros_(convolution.bias)
                 self.frames.append(convolution)
-        # Each layer has a bias of its own already.
+        # Every layer already has a bias.
         self.projection = nn.Linear(width, self.shape[0] * self.shape[1], bias=False)
-        # Training begins with the network that is told nothing.
+        # Training starts as an unconditional network.
         nn.init.zeros_(self.projection.weight)
 
     @property
     def convolutions(self) -> list[nn.Conv1d]:
-        """Those over frames, in order; none without features."""
+        """Convolutions over frames, in order; empty without features."""
         layers = () if self.features is None else self.frames
         return [layer for layer in layers if isinstance(layer, nn.Conv1d)]
 
     def pack_weights(self) -> None:
-        """Lay weights that will change no more so that `forward` need not turn them each time."""
+        """Store the final weights in the layout that `forward` multiplies, which saves a transposition."""
         for convolution in self.convolutions:
             weight = convolution.weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
             convolution.weight = nn.Parameter(weight, requires_grad=False)
 
     @property
     def gain(self) -> float:
-        """What the projection is multiplied with."""
+        """Factor of the projection."""
         return GAIN / math.sqrt(self.conditioning.conditioning_channels)
 
     def fit_normalization(self, frames: torch.Tensor) -> None:
-        """Let features be centred and scaled as they come in some frames, before training begins.
+        """Set the mean and scale that normalize the features, from some frames, before training starts.
 
-        What frames have in common tells nothing, but would be learnt first. Each mel band has a scale of its
-        own; the rows of a score share one, as those that are hardly used are not to outweigh the others.
+        Each channel has its own scale, unless the kind's `shared_scale` asks for one of all channels.
 
         Parameters
         ----------
@@ -105,7 +116,7 @@ class Conditioner(nn.Module):
         self.scale.copy_(deviation.sqrt().clamp(min=LEAST_DEVIATION).reciprocal())
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """Return the gate bias of all frames but the first and last `context_frames`.
+        """Return the gate bias of all frames except the first and last `context_frames`.
 
         Parameters
         ----------
@@ -113,7 +124,7 @@ class Conditioner(nn.Module):
 
         Returns
         -------
-        float32 tensor (batch, frames - 2 * context, layers, 2 * dilation_channels)
+        float32 tensor (batch, frames - 2 * context_frames, layers, 2 * dilation_channels)
         """
         count, context = len(self.conditioning.class_names), self.context_frames
         hidden: torch.Tensor | None = None
@@ -145,19 +156,19 @@ class Conditioner(nn.Module):
 
 
 def rms_normalized(hidden: torch.Tensor) -> torch.Tensor:
-    """Return values (batch, frames, channels) with a root mean square below 1 in each frame.
+    """Return values (batch, frames, channels), divided by sqrt(1 + mean square) in each frame.
 
-    They are divided by sqrt(1 + mean square): root mean square normalisation (Zhang and Sennrich 2019), but
-    that soft notes stay softer than loud ones, and silence stays silence.
+    Unlike plain root mean square normalization (Zhang and Sennrich 2019) it keeps soft notes softer than loud
+    ones, and silence zero.
     """
     return F.rms_norm(hidden.float(), hidden.shape[-1:], eps=1.0)
 
 
 GAIN = 3.0
-"""How much a unit of the projection weighs, beside the square root of its width."""
+"""Factor of the projection, before division by the square root of its width."""
 
 LIMIT = 5.0
-"""Of a gate's bias: tanh and sigmoid are flat beyond."""
+"""Largest magnitude of a gate bias: tanh and sigmoid are flat beyond it."""
 
 LEAST_DEVIATION = 0.01
-"""Of a feature: one that hardly changes is not blown up."""
+"""Smallest standard deviation that features are divided by: nearly constant ones are not amplified."""

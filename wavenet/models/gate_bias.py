@@ -11,11 +11,11 @@ from wavenet.errors import ConfigError
 
 @dataclass(frozen=True)
 class GateBias:
-    """What is added to each layer's gate, at frame rate (van den Oord et al. 2016, section 2.5).
+    """Bias that each layer adds before its gate, at frame rate (van den Oord et al. 2016, section 2.5).
 
-    The bias at position p of a stream is the one used in the step that predicts sample p. With
+    The bias at position p of a stream is used in the step that predicts sample p. With
     q = p - start and f = floor(q / hop) it is frame f, or, if `linear`, the mixture of frames f and
-    f + 1 with weight (q mod hop) / hop on the latter. Beyond either end the nearest frame holds.
+    f + 1 with weight (q mod hop) / hop on the latter. Beyond either end the nearest frame is used.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class GateBias:
             here, beyond = some[:, offset // self.hop], some[:, offset // self.hop + 1]
             weight = self._weight(offset % self.hop, dtype)
             return (1 - weight) * here + weight * beyond if self.linear else here
-        # Repeated by a view, whose gradient is a plain sum over each frame's samples.
+        # Repetition is a view, whose gradient is a plain sum over each frame's samples.
         here, beyond = (each.unsqueeze(2) for each in (some[:, :-1], some[:, 1:]))
         here = here.expand(-1, -1, self.hop, -1)
         if self.linear:

@@ -1,4 +1,4 @@
-"""Finds checkpoints: by path, in a training run, or the one shipped with the package."""
+"""Finds checkpoints: by path, in a training run, or the one that comes with the package."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ BEST = "best"
 
 
 RUN = Path("checkpoints")
-"""Where training writes by default, and where a checkpoint is looked for when none is named."""
+"""Folder where training writes by default, and where `default_checkpoint` searches."""
 
 
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "piano"
-"""A network that comes with the package: a piano that plays scores. Its README.md tells of it."""
+"""A network that comes with the package: a piano that plays scores; see its README.md."""
 
 
 def find(path: Path) -> Path:
-    """Return the checkpoint meant by a path: the directory itself, or the newest in a run directory.
+    """Return the checkpoint that a path names: the folder itself, or the newest one in a run's folder.
 
-    "piano", where there is nothing of that name, is `SHIPPED`.
+    "piano" is `SHIPPED`, unless there is a file or folder of that name.
 
-    Raises `CheckpointError` if the path does not exist or holds none.
+    Raises `CheckpointError` if the path does not exist or contains no checkpoint.
     """
     if str(path) == SHIPPED.name and not path.exists():
         return SHIPPED
     if not path.is_dir():
         kind = "is not a folder" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path}: {kind}; train a network first, or name one with --checkpoint DIR")
+        raise CheckpointError(f"{path}: {kind}; train a network first, or name another folder")
     recover(path)
     if (path / CONFIG_FILE).is_file():
         return path
     found = [each.parent for depth in ("*", "*/*") for each in path.glob(f"{depth}/{CONFIG_FILE}")]
     whole = [each for each in found if (each / WEIGHTS_FILE).is_file() and not each.name.startswith(".")]
     if not whole:
-        raise CheckpointError(f"{path}: holds no checkpoint; train a network first with wavenet-train")
-    # Copying and unpacking change times: within a run the step decides, and only between runs the time. A
-    # run's best network repeats an earlier step, so it counts only where no other is.
+        raise CheckpointError(f"{path}: contains no checkpoint; train a network first with wavenet-train")
+    # Copying and unpacking change times, so that the step decides within a run, and the time only between
+    # runs. A run's best network repeats an earlier step; it is chosen only if there is no other.
     runs: dict[Path, list[Path]] = {}
     for each in whole:
         runs.setdefault(each.parent, []).append(each)
@@ -53,14 +53,14 @@ def find(path: Path) -> Path:
 
 
 def display_name(directory: Path) -> str:
-    """Return a checkpoint's name for a line of text: its path, or "piano"."""
+    """Return a checkpoint's name for messages: its path, or "piano"."""
     return SHIPPED.name if directory == SHIPPED else printable(directory)
 
 
 def default_checkpoint() -> Path:
-    """Return the newest checkpoint under `RUN`, or `SHIPPED` where there is none.
+    """Return the newest checkpoint under `RUN`, or `SHIPPED` if there is none.
 
-    Raises `CheckpointError` if `RUN` is something else than a folder.
+    Raises `CheckpointError` if `RUN` is not a folder.
     """
     recover(RUN)
     if not RUN.exists() or (RUN.is_dir() and not any(RUN.rglob(CONFIG_FILE))):
