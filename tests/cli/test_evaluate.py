@@ -333,7 +333,7 @@ def test_scores_are_drawn(home, monkeypatch, capsys):
         ("no/bars.png", "does not exist"),
     ):
         code, _, errors = evaluate(home, monkeypatch, capsys, *DATA, "--plot", name)
-        assert code == 1 and f"--plot {name}: " in errors and words in errors
+        assert code == 1 and f"{name}: " in errors and words in errors
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, errors = evaluate(home, monkeypatch, capsys, *DATA, "--plot", "more.png")
     assert code == 1 and errors.endswith("pip install 'wavenet[plot]'\n")

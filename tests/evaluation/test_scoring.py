@@ -25,7 +25,7 @@ from wavenet.evaluation.results import Evaluation, Sums
 from wavenet.evaluation.scoring import Loop, Parallel, bits_per_sample, evaluate, rows_per_pass
 from wavenet.generation.generator import Generator
 from wavenet.models.wavenet import WaveNet
-from wavenet.utils.statistics import ratio_interval, student_quantile
+from wavenet.utils.statistics import ratio_interval
 
 CLASSES = 24
 SHAPE = Shape(
@@ -191,12 +191,6 @@ def test_prepared_clips_know_their_recordings(tmp_path):
 
 
 # -- intervals ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30, 101, 5000])
-def test_student_quantile_against_scipy(freedom):
-    assert student_quantile(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-9)
-    assert student_quantile(freedom, 0.5) == pytest.approx(scipy.stats.t.ppf(0.75, freedom), rel=1e-9)
 
 
 def test_interval_of_equal_recordings_is_students():

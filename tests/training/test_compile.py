@@ -10,7 +10,7 @@ from support.commands import NETWORK_FLAGS, assert_one_line_error, make_audio, r
 from support.trainers import TRAINING, trainer
 
 from wavenet.errors import ConfigError
-from wavenet.training.compile import compiling_explained
+from wavenet.training.compile import explain_compile_errors
 
 QUICK = [
     *NETWORK_FLAGS,
@@ -32,7 +32,7 @@ def test_what_does_not_go_together_is_refused(data, tmp_path, settings, message)
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="shape"), compiling_explained():
+    with pytest.raises(RuntimeError, match="shape"), explain_compile_errors():
         raise RuntimeError("shape mismatch")
 
 

@@ -13,7 +13,7 @@ from support.commands import assert_one_line_error, environment, run
 from wavenet.errors import AudioError, ConfigError
 from wavenet.evaluation.plots import draw_scores
 from wavenet.generation.plots import draw_take, envelope
-from wavenet.training.plots import draw, series
+from wavenet.training.plots import draw_curves, series
 
 
 def write(folder, records):
@@ -40,7 +40,7 @@ def account(tmp_path):
     return write(tmp_path / "run", records)
 
 
-def test_series_leave_out_what_has_no_value(account):
+def test_series_skip_missing_values(account):
     records = [json.loads(line) for line in (account / "metrics.jsonl").read_text().splitlines()]
     assert series(records, "train_bits")[0] == [10, 20, 30, 50, 60, 70, 80, 90, 100]
     assert series(records, "validation_bits") == ([50, 100], [5.0, 4.0])
@@ -51,7 +51,7 @@ def test_curves_show_everything(account, monkeypatch):
     drawn = []
     plain = figure.Figure.savefig
     monkeypatch.setattr(figure.Figure, "savefig", lambda f, *a, **k: (drawn.append(f), plain(f, *a, **k))[1])
-    assert draw(account) == account / "curves.png"
+    assert draw_curves(account) == account / "curves.png"
     assert (account / "curves.png").read_bytes().startswith(b"\x89PNG")
     bits, rate, norm, speed = drawn[0].axes
     lines = {line.get_label(): line for line in bits.get_lines()}
@@ -68,24 +68,24 @@ def test_a_run_without_validation_or_with_torn_lines_is_drawn(tmp_path):
     folder = write(tmp_path / "run", [{"step": 10, "train_bits": 5.0, "lr": 0.1}])
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 20, "train_b')
-    assert draw(folder).stat().st_size > 0
+    assert draw_curves(folder).stat().st_size > 0
 
 
 @pytest.mark.parametrize(("name", "head"), [("a.svg", b"<?xml"), ("b.PDF", b"%PDF")])
 def test_other_formats_by_their_names(account, tmp_path, name, head):
     pytest.importorskip("matplotlib")
-    assert draw(account, tmp_path / name) == tmp_path / name
+    assert draw_curves(account, tmp_path / name) == tmp_path / name
     assert (tmp_path / name).read_bytes().startswith(head) and not (account / "curves.png").exists()
 
 
 def test_what_cannot_be_drawn_is_one_line(account, tmp_path):
-    with pytest.raises(ConfigError, match=r"--plot .*none: .*metrics.jsonl cannot be read \(no such file"):
-        draw(tmp_path / "none")
-    with pytest.raises(ConfigError, match="holds nothing to draw yet"):
-        draw(write(tmp_path / "new", [{"step": 4}]))
+    with pytest.raises(ConfigError, match=r"none.metrics.jsonl: cannot be read \(no such file"):
+        draw_curves(tmp_path / "none")
+    with pytest.raises(ConfigError, match="contains nothing to draw yet"):
+        draw_curves(write(tmp_path / "new", [{"step": 4}]))
     pytest.importorskip("matplotlib")
-    with pytest.raises(ConfigError, match=r"--plot-to .*x.txt: must end in .png"):
-        draw(account, tmp_path / "x.txt")
+    with pytest.raises(ConfigError, match=r"x.txt: must end in .png"):
+        draw_curves(account, tmp_path / "x.txt")
 
 
 def test_the_command_draws_and_needs_no_torch(account, tmp_path):
@@ -106,11 +106,13 @@ def test_the_command_draws_and_needs_no_torch(account, tmp_path):
 def test_without_matplotlib_the_extra_is_named(account, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"matplotlib is not installed: pip install 'wavenet\[plot\]'"):
-        draw(account)
+        draw_curves(account)
 
 
 def test_refusals_of_the_command(tmp_path):
-    assert_one_line_error(run("train", "--plot", "none", cwd=tmp_path), "--plot none", "name a run")
+    assert_one_line_error(
+        run("train", "--plot", "none", cwd=tmp_path), "none/metrics.jsonl", "name a training run"
+    )
     assert_one_line_error(run("train", "--plot-to", "x.png", cwd=tmp_path), "--plot-to x.png", "--plot RUN")
 
 

@@ -8,14 +8,11 @@ import subprocess
 import sys
 import types
 
-import numpy as np
 import pytest
-import torch
 from support.commands import NETWORK_FLAGS, assert_one_line_error, environment, make_audio
 from support.trainers import TRAINING, equal, metrics, said, trainer
 
 from wavenet.training import checkpoint
-from wavenet.training.tensorboard import spectrogram
 
 
 class Writer:
@@ -88,18 +85,7 @@ def test_a_full_disk_is_told_once_and_ends_nothing(data, tmp_path, writers, monk
     monkeypatch.setattr(Writer, "add_scalar", full, raising=False)
     subject = trainer(data, tmp_path)
     assert subject.train(tensorboard=True)
-    assert said(subject).count("no space left on device; training goes on") == 1
-
-
-def test_a_tone_is_one_bright_line():
-    rate, hertz = 8000, 1000
-    picture = spectrogram(torch.sin(2 * np.pi * hertz * torch.arange(8000) / rate))
-    rows, columns = picture.shape
-    assert columns == (8000 - 512) // 128 + 1 and rows == 257
-    # From the bottom up, in steps of 8000 / 512 Hz.
-    assert set((rows - 1 - picture.argmax(dim=0)).tolist()) == {round(hertz * 512 / rate)}
-    assert float(picture.min()) == 0 and float(picture.max()) == 1
-    assert spectrogram(torch.zeros(10)).shape == (257, 1)
+    assert said(subject).count("no space left on device; training continues") == 1
 
 
 def test_without_tensorboard_the_extra_is_named_before_the_recordings_are_read(tmp_path):

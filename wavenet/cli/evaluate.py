@@ -134,7 +134,7 @@ def _check_output(options: Namespace) -> None:
 
     from wavenet.cli.generate_options import check_file
     from wavenet.errors import ConfigError
-    from wavenet.utils.figures import figure
+    from wavenet.utils.figures import new_figure
 
     if sys.stdout is None and options.json in (None, "-"):
         raise ConfigError("standard output is closed: open it, or name a file with --json")
@@ -142,7 +142,7 @@ def _check_output(options: Namespace) -> None:
         check_file("--json", Path(options.json), options.force)
     if options.plot is not None:
         check_file("--plot", options.plot, options.force)
-        figure("--plot", options.plot, (1, 1))
+        new_figure(options.plot, (1, 1))
 
 
 def work(options: Namespace) -> int:

@@ -12,7 +12,7 @@ from wavenet.cli.common import Parser
 from wavenet.conditioning.inputs import feature_inputs
 from wavenet.errors import AudioError, ConfigError
 from wavenet.utils.distributed import World
-from wavenet.utils.figures import figure
+from wavenet.utils.figures import new_figure
 from wavenet.utils.files import printable
 
 
@@ -303,7 +303,7 @@ def _check_views(options: Namespace) -> None:
             raise ConfigError(f"--plot: draws up to {MAX_PLOTS} takes of OUT; make fewer, or leave it out")
         if options.seconds is not None and options.seconds > MAX_PLOT_SECONDS:
             raise ConfigError(f"--plot: draws up to {MAX_PLOT_SECONDS:g} s; give fewer --seconds")
-        figure("--plot", options.plot, (1, 1))
+        new_figure(options.plot, (1, 1))
 
 
 def _check_standard_output(options: Namespace) -> None:

@@ -78,8 +78,8 @@ def work(options: argparse.Namespace) -> int:
     from wavenet.models import locate
     from wavenet.models.precision import resolve_precision
     from wavenet.training import checkpoint
-    from wavenet.training.compile import compiling_explained
-    from wavenet.training.memory_plan import explained, fitted
+    from wavenet.training.compile import explain_compile_errors
+    from wavenet.training.memory_plan import explain_out_of_memory, fit_batch
     from wavenet.training.tensorboard import writer_class
     from wavenet.training.trainer import Trainer
     from wavenet.utils.console import Console
@@ -124,7 +124,7 @@ def work(options: argparse.Namespace) -> int:
     if auto and world.size > 1:
         raise ConfigError(f"--batch auto: {world.size} processes have to agree on it; give a number")
     # A run that goes on has a batch already.
-    training = fitted(config, training, device, auto and not options.resume, console.line)
+    training = fit_batch(config, training, device, auto and not options.resume, console.line)
 
     data = world.run_main_first(lambda: _prepared(options, source, config, training, console))
     if config.conditioning is not None and config.conditioning.class_names == (UNKNOWN,):
@@ -144,7 +144,7 @@ def work(options: argparse.Namespace) -> int:
     if found is not None:
         trainer.restore(*found)
         console.line(f"resuming from {found[0]}")
-    with explained(config, training, device), compiling_explained():
+    with explain_out_of_memory(config, training, device), explain_compile_errors():
         code = _dry_run(trainer, console) if options.dry_run else _train(trainer, console, options, limit)
     # One that ends is taken for a failure by what started it, if its code is not 0, and ends the others.
     world.leave()
@@ -203,10 +203,10 @@ def _source(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from wavenet.training.plots import draw
+    from wavenet.training.plots import draw_curves
     from wavenet.utils.console import Console
 
-    Console().line(f"wrote {draw(options.plot, getattr(options, 'plot_to', None))}")
+    Console().line(f"wrote {draw_curves(options.plot, getattr(options, 'plot_to', None))}")
     return 0
 
 

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wavenet.utils.figures import picture
+from wavenet.utils.figures import saved_figure
 
 BASELINES = ("uniform", "unigram", "linear prediction")
-"""Names of scores that no network has made."""
+"""Names of the scores that are not of a network."""
 
 
 def draw_scores(path: Path, scores: Sequence[tuple[str, float, tuple[float, float] | None]]) -> None:
     """Draw bits per sample, with an interval where there is one, as bars from top to bottom.
 
-    Errors are those of `drawing.picture`.
+    Errors are those of `saved_figure`.
     """
-    with picture("--plot", path, (8, 1.2 + 0.45 * len(scores))) as figure:
+    with saved_figure(path, (8, 1.2 + 0.45 * len(scores))) as figure:
         _bars(figure.subplots(), scores)
 
 

@@ -1,4 +1,4 @@
-"""A take as a picture: its waveform, its spectrogram, and how sure the network was of every sample."""
+"""A take as a picture: waveform, spectrogram, and the entropy of the network's predictions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from wavenet.utils.figures import picture
+from wavenet.utils.figures import RANGE_DB, saved_figure, spectrogram
 
 COLUMNS = 1600
-"""Most points across; beyond these samples are drawn as ranges."""
+"""Most points across; longer curves are drawn as ranges."""
 
 WINDOW_SECONDS = 0.064
-RANGE_DB = 80.0
-"""What lies further below the loudest point of the spectrogram is black."""
+"""Length of the spectrogram's windows."""
 
-SMOOTH_SECONDS = 0.05
+SMOOTHING_SECONDS = 0.05
+"""Length of the moving average of the entropy."""
 
 
 def draw_take(path: Path, audio: np.ndarray, sample_rate: int, entropy: np.ndarray, classes: int) -> None:
@@ -26,40 +26,41 @@ def draw_take(path: Path, audio: np.ndarray, sample_rate: int, entropy: np.ndarr
     Parameters
     ----------
     path : Path
-        Of the picture: png, pdf or svg.
+        Picture: png, pdf or svg.
     audio : float array (samples,)
         Full scale is 1.
     sample_rate : int
         In Hz.
     entropy : float array (samples,)
-        Of the network's predictions, in bits.
+        Entropy of the network's predictions, in bits.
     classes : int
-        Of the network.
+        Number of classes of the network.
 
-    Errors are those of `drawing.picture`.
+    Raises
+    ------
+    ConfigError, AudioError
+        As `saved_figure` does.
     """
-    with picture("--plot", path, (11, 7)) as figure:
+    with saved_figure(path, (11, 7)) as figure:
         wave, bands, bits = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 1))
         seconds = len(audio) / sample_rate
         low, high, _ = envelope(audio)
         wave.fill_between(np.linspace(0, seconds, len(low)), low, high, step="mid", linewidth=0.5)
         wave.set(ylabel="amplitude", ylim=(-1, 1))
-        spectrogram(bands, audio, sample_rate)
-        _entropies(bits, entropy, seconds, classes)
+        _draw_spectrogram(bands, audio, sample_rate)
+        _draw_entropy(bits, entropy, seconds, classes)
 
 
-def _entropies(bits: Any, entropy: np.ndarray, seconds: float, classes: int) -> None:
-    low, high, _ = envelope(entropy)
-    places = np.linspace(0, seconds, len(low))
-    bits.fill_between(places, low, high, step="mid", alpha=0.3, linewidth=0, label="range")
-    width = max(1, round(SMOOTH_SECONDS * len(low) / max(seconds, 1e-3)))
-    bits.plot(
-        places, _smooth(envelope(entropy)[2], width), linewidth=1, label=f"mean of {SMOOTH_SECONDS:g} s"
-    )
+def _draw_entropy(axes: Any, entropy: np.ndarray, seconds: float, classes: int) -> None:
+    low, high, mean = envelope(entropy)
+    times = np.linspace(0, seconds, len(low))
+    axes.fill_between(times, low, high, step="mid", alpha=0.3, linewidth=0, label="range")
+    width = max(1, round(SMOOTHING_SECONDS * len(low) / max(seconds, 1e-3)))
+    axes.plot(times, _smooth(mean, width), linewidth=1, label=f"mean of {SMOOTHING_SECONDS:g} s")
     most = math.log2(classes)
-    bits.axhline(most, linestyle=":", color="gray", label="knowing nothing")
-    bits.set(ylabel="entropy (bits)", xlabel="seconds", xlim=(0, max(seconds, 1e-3)), ylim=(0, most * 1.05))
-    bits.legend(loc="lower right", fontsize="small", ncols=3)
+    axes.axhline(most, linestyle=":", color="gray", label="uniform")
+    axes.set(ylabel="entropy (bits)", xlabel="seconds", xlim=(0, max(seconds, 1e-3)), ylim=(0, most * 1.05))
+    axes.legend(loc="lower right", fontsize="small", ncols=3)
 
 
 def envelope(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,18 +78,12 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.convolve(padded, np.full(width, 1 / width), mode="valid")
 
 
-def spectrogram(axes: Any, audio: np.ndarray, sample_rate: int) -> None:
-    """Draw the spectrogram of audio (samples,), black where it is far below its loudest point."""
-    size = 1 << max(4, round(math.log2(WINDOW_SECONDS * sample_rate)))
-    audio = np.pad(audio.astype(np.float32), (0, max(0, size - len(audio))))
-    hop = max(size // 4, (len(audio) - size) // COLUMNS + 1)
-    frames = np.lib.stride_tricks.sliding_window_view(audio, size)[::hop]
-    window = np.hanning(size + 1)[:-1].astype(np.float32)
-    power = np.stack([np.square(np.abs(np.fft.rfft(frame * window))) for frame in frames], axis=1)
-    level = 10 * np.log10(power + 1e-20)
-    edges = (0, len(audio) / sample_rate, 0, sample_rate / 2000)
+def _draw_spectrogram(axes: Any, audio: np.ndarray, sample_rate: int) -> None:
+    n_fft = 1 << max(4, round(math.log2(WINDOW_SECONDS * sample_rate)))
+    hop = max(n_fft // 4, (len(audio) - n_fft) // COLUMNS + 1)
+    edges = (0, max(len(audio), n_fft) / sample_rate, 0, sample_rate / 2000)
     axes.imshow(
-        level, origin="lower", aspect="auto", extent=edges, cmap="magma",
-        vmin=level.max() - RANGE_DB, vmax=level.max(), interpolation="nearest",
+        spectrogram(audio, n_fft, hop), origin="lower", aspect="auto", extent=edges, cmap="magma",
+        vmin=-RANGE_DB, vmax=0, interpolation="nearest",
     )  # fmt: skip
     axes.set(ylabel="kHz")

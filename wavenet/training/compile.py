@@ -27,7 +27,7 @@ def compile_network(model: nn.Module, training: TrainingConfig) -> None:
 
 
 @contextlib.contextmanager
-def compiling_explained() -> Iterator[None]:
+def explain_compile_errors() -> Iterator[None]:
     """Turn a failure of the compiler into a `ConfigError`."""
     try:
         yield

@@ -1,7 +1,7 @@
-"""What fits into the memory at hand: how much a training step takes, before it takes it, and what to lower.
+"""Memory of a training step: how much it needs, computed before it runs, and which settings would fit.
 
-A step is gone through with tensors that have a shape and no content (torch's fake tensors), and what would be
-alive at once is counted. That costs a second or two, no memory, and no random number.
+A step runs with tensors that have a shape and no content (torch's fake tensors), and the bytes allocated at
+the same time are counted. That takes a second or two, no memory, and no random number.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig
 from wavenet.data.batch import Segments
 from wavenet.errors import ConfigError
 from wavenet.training.wavenet_objective import WaveNetObjective
-from wavenet.utils.memory import available_bytes, give_back_freed_blocks, out_of_memory
+from wavenet.utils.memory import available_bytes, out_of_memory, return_freed_blocks
 
 LARGEST_BATCH = 64
-"""What `--batch auto` takes at most: beyond it a step gets slower, but hardly better."""
+"""Largest batch that is chosen automatically: larger ones make a step slower, but hardly better."""
 
 RESERVE = 1.1
-"""By how much more room than counted is asked for, with `RESERVE_BYTES` beside it: products' own buffers and
-code that is loaded late. On the CPU, with freed blocks given back, fp32 was measured at 0.98 to 1.03 of what
-is counted (and 13 MB), bf16 at up to 1.02 of it and 145 MB; a GPU has not been measured."""
+"""Factor on the counted bytes, in addition to `RESERVE_BYTES`, for the buffers of matrix products and code that
+is loaded late. On the CPU, with freed blocks returned, fp32 was measured at 0.98 to 1.03 of the counted bytes
+(and 13 MB), bf16 at up to 1.02 of them and 145 MB; a GPU has not been measured."""
 
 RESERVE_BYTES = 1 << 28
 
-SHORTEST = 0.01
-"""Seconds; a shorter segment is not proposed."""
+SHORTEST_SEGMENT = 0.01
+"""Seconds; shorter segments are not proposed."""
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive at once."""
+    """Counts the bytes of all tensors that are allocated at the same time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,28 +50,28 @@ class _LiveBytes(TorchDispatchMode):
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for each in found if isinstance(found, (tuple, list)) else [found]:
-            if isinstance(each, torch.Tensor):
-                self._see(each.untyped_storage())
-        return found
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, (tuple, list)) else [results]:
+            if isinstance(result, torch.Tensor):
+                self._add(result.untyped_storage())
+        return results
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
         if key in self._known:
             return
 
-        def gone(_: Any) -> None:
+        def freed(_: Any) -> None:
             self.bytes -= size
             del self._known[key]
 
-        self._known[key] = weakref.ref(storage, gone)
+        self._known[key] = weakref.ref(storage, freed)
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
 
 
 def counted_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
-    """Return the bytes of all tensors that are alive at the worst moment of a step, the optimiser's included.
+    """Return the peak bytes of all tensors during a step, the optimiser's included.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def _frames(config: WaveNetConfig, batch: int, steps: int) -> Frames | None:
 
 
 def rough_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
-    """Return more bytes than a step takes, at once and from the sizes alone."""
+    """Return an upper bound of the bytes of a step, quickly, from the sizes alone."""
     layer = (config.kernel_size + 4) * config.residual_channels + 6 * config.dilation_channels
     head = 2 * config.skip_channels + 2 * config.head_channels + 6 * config.quantization_channels + 8
     steps = round(training.segment * config.sample_rate) + config.receptive_field
@@ -113,15 +113,15 @@ def rough_bytes(config: WaveNetConfig, training: TrainingConfig) -> int:
     return 8 * training.batch * steps * (config.layers * layer + head) + 32 * weights
 
 
-class Need:
-    """What steps of several sizes take, from two that were gone through: memory is linear in the size.
+class MemoryModel:
+    """Bytes of a step as a linear function of one setting, from two values at which they are counted.
 
     Parameters
     ----------
     config : WaveNetConfig
     training : TrainingConfig
     name : str
-        The setting that varies, "batch" or "segment".
+        The setting, "batch" or "segment".
     low, high : float
         Its values at which memory is counted.
     """
@@ -135,22 +135,22 @@ class Need:
         self.slope = rest / (high - low)
 
     def at(self, value: float) -> float:
-        """Return the counted bytes at a value."""
+        """Return the bytes at a value, without reserves."""
         return self.base + self.slope * (value - self.low)
 
-    def largest(self, room: float) -> float:
-        """Return the value up to which there is room, reserves included; less than `low` if nowhere."""
-        return self.low + ((room - RESERVE_BYTES) / RESERVE - self.base) / self.slope
+    def largest(self, available: float) -> float:
+        """Return the largest value that fits, reserves included; less than `low` if none does."""
+        return self.low + ((available - RESERVE_BYTES) / RESERVE - self.base) / self.slope
 
 
-def fitted(
+def fit_batch(
     config: WaveNetConfig,
     training: TrainingConfig,
     device: torch.device,
     auto: bool,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> TrainingConfig:
-    """Return the configuration with a batch that fits; tell of one that was chosen.
+    """Return the configuration with a batch that fits into memory.
 
     Parameters
     ----------
@@ -159,46 +159,55 @@ def fitted(
         With its precision resolved.
     device : torch.device
     auto : bool
-        Choose the largest power of two, up to `LARGEST_BATCH`, for which there is memory now. Otherwise the
-        batch is only looked at.
-    tell : callable
-        Given a line.
+        Choose the largest power of two, up to `LARGEST_BATCH`, that fits now. Otherwise the batch is only
+        checked.
+    report : callable
+        Gets a line about a batch that was chosen.
 
     Raises
     ------
     ConfigError
-        If a step clearly takes more than there is; it names what would fit. Linux grants memory that is not
-        there and then ends some process without a word.
+        If a step clearly needs more memory than is available; the message proposes settings that fit. Without
+        this check Linux grants the memory and later kills a process without a message.
     """
-    room = available_bytes(device, threads=True)
+    available = available_bytes(device, threads=True)
     if auto:
-        if room is None:
-            raise ConfigError("--batch auto: this system does not say how much memory is free; give a number")
-        need = Need(config, training, "batch", 1, LARGEST_BATCH)
-        most = int(max(0, min(need.largest(room), LARGEST_BATCH)))
-        if most < 1:
-            training = dataclasses.replace(training, batch=1)
-            raise ConfigError(_too_much(config, training, RESERVE * need.at(1) + RESERVE_BYTES, room))
-        training = dataclasses.replace(training, batch=1 << most.bit_length() - 1)
-        tell(
-            f"batch    {training.batch} (auto): a step takes about {_gb(need.at(training.batch))}, "
-            f"{_gb(room)} are free"
-        )
-    elif room is not None and rough_bytes(config, training) > room:
-        need = _batches(config, training).at(training.batch)
-        room = available_bytes(device, swap=True, threads=True) or 0
-        if need > room:
-            raise ConfigError(_too_much(config, training, need, room))
+        training = _largest_batch(config, training, available, report)
+    elif available is not None and rough_bytes(config, training) > available:
+        needed = _batches(config, training).at(training.batch)
+        available = available_bytes(device, swap=True, threads=True) or 0
+        if needed > available:
+            raise ConfigError(_too_much(config, training, needed, available))
     elif not training.checkpoint_layers:
         return training
     if device.type == "cpu":
-        give_back_freed_blocks()
+        return_freed_blocks()
+    return training
+
+
+def _largest_batch(
+    config: WaveNetConfig, training: TrainingConfig, available: float | None, report: Callable[[str], None]
+) -> TrainingConfig:
+    if available is None:
+        raise ConfigError("auto: this system does not report free memory; give a number", argument="batch")
+    model = MemoryModel(config, training, "batch", 1, LARGEST_BATCH)
+    most = int(max(0, min(model.largest(available), LARGEST_BATCH)))
+    if most < 1:
+        training = dataclasses.replace(training, batch=1)
+        raise ConfigError(_too_much(config, training, RESERVE * model.at(1) + RESERVE_BYTES, available))
+    training = dataclasses.replace(training, batch=1 << most.bit_length() - 1)
+    report(
+        f"batch    {training.batch} (auto): a step takes about {_gb(model.at(training.batch))}, "
+        f"{_gb(available)} are free"
+    )
     return training
 
 
 @contextlib.contextmanager
-def explained(config: WaveNetConfig, training: TrainingConfig, device: torch.device) -> Iterator[None]:
-    """Turn running out of memory into a `ConfigError` that names what would fit."""
+def explain_out_of_memory(
+    config: WaveNetConfig, training: TrainingConfig, device: torch.device
+) -> Iterator[None]:
+    """Turn an out-of-memory error into a `ConfigError` that proposes settings that fit."""
     try:
         yield
         return
@@ -206,63 +215,69 @@ def explained(config: WaveNetConfig, training: TrainingConfig, device: torch.dev
         if not out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)
-    # Only here, where the exception is gone, is the step's memory free again.
+    # Only after the except block, which holds the exception, is the memory of the step free again.
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    room = available_bytes(device)
+    available = available_bytes(device)
     raise ConfigError(
-        f"out of memory at {_size(training)}: {advice(config, training, room or 0, failed=True)}"
+        f"out of memory at {_size(training)}: {advice(config, training, available or 0, failed=True)}"
     )
 
 
-def advice(config: WaveNetConfig, training: TrainingConfig, room: float, failed: bool = False) -> str:
-    """Return the flags with which a step fits into so many bytes, as something to try.
+def advice(config: WaveNetConfig, training: TrainingConfig, available: float, failed: bool = False) -> str:
+    """Return settings with which a step fits into so many bytes, as a proposal.
 
     Parameters
     ----------
     config : WaveNetConfig
     training : TrainingConfig
-    room : float
+    available : float
     failed : bool
-        Whether a step has already run out of memory, whatever was counted: at most half of it is named.
+        Whether a step has already run out of memory, whatever was counted: at most half is proposed then.
     """
     frugal = dataclasses.replace(training, checkpoint_layers=True)
-    more = "" if training.checkpoint_layers else " --checkpoint-layers"
-    most = min(_batches(config, training).largest(room), training.batch // 2 if failed else math.inf)
-    tried = [f"--batch {int(most)}"] if most >= 1 else []
+    more = "" if training.checkpoint_layers else " checkpoint_layers=true"
+    most = min(_batches(config, training).largest(available), training.batch // 2 if failed else math.inf)
+    proposals = [f"batch={int(most)}"] if most >= 1 else []
     if more:
-        other = min(_batches(config, frugal).largest(room), training.batch)
-        tried += [f"--batch {int(other)}{more}"] if other >= max(1, int(most) + 1) else []
-    if tried:
-        return f"try {', or '.join(tried)}"
+        other = min(_batches(config, frugal).largest(available), training.batch)
+        proposals += [f"batch={int(other)}{more}"] if other >= max(1, int(most) + 1) else []
+    if proposals:
+        return f"try {', or '.join(proposals)}"
     single = dataclasses.replace(frugal, batch=1)
-    shortest = 1 / config.sample_rate
-    if training.segment > 2 * shortest:
-        seconds = Need(config, single, "segment", shortest, training.segment).largest(room)
-        seconds = min(seconds, training.segment / 2 if failed and training.batch == 1 else math.inf)
-        if seconds >= SHORTEST:
-            digits = 10 ** (1 - math.floor(math.log10(seconds)))
-            return f"try --batch 1 --segment {math.floor(seconds * digits) / digits:g}{more}"
+    seconds = _longest_segment(config, single, available)
+    seconds = min(seconds, training.segment / 2 if failed and training.batch == 1 else math.inf)
+    if seconds >= SHORTEST_SEGMENT:
+        digits = 10 ** (1 - math.floor(math.log10(seconds)))
+        return f"try batch=1 segment={math.floor(seconds * digits) / digits:g}{more}"
     for name in ("base", "small", "tiny"):
         smaller = dataclasses.replace(config, **PRESETS[name])
-        if _batches(smaller, single).largest(room) >= 1:
-            return f"try a smaller network: --preset {name} --batch 1{more}"
-    return "free some memory, or shorten --segment and choose a smaller network"
+        if _batches(smaller, single).largest(available) >= 1:
+            return f"try a smaller network: preset={name} batch=1{more}"
+    return "free some memory, or use a shorter segment and a smaller network"
 
 
-def _batches(config: WaveNetConfig, training: TrainingConfig) -> Need:
-    return Need(config, training, "batch", 1, min(max(2, training.batch), LARGEST_BATCH))
+def _longest_segment(config: WaveNetConfig, training: TrainingConfig, available: float) -> float:
+    """Return the length in seconds that fits; 0 if the segment cannot be made shorter."""
+    shortest = 1 / config.sample_rate
+    if training.segment <= 2 * shortest:
+        return 0.0
+    return MemoryModel(config, training, "segment", shortest, training.segment).largest(available)
+
+
+def _batches(config: WaveNetConfig, training: TrainingConfig) -> MemoryModel:
+    return MemoryModel(config, training, "batch", 1, min(max(2, training.batch), LARGEST_BATCH))
 
 
 def _size(training: TrainingConfig) -> str:
-    return f"--batch {training.batch} x --segment {training.segment:g} s"
+    return f"batch={training.batch} segment={training.segment:g}"
 
 
-def _too_much(config: WaveNetConfig, training: TrainingConfig, need: float, room: float) -> str:
+def _too_much(config: WaveNetConfig, training: TrainingConfig, needed: float, available: float) -> str:
     return (
-        f"{_size(training)} takes about {_gb(need)} of memory and {_gb(room)} are free: "
-        f"{advice(config, training, room)}"
+        f"{_size(training)}: a step takes about {_gb(needed)} of memory and {_gb(available)} are free: "
+        f"{advice(config, training, available)}"
     )
 
 

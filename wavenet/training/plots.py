@@ -1,4 +1,4 @@
-"""Figures as pictures: the curves of a run, drawn from its `metrics.jsonl`, and scores beside baselines."""
+"""Curves of a training run, drawn from its `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from wavenet.errors import ConfigError
 from wavenet.training import metrics
-from wavenet.utils.figures import picture
+from wavenet.utils.figures import saved_figure
 from wavenet.utils.files import cause
 
 CURVES_FILE = "curves.png"
@@ -35,7 +35,7 @@ def series(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[flo
     return [step for step, _ in found], [value for _, value in found]
 
 
-def draw(run: Path, to: Path | None = None) -> Path:
+def draw_curves(run: Path, to: Path | None = None) -> Path:
     """Draw a run's losses, learning rate, gradient norm and speed over its steps.
 
     Parameters
@@ -43,21 +43,23 @@ def draw(run: Path, to: Path | None = None) -> Path:
     run : Path
         The run's directory.
     to : Path, optional
-        The picture, in the format that its name ends in (png, pdf, svg); by default `curves.png` in the run.
+        The picture: png, pdf or svg; by default `curves.png` in the run's directory.
 
     Returns
     -------
     Path
-        Where the picture is.
+        The picture.
 
     Raises
     ------
     ConfigError
-        If there is nothing to draw; further errors are those of `drawing.picture`.
+        If there is nothing to draw, and as `saved_figure` does.
+    AudioError
+        If the picture cannot be written.
     """
     records = _records(run)
     to = to or run / CURVES_FILE
-    with picture("--plot-to", to, (11, 7)) as figure:
+    with saved_figure(to, (11, 7)) as figure:
         for axes, (title, keys, logarithmic) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
             for key in keys:
                 steps, values = series(records, key)
@@ -77,14 +79,14 @@ def _records(run: Path) -> list[dict[str, Any]]:
     try:
         records = metrics.read(path)
     except OSError as error:
-        raise ConfigError(f"--plot {run}: {path} cannot be read ({cause(error)}): name a run") from None
+        raise ConfigError(f"{path}: cannot be read ({cause(error)}); name a training run") from None
     if not any(series(records, key)[0] for _, keys, _ in PANELS for key in keys):
-        raise ConfigError(f"--plot {run}: {path} holds nothing to draw yet")
+        raise ConfigError(f"{path}: contains nothing to draw yet")
     return records
 
 
 def _baselines(axes: Any, records: list[dict[str, Any]]) -> None:
-    """Draw what a model that knows nothing, and one that counts classes, would score."""
+    """Draw the scores of a uniform and of a unigram model."""
     for key, style in (("unigram_bits", "--"), ("uniform_bits", ":")):
         _, values = series(records, key)
         if values:

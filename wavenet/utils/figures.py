@@ -1,4 +1,4 @@
-"""Pictures in files: matplotlib where it is installed, and its errors in one line."""
+"""Figures in files: matplotlib, imported when it is used, with its errors in one line; spectrograms."""
 
 from __future__ import annotations
 
@@ -7,44 +7,69 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wavenet.errors import ConfigError
 from wavenet.utils.files import atomic_output, printable
 
+RANGE_DB = 80.0
+"""Range of a spectrogram below its loudest point, in dB."""
 
-def figure(flag: str, path: Path, size: tuple[float, float]) -> Any:
-    """Return an empty figure, of which `picture` makes a file.
+
+def new_figure(path: Path, size: tuple[float, float]) -> Any:
+    """Return an empty matplotlib figure for a file.
 
     Parameters
     ----------
-    flag : str
-        What asked for it, for messages.
     path : Path
-        Its name decides the format: png, pdf or svg.
+        Its extension selects the format: png, pdf or svg.
     size : (float, float)
         Width and height in inches, of 100 pixels.
 
     Raises
     ------
     ConfigError
-        If matplotlib is not installed, or does not write the format.
+        If matplotlib is not installed, or does not support the format.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("--plot: matplotlib is not installed: pip install 'wavenet[plot]'") from None
-    found = Figure(figsize=size, layout="constrained")
-    if path.suffix[1:].lower() not in found.canvas.get_supported_filetypes():
-        raise ConfigError(f"{flag} {printable(path)}: must end in .png, .pdf or .svg")
-    return found
+        raise ConfigError("matplotlib is not installed: pip install 'wavenet[plot]'") from None
+    figure = Figure(figsize=size, layout="constrained")
+    if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+        raise ConfigError(f"{printable(path)}: must end in .png, .pdf or .svg")
+    return figure
 
 
 @contextmanager
-def picture(flag: str, path: Path, size: tuple[float, float]) -> Iterator[Any]:
-    """Lend an empty figure, and write it to a file that appears whole or not at all.
+def saved_figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
+    """Yield an empty figure, and write it to a file when the block ends; no partial file is ever visible.
 
-    Parameters and errors are those of `figure`; and `AudioError` if the file cannot be written.
+    Parameters and errors are those of `new_figure`; and `AudioError` if the file cannot be written.
     """
-    found = figure(flag, path, size)
-    yield found
+    figure = new_figure(path, size)
+    yield figure
     with atomic_output(path) as stream:
-        found.savefig(stream, format=path.suffix[1:].lower())
+        figure.savefig(stream, format=path.suffix[1:].lower())
+
+
+def spectrogram(audio: np.ndarray, n_fft: int, hop: int) -> np.ndarray:
+    """Return the levels of a short-time Fourier transform with a Hann window, in dB.
+
+    Parameters
+    ----------
+    audio : float array (samples,)
+        Shorter audio is padded to `n_fft` samples with zeros.
+    n_fft, hop : int
+        Samples in a window, and from one frame to the next.
+
+    Returns
+    -------
+    float32 array (n_fft // 2 + 1, frames)
+        From -`RANGE_DB` to 0, the loudest point.
+    """
+    import librosa
+
+    padded = np.pad(audio.astype(np.float32), (0, max(0, n_fft - len(audio))))
+    magnitude = np.abs(librosa.stft(padded, n_fft=n_fft, hop_length=hop, center=False))
+    return librosa.amplitude_to_db(magnitude, ref=np.max, amin=1e-9, top_db=RANGE_DB)

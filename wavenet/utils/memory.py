@@ -1,4 +1,4 @@
-"""How much memory there is: of the machine, of the group of processes this one is in, of this process."""
+"""Available memory: of the machine, of this process's control groups, and of this process."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from pathlib import Path
 from typing import Any
 
 LARGE = 1 << 20
-"""Bytes from which on a block of memory is given back to the system as soon as it is freed, if so asked."""
+"""Blocks from this many bytes are returned to the system when they are freed (`return_freed_blocks`)."""
 
 THREAD_ADDRESSES = 128 << 20
-"""Bytes of addresses, though not of memory, that glibc takes when another thread asks for its first block."""
+"""Bytes of address space, not of memory, that glibc reserves for the first block of another thread."""
 
 _M_MMAP_THRESHOLD = -3
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory has run out, on the CPU or on a GPU."""
+    """Return whether an exception means that memory has run out, on the CPU or on a GPU."""
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()
-    told = ("out of memory", "not enough memory", "allocate memory", "bad_alloc", "failed to allocate")
-    return isinstance(error, RuntimeError) and any(each in text for each in told)
+    phrases = ("out of memory", "not enough memory", "allocate memory", "bad_alloc", "failed to allocate")
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in phrases)
 
 
 def available_bytes(device: Any = None, swap: bool = False, threads: bool = False) -> int | None:
-    """Return how much more memory this process may take, or None where the system does not tell.
+    """Return how much more memory this process may use, or None if the system does not report it.
 
     Parameters
     ----------
     device : torch.device, optional
         By default the CPU.
     swap : bool
-        Whether to count what can be had by moving other programs' memory to disk.
+        Whether to count memory that is available after moving other programs' memory to disk.
     threads : bool
-        Whether other threads are still to begin, for whom a limit on addresses must leave room.
+        Whether other threads have yet to start; their address space is then subtracted.
     """
     if device is not None and device.type == "cuda":
         import torch
@@ -47,11 +47,11 @@ def available_bytes(device: Any = None, swap: bool = False, threads: bool = Fals
     return max(0, min(rooms)) if rooms else None
 
 
-def give_back_freed_blocks() -> None:
-    """Keep the C library from holding on to freed blocks, in whose gaps the next ones do not fit.
+def return_freed_blocks() -> None:
+    """Make the C library return freed blocks to the system.
 
-    glibc does so with blocks of up to 32 MB; a step then takes up to 2.7 times what its tensors do. Giving
-    them back takes a little time. Elsewhere nothing is done.
+    glibc keeps freed blocks of up to 32 MB, and later blocks may not fit into them: a step then takes up to
+    2.7 times the memory of its tensors. Returning them takes a little time. Other C libraries are not changed.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE)
@@ -72,7 +72,7 @@ def _machine_room(swap: bool) -> list[int]:
 
 
 def _group_rooms(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Return what the control groups that this process is in leave of their limits, of either version."""
+    """Return the unused parts of the memory limits of this process's control groups (version 1 and 2)."""
     rooms = []
     for line in _lines(proc):
         _, controllers, path = line.split(":", 2)
@@ -83,7 +83,7 @@ def _group_rooms(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
-        # In a container the path may be one outside; the groups that can be seen are looked at.
+        # In a container the path may be outside of what is visible; only visible groups are read.
         folder = top / path.strip("/")
         while True:
             limit, used = (next(iter(_lines(folder / name)), "") for name in names[:2])
@@ -96,8 +96,8 @@ def _group_rooms(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
     return rooms
 
 
-def _process_room(aside: int) -> list[int]:
-    """Return what is left of a limit on the address space (ulimit -v), less so many bytes."""
+def _process_room(reserved: int) -> list[int]:
+    """Return what remains of a limit on the address space (ulimit -v), minus so many bytes."""
     try:
         import resource
 
@@ -105,7 +105,7 @@ def _process_room(aside: int) -> list[int]:
         if limit == resource.RLIM_INFINITY:
             return []
         pages = next(iter(_lines(Path("/proc/self/statm"))), "0").split()[0]
-        return [limit - int(pages) * os.sysconf("SC_PAGE_SIZE") - aside]
+        return [limit - int(pages) * os.sysconf("SC_PAGE_SIZE") - reserved]
     except (ImportError, AttributeError, ValueError, OSError):
         return []
 
