@@ -39,7 +39,7 @@ def test_bits_per_sample_weighs_windows_by_their_targets():
     class Fixed(torch.nn.Module):
         """Half the probability on class 0, the rest on classes 1 and 2 alike."""
 
-        def told(self, frames):
+        def gate_bias_for(self, frames):
             assert frames is None
 
         def forward(self, inputs, gate_bias=None):

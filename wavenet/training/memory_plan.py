@@ -31,7 +31,7 @@ LARGEST_BATCH = 64
 """Largest batch that is chosen automatically: larger ones make a step slower, but hardly better."""
 
 RESERVE = 1.1
-"""Factor on the counted bytes, in addition to `RESERVE_BYTES`, for the buffers of matrix products and code that
+"""Factor on the counted bytes, besides `RESERVE_BYTES`, for the buffers of matrix products and code that
 is loaded late. On the CPU, with freed blocks returned, fp32 was measured at 0.98 to 1.03 of the counted bytes
 (and 13 MB), bf16 at up to 1.02 of them and 145 MB; a GPU has not been measured."""
 

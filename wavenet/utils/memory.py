@@ -51,7 +51,7 @@ def return_freed_blocks() -> None:
     """Make the C library return freed blocks to the system.
 
     glibc keeps freed blocks of up to 32 MB, and later blocks may not fit into them: a step then takes up to
-    2.7 times the memory of its tensors. Returning them takes a little time. Other C libraries are not changed.
+    2.7 times the memory of its tensors. Returning them takes a little time. Only for glibc.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE)
