@@ -1,7 +1,7 @@
 """Generate audio from mel frames while they arrive, as from a text-to-speech system.
 
 The network must have been trained with --features mel. Here the frames are computed from a recording; in your
-own system, replace `arriving` by a generator of float32 arrays of shape (n_mels, frames).
+own system, replace `mel_pieces` by a generator of float32 arrays of shape (n_mels, frames).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wavenet.audio.wav import write_wav
 from wavenet.conditioning.supplied import SuppliedFrames
 
 
-def arriving(recording: str, config: wavenet.WaveNetConfig, frames: int) -> Iterator[np.ndarray]:
+def mel_pieces(recording: str, config: wavenet.WaveNetConfig, frames: int) -> Iterator[np.ndarray]:
     """Yield the mel frames of a recording, a few at a time, in place of an acoustic model."""
     conditioning = config.conditioning
     assert conditioning is not None
@@ -33,7 +33,7 @@ def arriving(recording: str, config: wavenet.WaveNetConfig, frames: int) -> Iter
         yield mel[:, first : first + frames]
 
 
-def speak(generator: wavenet.Generator, pieces: Iterator[np.ndarray], seed: int) -> Iterator[np.ndarray]:
+def vocode(generator: wavenet.Generator, pieces: Iterator[np.ndarray], seed: int) -> Iterator[np.ndarray]:
     """Yield audio, float32 (samples,), as soon as the frames that it needs have arrived."""
     first = torch.from_numpy(next(pieces))
     frames = SuppliedFrames(generator.config, first, closed=False)
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     generator = wavenet.Generator.from_pretrained(options.checkpoint)
     config = generator.config
     chunks, start = [], time.perf_counter()
-    for chunk in speak(generator, arriving(options.recording, config, options.frames), seed=0):
+    for chunk in vocode(generator, mel_pieces(options.recording, config, options.frames), seed=0):
         if not chunks:
             print(f"first sound after {1000 * (time.perf_counter() - start):.0f} ms", file=sys.stderr)
         chunks.append(chunk)

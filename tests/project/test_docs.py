@@ -250,9 +250,9 @@ def test_vocoder_is_independent_of_arrival(frames, monkeypatch):
     state = generator.start(seed=3, gate_bias=steering)
     whole = generator.decode(generator.generate(given.ready, state, gate_bias=steering))[0].numpy()
     pieces = (mel[:, first : first + frames] for first in range(0, 50, frames))
-    spoken = list(vocoder.speak(generator, pieces, seed=3))
-    assert len(spoken) > 1 or frames == 50
-    assert np.array_equal(np.concatenate(spoken), whole)
+    chunks = list(vocoder.vocode(generator, pieces, seed=3))
+    assert len(chunks) > 1 or frames == 50
+    assert np.array_equal(np.concatenate(chunks), whole)
 
 
 def test_documented_flags_exist():
