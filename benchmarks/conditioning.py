@@ -67,7 +67,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     def begin(kind: str) -> tuple[Any, Any, Any]:
         generator = Generator(models[kind], options.backend, threads=1, precision=options.precision)
-        steering = generator.steering(source(generator.config)) if kind == "conditioned" else None
+        steering = generator.gate_bias_provider(source(generator.config)) if kind == "conditioned" else None
         state = generator.start(gate_bias=steering)
         generator.generate(CHUNK, state, gate_bias=steering)
         return generator, steering, state

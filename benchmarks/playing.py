@@ -41,10 +41,13 @@ def held_out(checkpoint: Path, audio_dir: Path) -> dict[str, np.ndarray]:
 
 def play(generator: Any, source: Any, steps: int, options: argparse.Namespace) -> np.ndarray:
     """Return the beginning of a take that follows a frame source, float32 (steps,)."""
-    steering = generator.steering(source, guidance=options.guidance)
+    from wavenet.engine.sampling import Sampling
+
+    steering = generator.gate_bias_provider(source, guidance=options.guidance)
     with torch.inference_mode():
-        state = generator.start(seed=options.seed, gate_bias=steering)
-        samples = generator.generate(steps, state, temperature=options.temperature, gate_bias=steering)
+        sampling = Sampling(temperature=options.temperature)
+        state = generator.start(seed=options.seed, gate_bias=steering, sampling=sampling)
+        samples = generator.generate(steps, state, gate_bias=steering)
     return generator.decode(samples[0]).numpy()
 
 

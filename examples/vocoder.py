@@ -37,7 +37,7 @@ def vocode(generator: wavenet.Generator, pieces: Iterator[np.ndarray], seed: int
     """Yield audio, float32 (samples,), as soon as the frames that it needs have arrived."""
     first = torch.from_numpy(next(pieces))
     frames = SuppliedFrames(generator.config, first, closed=False)
-    steering = generator.steering(frames)
+    steering = generator.gate_bias_provider(frames)
     state, generated = None, 0
     # The end is known only when no further piece arrives; the last samples are generated then.
     for piece in itertools.chain([first[:, :0]], map(torch.from_numpy, pieces), [None]):

@@ -117,7 +117,7 @@ def test_it_plays_the_notes_it_is_told(generator):
     own, other = [], []
     for seed in (1, 2, 3):
         score = score_of(compose(seed, 8))
-        steering = generator.steering(ScoreSource(generator.config, score))
+        steering = generator.gate_bias_provider(ScoreSource(generator.config, score))
         state = generator.start(seed=seed, gate_bias=steering)
         samples = generator.generate(10 * rate, state, gate_bias=steering)
         audio = generator.decode(samples[0]).numpy()
@@ -130,7 +130,7 @@ def test_it_plays_the_notes_it_is_told(generator):
 def test_ten_takes_neither_fall_silent_nor_break(generator):
     rate = generator.config.sample_rate
     for seed in range(TAKES):
-        steering = generator.steering(Tunes(generator.config, seed))
+        steering = generator.gate_bias_provider(Tunes(generator.config, seed))
         state = generator.start(seed=seed, gate_bias=steering)
         samples = generator.generate(SECONDS * rate, state, gate_bias=steering)
         assert not troubles(generator.decode(samples[0]).numpy(), rate), seed

@@ -71,8 +71,8 @@ def test_step_by_step_equals_the_formula(backend, kind, interpolation):
     rng = np.random.default_rng(1)
     primer = rng.integers(0, 32, 50)
     samples = rng.integers(0, 32, 90)
-    steering = generator.steering(source, start=11)
-    state = generator.prime(torch.from_numpy(primer), gate_bias=steering)
+    steering = generator.gate_bias_provider(source)
+    state = generator.prime(torch.from_numpy(primer), gate_bias=steering, conditioning_start=11)
     found = [generator.advance(state, torch.from_numpy(samples)[None, :40], steering)]
     found.append(generator.advance(state, torch.from_numpy(samples)[None, 40:], steering))
     # The logits at position p come of the sample before it: what is fed at position p is sample p - 1.
@@ -106,7 +106,7 @@ def test_neither_chunks_nor_batch_change_a_stream(backend, kind):
     steps = 150 if backend == "reference" else 5 * BLOCK * 37 // 2
 
     def drawn(chunk: int | None, batch: int = 1) -> torch.Tensor:
-        steering = generator.steering(source_for(model.config))
+        steering = generator.gate_bias_provider(source_for(model.config))
         state = generator.start(batch, seed=3, gate_bias=steering)
         return torch.cat(list(generator.stream(state, steps, chunk, gate_bias=steering)), dim=1)
 
@@ -120,12 +120,14 @@ def test_each_stream_of_a_batch_is_told_its_own():
     model = network(config("score"))
     generator = engine(model, "reference")
     values = torch.rand(3, ROLL_CHANNELS, 20)
-    state = generator.start(3, seed=1, gate_bias=generator.steering(SuppliedFrames(model.config, values)))
+    state = generator.start(
+        3, seed=1, gate_bias=generator.gate_bias_provider(SuppliedFrames(model.config, values))
+    )
     together = generator.generate(
-        60, state, gate_bias=generator.steering(SuppliedFrames(model.config, values))
+        60, state, gate_bias=generator.gate_bias_provider(SuppliedFrames(model.config, values))
     )
     for row in range(3):
-        alone = generator.steering(SuppliedFrames(model.config, values[row]))
+        alone = generator.gate_bias_provider(SuppliedFrames(model.config, values[row]))
         state = generator.start(1, seed=1, first_stream=row, gate_bias=alone)
         assert torch.equal(generator.generate(60, state, gate_bias=alone)[0], together[row])
 
@@ -134,14 +136,14 @@ def test_features_alone_say_what_to_generate():
     model = network(config("mel", hop=10))
     generator = engine(model, "reference")
     values = torch.rand(2, 6, 12)
-    steering = generator.steering(SuppliedFrames(model.config, values))
+    steering = generator.gate_bias_provider(SuppliedFrames(model.config, values))
     expected = generator.generate(120, generator.start(2, gate_bias=steering), gate_bias=steering)
     assert torch.equal(generator.generate(features=values), expected)
     assert torch.equal(generator.generate(50, features=values), expected[:, :50])
     assert torch.equal(generator.generate(features=values[0])[0], expected[0])
     with pytest.raises(ConfigError, match="features begin new streams"):
         generator.generate(features=values, state=generator.start(2, gate_bias=steering))
-    with pytest.raises(ConfigError, match="say how many"):
+    with pytest.raises(ConfigError, match="steps is missing"):
         generator.generate(gate_bias=steering)
 
 
@@ -149,11 +151,11 @@ def test_frames_may_come_while_generation_goes_on():
     model = network(config("mel", hop=10))
     generator = Generator(model)
     values = torch.rand(6, 200)
-    whole = generator.steering(SuppliedFrames(model.config, values))
+    whole = generator.gate_bias_provider(SuppliedFrames(model.config, values))
     expected = generator.generate(2000, generator.start(gate_bias=whole), gate_bias=whole)
 
     given = SuppliedFrames(model.config, values[:, :30], closed=False)
-    steering = generator.steering(given)
+    steering = generator.gate_bias_provider(given)
     state = generator.start(gate_bias=steering)
     found = []
     for last, first in enumerate((30, 35, 90, 91, 200)):
@@ -166,7 +168,7 @@ def test_frames_may_come_while_generation_goes_on():
         if last == 2:
             assert given.ready == (90 - BLOCK - 7) * 10
             with pytest.raises(ConfigError, match="`ready` samples"):
-                generator.generate(600, state.clone(), gate_bias=generator.steering(given))
+                generator.generate(600, state.clone(), gate_bias=generator.gate_bias_provider(given))
     assert torch.equal(torch.cat(found, dim=1), expected)
     with pytest.raises(ConfigError, match="no frames can be added after"):
         given.append(values)
@@ -175,9 +177,11 @@ def test_frames_may_come_while_generation_goes_on():
 @pytest.mark.parametrize("backend", ENGINES)
 def test_hours_of_frames_leave_nothing_behind(backend):
     model = network(config("score", hop=40))
-    steering = engine(model, backend).steering(ScoreSource(model.config, tune(0, 3600.0, notes=2000)))
+    steering = engine(model, backend).gate_bias_provider(
+        ScoreSource(model.config, tune(0, 3600.0, notes=2000))
+    )
     for second in range(0, 3600, 2):
-        steering.between(second * RATE, second * RATE + RATE // 100)
+        steering.gate_bias(second * RATE, second * RATE + RATE // 100)
     held = sum(block.numel() for block in steering._blocks.values())
     # 10 s of an hour's worth.
     assert held <= 1024 * 6 * 10
@@ -249,13 +253,13 @@ def test_features_of_another_shape_say_what_is_expected():
 
 def test_a_network_for_features_wants_some():
     generator = engine(network(config("score")), "reference")
-    with pytest.raises(ConfigError, match="trained with score features"):
+    with pytest.raises(ConfigError, match="requires score features"):
         generator.start()
     free = engine(network(config("class")), "reference")
     free.start()
     plain = Generator(WaveNet(conditioned.BASE), "reference")
-    with pytest.raises(ConfigError, match="without conditions"):
-        plain.steering(Classes(config("class"), class_points("cello")))
+    with pytest.raises(ConfigError, match="is unconditional"):
+        plain.gate_bias_provider(Classes(config("class"), class_points("cello")))
 
 
 def test_no_weight_at_all_adds_nothing():
@@ -317,7 +321,7 @@ def test_an_empty_score_plays():
     model = network(config("score"))
     generator = engine(model, registry.NAMES[-1])
     empty = Score(np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    steering = generator.steering(ScoreSource(model.config, empty))
+    steering = generator.gate_bias_provider(ScoreSource(model.config, empty))
     assert generator.generate(20, generator.start(gate_bias=steering), gate_bias=steering).shape == (1, 20)
 
 

@@ -17,7 +17,7 @@ from wavenet.models.wavenet import WaveNet
 
 def drawn(generator: Generator, guidance: float, steps: int = 120) -> torch.Tensor:
     notes = ScoreSource(generator.config, tune(0, 0.3))
-    steering = generator.steering(notes, guidance=guidance)
+    steering = generator.gate_bias_provider(notes, guidance=guidance)
     return generator.generate(steps, generator.start(seed=2, gate_bias=steering), gate_bias=steering)
 
 
@@ -35,7 +35,7 @@ def test_none_is_told_nothing_and_one_is_as_trained(backend):
     plain = engine(untold(model), backend)
     assert torch.equal(drawn(generator, 0.0), plain.generate(120, plain.start(seed=2)))
     notes = ScoreSource(model.config, tune(0, 0.3))
-    steering = generator.steering(notes)
+    steering = generator.gate_bias_provider(notes)
     usual = generator.generate(120, generator.start(seed=2, gate_bias=steering), gate_bias=steering)
     assert torch.equal(drawn(generator, 1.0), usual)
     takes = [drawn(generator, guidance) for guidance in (0.0, 1.0, 3.0)]
@@ -82,7 +82,9 @@ def test_a_mixture_of_classes_with_emphasis():
     model = network(config("class"))
     generator = engine(model, "reference")
     source = Classes(model.config, class_points("cello:0.5,piano:0.5"))
-    once, twice = (generator.steering(source, guidance=g).between(0, 10).values for g in (1.0, 2.0))
+    once, twice = (
+        generator.gate_bias_provider(source, guidance=g).gate_bias(0, 10).values for g in (1.0, 2.0)
+    )
     assert torch.equal(2 * once, twice) and once.any()
 
 

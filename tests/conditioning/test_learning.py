@@ -42,7 +42,7 @@ def test_a_network_follows(kind, unconditional_bits, tmp_path):
 
     def correct(source: FrameSource) -> float:
         """Return the share of notes that are played with the pitch of the score."""
-        steering = generator.steering(source)
+        steering = generator.gate_bias_provider(source)
         state = generator.start(seed=1, gate_bias=steering)
         take = generator.generate(len(audio), state, gate_bias=steering)
         return float((strongest_pitches(generator.decode(take[0]).numpy(), score) == score.pitch).mean())

@@ -14,7 +14,7 @@ from support.engines import (
     use_instruction_set,
 )
 
-from wavenet.engine.cpu import NativeBackend
+from wavenet.engine.cpu import CpuBackend
 from wavenet.errors import BackendError
 
 pytestmark = needs_extension
@@ -23,7 +23,7 @@ pytestmark = needs_extension
 @pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request, monkeypatch):
     use_instruction_set(request.param, monkeypatch)
-    assert NativeBackend.instruction_set() == request.param
+    assert CpuBackend.instruction_set() == request.param
     return request.param
 
 
@@ -37,11 +37,11 @@ def test_flush_to_zero_of_the_caller_has_no_effect(instruction_set):
     for state in states:
         state.queues *= 1e-39
     tiny = torch.tensor(1e-40)
-    first = NativeBackend(model).advance(states[0], samples)
+    first = CpuBackend(model).advance(states[0], samples)
     assert float(tiny * 1) > 0
     torch.set_flush_denormal(True)
     try:
-        second = NativeBackend(model).advance(states[1], samples)
+        second = CpuBackend(model).advance(states[1], samples)
         assert float(tiny * 1) == 0
     finally:
         torch.set_flush_denormal(False)
@@ -51,15 +51,15 @@ def test_flush_to_zero_of_the_caller_has_no_effect(instruction_set):
 def test_an_unknown_instruction_set_is_an_error(monkeypatch):
     _, _, model = random_model(34)
     monkeypatch.setenv("WAVENET_CPU", "mmx")
-    assert NativeBackend.available() == (
+    assert CpuBackend.available() == (
         "WAVENET_CPU = mmx: not available on this machine; choose from: "
-        + " ".join(NativeBackend.instruction_sets())
+        + " ".join(CpuBackend.instruction_sets())
     )
     with pytest.raises(BackendError, match=r"WAVENET_CPU = mmx.*base"):
-        NativeBackend(model)
+        CpuBackend(model)
 
 
-def message_of(backend: NativeBackend, state, samples) -> str:
+def message_of(backend: CpuBackend, state, samples) -> str:
     with pytest.raises(BackendError) as caught:
         backend.advance(state, samples)
     message = str(caught.value)
@@ -69,7 +69,7 @@ def message_of(backend: NativeBackend, state, samples) -> str:
 
 def test_invalid_arguments_give_one_line():
     shape, _, model = random_model(37, classes=16)
-    backend = NativeBackend(model)
+    backend = CpuBackend(model)
     state, samples = random_state(shape, 2, 0), torch.zeros(2, 3, dtype=torch.int64)
     assert message_of(backend, state, samples + 16) == "samples contains 16: must be 0 to 15"
     assert message_of(backend, state, samples[:1]) == "samples is (1, 3): must be (2, any)"
@@ -93,7 +93,7 @@ def test_invalid_arguments_give_one_line():
 )
 def test_errors_of_operators_are_translated(raised, shown, monkeypatch):
     shape, _, model = random_model(38)
-    backend = NativeBackend(model)
+    backend = CpuBackend(model)
 
     class Operators:
         @staticmethod

@@ -18,7 +18,7 @@ from support.engines import (
 
 from wavenet import extension
 from wavenet.engine import cuda, registry
-from wavenet.engine.cpu import NativeBackend
+from wavenet.engine.cpu import CpuBackend
 from wavenet.engine.cuda import CudaBackend
 from wavenet.engine.sampling import Sampling
 from wavenet.errors import BackendError
@@ -69,8 +69,8 @@ def test_draws_are_what_the_cpu_would_draw(seed, sampling):
     state, uniforms = random_state(shape, 11, seed), torch.rand(11, 50)
     gate = random_gate(shape, 11, linear=bool(seed % 2))
     on_device = state.to(DEVICE)
-    drawn = CudaBackend(model).generate(on_device, uniforms.to(DEVICE), sampling, gate).cpu()
-    logits = NativeBackend(model).advance(state, drawn, gate)
+    drawn = CudaBackend(model).generate(on_device.with_sampling(sampling), uniforms.to(DEVICE), gate).cpu()
+    logits = CpuBackend(model).advance(state, drawn, gate)
     assert state.position.tolist() == on_device.position.tolist()
     assert torch.allclose(state.queues, on_device.queues.cpu(), rtol=1e-4, atol=1e-5)
     options = (sampling.temperature, sampling.top_k, sampling.top_p)
@@ -94,10 +94,12 @@ def test_a_stream_depends_on_nothing_but_itself(batch, precision):
     most = 40 * torch.cuda.get_device_properties(DEVICE).multi_processor_count
     state, uniforms = random_state(shape, most, 1).to(DEVICE), torch.rand(most, 64, device=DEVICE)
     whole = state.clone()
-    expected = backend.generate(whole, uniforms, sampling)
+    expected = backend.generate(whole.with_sampling(sampling), uniforms)
     rows = torch.randperm(most)[:batch].tolist()
     part = state.select(rows)
-    chunks = [backend.generate(part, chunk, sampling) for chunk in uniforms[rows].split(23, dim=1)]
+    chunks = [
+        backend.generate(part.with_sampling(sampling), chunk) for chunk in uniforms[rows].split(23, dim=1)
+    ]
     assert torch.equal(torch.cat(chunks, dim=1), expected[rows]) and same(part, whole.select(rows))
 
 
@@ -108,9 +110,9 @@ def test_a_state_primed_on_the_cpu_goes_on():
     generator = Generator(model, device="cuda")
     assert generator.backend.name == "cuda"
     primer = torch.randint(0, 64, (2, 100))
-    samples = generator.generate(50, generator.prime(primer, seed=3), temperature=0.0)
+    samples = generator.generate(50, generator.prime(primer, seed=3, sampling=Sampling(0)))
     other = Generator(model, "reference")
-    assert torch.equal(samples.cpu(), other.generate(50, other.prime(primer, seed=3), temperature=0.0))
+    assert torch.equal(samples.cpu(), other.generate(50, other.prime(primer, seed=3, sampling=Sampling(0))))
 
 
 @gpu
@@ -120,13 +122,13 @@ def test_two_torch_streams_at_once():
     backend = CudaBackend(model)
     states = [random_state(shape, 40, each).to(DEVICE) for each in range(2)]
     uniforms = torch.rand(2, 40, 256, device=DEVICE)
-    expected = [backend.generate(states[each].clone(), uniforms[each], Sampling()) for each in range(2)]
+    expected = [backend.generate(states[each].clone(), uniforms[each]) for each in range(2)]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in range(2)]
     found = []
     for each in range(2):
         with torch.cuda.stream(streams[each]):
-            found.append(backend.generate(states[each], uniforms[each], Sampling()))
+            found.append(backend.generate(states[each], uniforms[each]))
     torch.cuda.synchronize()
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
@@ -141,13 +143,13 @@ def test_what_is_refused_moves_nothing():
     uniforms = torch.rand(3, 4, device=DEVICE)
     uniforms[1, 2] = 1.0
     with pytest.raises(BackendError, match=r"uniforms contains 1\.0*: must be in"):
-        backend.generate(state, uniforms, Sampling())
+        backend.generate(state, uniforms)
     with pytest.raises(BackendError, match="samples contains 16: must be 0 to 15"):
         backend.advance(state, torch.full((3, 4), 16, device=DEVICE))
     with pytest.raises(BackendError, match="uniforms is not on the device of the queues"):
-        backend.generate(state, uniforms.cpu(), Sampling())
+        backend.generate(state, uniforms.cpu())
     with pytest.raises(BackendError, match="queues is not on a CUDA device"):
-        backend.generate(state.to("cpu"), torch.rand(3, 4), Sampling())
+        backend.generate(state.to("cpu"), torch.rand(3, 4))
     assert same(state, before)
     weights["embedding.weight"][3] = np.nan
     state.last_sample[:] = torch.tensor([0, 3, 0])
@@ -166,7 +168,7 @@ def test_memory_does_not_grow():
     uniforms = torch.rand(16, 256, device=DEVICE)
     taken = []
     for _ in range(4):
-        backend.generate(state, uniforms, Sampling())
+        backend.generate(state, uniforms)
         taken.append(torch.cuda.memory_allocated(DEVICE))
     assert taken[1:] == taken[:-1]
 
@@ -265,8 +267,8 @@ def test_the_check_stops_an_engine_that_is_a_little_off(engine_on_the_cpu, monke
 def test_the_check_stops_wrong_draws(engine_on_the_cpu, monkeypatch):
     real = CudaBackend.generate
 
-    def off_by_one(self, state, uniforms, sampling, gate_bias=None):
-        return (real(self, state, uniforms, sampling, gate_bias) + 1) % 40
+    def off_by_one(self, state, uniforms, gate_bias=None):
+        return (real(self, state, uniforms, gate_bias) + 1) % 40
 
     monkeypatch.setattr(CudaBackend, "generate", off_by_one)
     with pytest.raises(BackendError, match="sample 0 of row 0 is wrong; use --device cpu"):
@@ -277,8 +279,8 @@ def test_the_check_stops_wrong_draws(engine_on_the_cpu, monkeypatch):
 def test_the_check_stops_a_tile_that_is_wrong(engine_on_the_cpu, monkeypatch):
     real = CudaBackend.generate
 
-    def one_wrong_in_a_large_batch(self, state, uniforms, sampling, gate_bias=None):
-        drawn = real(self, state, uniforms, sampling, gate_bias)
+    def one_wrong_in_a_large_batch(self, state, uniforms, gate_bias=None):
+        drawn = real(self, state, uniforms, gate_bias)
         if len(drawn) > 17:
             drawn[16, 5] += 1
         return drawn

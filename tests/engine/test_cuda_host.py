@@ -96,7 +96,7 @@ def test_draws_follow_the_definition(index, sampling):
     state = random_state(shape, 3, index)
     before = state.clone()
     uniforms = torch.rand(3, 20)
-    drawn, report = kernel.generate(state, uniforms, sampling)
+    drawn, report = kernel.generate(state.with_sampling(sampling), uniforms)
     assert good(report)
     # Fed what it drew, the kernel tells from which logits.
     logits, _ = kernel.advance(before, drawn)
@@ -120,15 +120,15 @@ def test_a_stream_does_not_depend_on_its_company(sampling):
     state, uniforms = random_state(shape, batch, 2), torch.rand(batch, steps)
     gate = random_gate(shape, batch, linear=True)
     whole = state.clone()
-    expected, report = HostKernel(model, 8).generate(whole, uniforms, sampling, gate)
+    expected, report = HostKernel(model, 8).generate(whole.with_sampling(sampling), uniforms, gate)
     assert good(report)
     for streams in TILES[1:]:
         again = state.clone()
-        found, _ = HostKernel(model, streams).generate(again, uniforms, sampling, gate)
+        found, _ = HostKernel(model, streams).generate(again.with_sampling(sampling), uniforms, gate)
         assert torch.equal(found, expected) and same(again, whole)
     for rows in ([0], [69, 3, 41], list(range(30, 63))):
         part, values = state.select(rows), GateBias(gate.values[rows], gate.hop, gate.start, gate.linear)
-        found, _ = HostKernel(model, 16).generate(part, uniforms[rows], sampling, values)
+        found, _ = HostKernel(model, 16).generate(part.with_sampling(sampling), uniforms[rows], values)
         assert torch.equal(found, expected[rows]) and same(part, whole.select(rows))
 
 
@@ -136,10 +136,10 @@ def test_a_stream_does_not_depend_on_its_company(sampling):
 def test_chunks_are_one_launch(index):
     shape, _, model = shaped(index, layers_per_stack=1 + index, stacks=1)
     kernel, uniforms = HostKernel(model, 16), torch.rand(5, 30)
-    state = random_state(shape, 5, index)
+    state = random_state(shape, 5, index).with_sampling(Sampling(top_p=0.95))
     whole = state.clone()
-    expected, _ = kernel.generate(whole, uniforms, Sampling(top_p=0.95))
-    parts = [kernel.generate(state, part, Sampling(top_p=0.95))[0] for part in uniforms.split(7, dim=1)]
+    expected, _ = kernel.generate(whole, uniforms)
+    parts = [kernel.generate(state, part)[0] for part in uniforms.split(7, dim=1)]
     assert torch.equal(torch.cat(parts, dim=1), expected) and same(state, whole)
 
 
@@ -151,8 +151,10 @@ def test_no_phase_depends_on_the_order_of_its_threads(index, streams):
     gate = random_gate(shape, 11, linear=False)
     results = []
     for backward in (False, True):
-        state = random_state(shape, 11, index)
-        drawn, report = HostKernel(model, streams, backward).generate(state, uniforms, sampling, gate)
+        state = random_state(shape, 11, index).with_sampling(sampling)
+        drawn, report = HostKernel(model, streams, backward).generate(
+            state.with_sampling(sampling), uniforms, gate
+        )
         assert good(report)
         results.append((drawn, state))
     assert torch.equal(results[0][0], results[1][0]) and same(results[0][1], results[1][1])
@@ -237,10 +239,12 @@ def test_tiles_match_a_float64_convolution(index, streams, beyond):
 def test_a_stream_in_tiles_does_not_depend_on_its_company():
     shape, _, model = shaped(2)
     packed, sampling = pack_tiles(model), Sampling(temperature=0.9, top_p=0.95)
-    state, uniforms = random_state(shape, 70, 2), torch.rand(70, 8)
+    state, uniforms = random_state(shape, 70, 2).with_sampling(sampling), torch.rand(70, 8)
     gate = random_gate(shape, 70, linear=True)
     whole = state.clone()
-    expected, report = HostKernel(model, 8, packed=packed).generate(whole, uniforms, sampling, gate)
+    expected, report = HostKernel(model, 8, packed=packed).generate(
+        whole.with_sampling(sampling), uniforms, gate
+    )
     assert good(report)
     for streams in TILES:
         part, values = (
@@ -248,7 +252,7 @@ def test_a_stream_in_tiles_does_not_depend_on_its_company():
             GateBias(gate.values[[5, 69, 12]], gate.hop, gate.start, True),
         )
         kernel = HostKernel(model, streams, backward=True, packed=packed)
-        found, _ = kernel.generate(part, uniforms[[5, 69, 12]], sampling, values)
+        found, _ = kernel.generate(part, uniforms[[5, 69, 12]], values)
         assert torch.equal(found, expected[[5, 69, 12]]) and same(part, whole.select([5, 69, 12]))
 
 
@@ -263,7 +267,7 @@ def test_ties_go_to_the_lower_class():
         (Sampling(top_k=3, top_p=0.3), [1, 1, 1, 1]),
     ]:
         state = empty_state(naive.Shape(5, 5, 5, 5, 5, 2, 1, 1), 4)
-        drawn, _ = HostKernel(model).generate(state, uniforms, sampling)
+        drawn, _ = HostKernel(model).generate(state.with_sampling(sampling), uniforms)
         assert drawn[:, 0].tolist() == expected
 
 
@@ -292,7 +296,7 @@ def test_a_state_out_of_range_moves_nothing(name, value, refused):
     state = random_state(shape, 12, 0)
     getattr(state, name)[9] = value
     before = state.clone()
-    _, report = HostKernel(model).generate(state, torch.rand(12, 4), Sampling())
+    _, report = HostKernel(model).generate(state, torch.rand(12, 4))
     assert report[refused] == 9 and (np.delete(report, refused) == NONE).all()
     assert same(state, before)
 
@@ -304,7 +308,7 @@ def test_inputs_out_of_range_move_nothing():
     for bad in (1.0, -0.1, float("nan")):
         uniforms = torch.rand(2, 4)
         uniforms[1, 1] = uniforms[1, 3] = bad
-        _, report = HostKernel(model).generate(state, uniforms, Sampling())
+        _, report = HostKernel(model).generate(state, uniforms)
         assert report[2] == 5 and same(state, before)
     for bad in (2, -1):
         given = torch.zeros(2, 4, dtype=torch.int64)

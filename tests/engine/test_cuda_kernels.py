@@ -23,7 +23,7 @@ from support.engines import (
 )
 
 from wavenet.engine import cuda_tuning
-from wavenet.engine.cpu import NativeBackend
+from wavenet.engine.cpu import CpuBackend
 from wavenet.engine.cuda import KERNELS, CudaBackend
 from wavenet.engine.sampling import Sampling
 from wavenet.engine.state import GeneratorState
@@ -90,9 +90,9 @@ def test_a_free_run_in_fp32_is_that_of_the_cpu(width, seed):
     shape, _, model = wide(seed, width)
     state, uniforms = random_state(shape, 5, seed), torch.rand(5, 400)
     on_device = state.to(DEVICE)
-    drawn = CudaBackend(model).generate(on_device, uniforms.to(DEVICE), Sampling()).cpu()
-    expected = NativeBackend(model).generate(state.clone(), uniforms, Sampling())
-    logits = NativeBackend(model).advance(state, drawn)
+    drawn = CudaBackend(model).generate(on_device, uniforms.to(DEVICE)).cpu()
+    expected = CpuBackend(model).generate(state.clone(), uniforms)
+    logits = CpuBackend(model).advance(state, drawn)
     for row in range(5):
         differing = torch.nonzero(drawn[row] != expected[row])
         if not len(differing):
@@ -110,7 +110,7 @@ def test_a_stream_depends_on_nothing_but_itself(kernel, precision, width, seed):
     state, uniforms = random_state(shape, 256, seed).to(DEVICE), torch.rand(256, 64, device=DEVICE)
     gate, whole = random_gate(shape, 256, linear=True), state.clone()
     anchor = CudaBackend(model, precision=precision, kernel="stream_cta")
-    expected = anchor.generate(whole, uniforms, SAMPLING, gate)
+    expected = anchor.generate(whole.with_sampling(SAMPLING), uniforms, gate)
     served = 0
     for batch in BATCHES:
         if anchor.kernels(batch)[kernel].startswith("no: "):
@@ -118,9 +118,15 @@ def test_a_stream_depends_on_nothing_but_itself(kernel, precision, width, seed):
         served += 1
         rows = torch.randperm(256)[:batch].tolist()
         backend = CudaBackend(model, precision=precision, kernel=kernel)
-        part, told = state.select(rows), GateBias(gate.values[rows], gate.hop, gate.start, gate.linear)
+        part, told = (
+            state.select(rows).with_sampling(SAMPLING),
+            GateBias(gate.values[rows], gate.hop, gate.start, gate.linear),
+        )
         poison()
-        chunks = [backend.generate(part, chunk, SAMPLING, told) for chunk in uniforms[rows].split(23, dim=1)]
+        chunks = [
+            backend.generate(part.with_sampling(SAMPLING), chunk, told)
+            for chunk in uniforms[rows].split(23, dim=1)
+        ]
         assert torch.equal(torch.cat(chunks, dim=1), expected[rows]) and same(part, whole.select(rows))
     if not served:
         pytest.skip(f"{kernel} does not serve here: {anchor.kernels(1)[kernel][4:]}")
@@ -134,9 +140,9 @@ def test_kernels_give_the_same_bits_and_continue_each_other(kernel, width, kerne
     other, anchor = backend_of(model, kernel, batch=19), CudaBackend(model, 1, "fp16", kernel="stream_cta")
     state, uniforms = random_state(shape, 19, seed).to(DEVICE), torch.rand(19, 300, device=DEVICE)
     gate, whole = random_gate(shape, 19, linear=False), state.clone()
-    expected = anchor.generate(whole, uniforms, SAMPLING, gate)
+    expected = anchor.generate(whole.with_sampling(SAMPLING), uniforms, gate)
     takes = zip((anchor, other, other, anchor), uniforms.split([60, 100, 40, 100], dim=1), strict=True)
-    drawn = [backend.generate(state, part, SAMPLING, gate) for backend, part in takes]
+    drawn = [backend.generate(state.with_sampling(SAMPLING), part, gate) for backend, part in takes]
     assert torch.equal(torch.cat(drawn, dim=1), expected) and same(state, whole)
     logits = [backend.advance(whole.clone(), expected, gate) for backend in (anchor, other)]
     assert torch.equal(*logits)
@@ -148,10 +154,12 @@ def test_a_state_primed_on_the_cpu_goes_on(kernel, seed):
     backend_of(model, kernel)
     primer = torch.randint(0, 256, (2, 100))
     generator = Generator(model, f"cuda:{kernel}", device="cuda", precision="fp16")
-    state = generator.prime(primer, seed=3)
+    state = generator.prime(primer, seed=3, sampling=Sampling(0))
     again = CudaBackend(model, precision="fp16", kernel="stream_cta")
-    expected = again.generate(state.clone(), torch.zeros(2, 50, device=DEVICE), Sampling(temperature=0.0))
-    assert torch.equal(generator.generate(50, state, temperature=0.0).cpu(), expected.cpu())
+    expected = again.generate(
+        state.clone().with_sampling(Sampling(temperature=0.0)), torch.zeros(2, 50, device=DEVICE)
+    )
+    assert torch.equal(generator.generate(50, state).cpu(), expected.cpu())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -160,12 +168,14 @@ def test_two_torch_streams_at_once(kernel, seed):
     backend = backend_of(model, kernel, batch=16)
     states = [random_state(shape, 16, each).to(DEVICE) for each in range(2)]
     uniforms = torch.rand(2, 16, 256, device=DEVICE)
-    expected = [backend.generate(states[each].clone(), uniforms[each], SAMPLING) for each in range(2)]
+    expected = [
+        backend.generate(states[each].clone().with_sampling(SAMPLING), uniforms[each]) for each in range(2)
+    ]
     torch.cuda.synchronize()
     streams, found = [torch.cuda.Stream() for _ in range(2)], []
     for each in range(2):
         with torch.cuda.stream(streams[each]):
-            found.append(backend.generate(states[each], uniforms[each], SAMPLING))
+            found.append(backend.generate(states[each], uniforms[each]))
     torch.cuda.synchronize()
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
@@ -178,7 +188,7 @@ def test_what_is_refused_moves_nothing(kernel, seed):
     before = state.clone()
     uniforms[1, 2] = 1.0
     with pytest.raises(BackendError, match=r"uniforms contains 1\.0*: must be in"):
-        backend.generate(state, uniforms, Sampling())
+        backend.generate(state, uniforms)
     assert same(state, before)
     weights["embedding.weight"][3] = np.nan
     state.last_sample[:] = torch.tensor([0, 3, 0])
@@ -218,10 +228,8 @@ def test_a_lost_message_becomes_an_error_and_the_device_goes_on(kernel, step, se
     losing.join(timeout=120)
     assert not losing.is_alive(), "the kernel hangs"
     assert len(told) == 1 and f"{kernel} timed out: block " in told[0]
-    expected = CudaBackend(model, precision="fp16", kernel="stream_cta").generate(
-        state.clone(), uniforms, Sampling()
-    )
-    assert torch.equal(backend.generate(state, uniforms, Sampling()), expected)
+    expected = CudaBackend(model, precision="fp16", kernel="stream_cta").generate(state.clone(), uniforms)
+    assert torch.equal(backend.generate(state, uniforms), expected)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -231,7 +239,7 @@ def test_a_minute_of_conditioned_audio_takes_no_more_memory(kernel, seed):
     values = torch.randn(2, 60 * 16000 // 256 + 1, len(shape.dilations), 2 * shape.dilation, device=DEVICE)
     gate, taken = GateBias(values, hop=256, start=0, linear=True), []
     for _ in range(60):
-        backend.generate(state, torch.rand(2, 16000, device=DEVICE), SAMPLING, gate)
+        backend.generate(state.with_sampling(SAMPLING), torch.rand(2, 16000, device=DEVICE), gate)
         taken.append(torch.cuda.memory_allocated(DEVICE))
     assert taken[1:] == taken[:-1]
 
@@ -248,7 +256,7 @@ def test_memory_is_weights_streams_and_two_chunks(seed):
     state = GeneratorState(queues, zeros, zeros.clone(), torch.arange(batch))
     uniforms = torch.rand(batch, steps, device=DEVICE)
     torch.cuda.reset_peak_memory_stats(DEVICE)
-    backend.generate(state, uniforms, SAMPLING)
+    backend.generate(state.with_sampling(SAMPLING), uniforms)
     taken = torch.cuda.max_memory_allocated(DEVICE) - before
     # A chunk holds a float32 and an int64 for each sample; a little more for tables and the report.
     assert taken <= backend.packed.data.nbytes + queues.nbytes + 2 * 12 * batch * steps + 2**22
@@ -266,7 +274,7 @@ def test_another_device_gives_the_same(kernel, seed):
         device = torch.device("cuda", number)
         backend_of(model, kernel, batch=9)
         backend = CudaBackend(model, precision="fp16", device=str(device), kernel=kernel)
-        drawn.append(backend.generate(state.to(device), uniforms.to(device), SAMPLING).cpu())
+        drawn.append(backend.generate(state.to(device).with_sampling(SAMPLING), uniforms.to(device)).cpu())
         assert torch.cuda.current_device() == here
     assert torch.equal(*drawn)
 
@@ -293,12 +301,12 @@ def test_the_fastest_kernel_is_measured_and_used(precision, seed, monkeypatch, t
     )
     slowest = [(streams, min(rates, key=lambda name: rates[name])) for streams, rates in found]
     state, uniforms = random_state(shape, 16, seed).to(DEVICE), torch.rand(16, 40, device=DEVICE)
-    expected = generator.backend.generate(state.clone(), uniforms, SAMPLING)
+    expected = generator.backend.generate(state.clone().with_sampling(SAMPLING), uniforms)
     # Any choice gives the same.
     cuda_tuning.remember(generator.backend.identity(), slowest)
     other = CudaBackend(model, precision=precision)
     assert other.serving(16) == dict(slowest)[16]
-    assert torch.equal(other.generate(state, uniforms, SAMPLING), expected)
+    assert torch.equal(other.generate(state.with_sampling(SAMPLING), uniforms), expected)
 
 
 @pytest.mark.parametrize(("kernel", "precision"), ALL)

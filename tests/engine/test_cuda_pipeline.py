@@ -66,13 +66,13 @@ def test_every_number_is_that_of_stream_cta(index, conditioned, beyond):
     sampling = Sampling(temperature=0.9, top_k=20, top_p=0.9)
     anchor = HostKernel(model, packed=packed)
     expected, whole = [], state.clone()
-    expected.append(anchor.generate(whole, uniforms, sampling, gate)[0])
+    expected.append(anchor.generate(whole.with_sampling(sampling), uniforms, gate)[0])
     expected.append(anchor.advance(whole, expected[0], gate)[0])
     for backward in (False, True):
         stages = several(index, seed=index + 100 * backward)
         kernel = HostKernel(model, packed=packed, backward=backward, stages=stages)
         again = state.clone()
-        drawn, report = kernel.generate(again, uniforms, sampling, gate)
+        drawn, report = kernel.generate(again.with_sampling(sampling), uniforms, gate)
         logits, other = kernel.advance(again, drawn, gate)
         assert (report == NONE).all() and (other == NONE).all()
         assert torch.equal(drawn, expected[0]) and torch.equal(logits, expected[1])
@@ -138,10 +138,10 @@ def test_kernels_continue_each_other(index):
     packed, uniforms = pack_tiles(model), torch.rand(9, 14)
     state, sampling = random_state(shape, 9, index), Sampling(top_p=0.95)
     whole = state.clone()
-    expected, _ = HostKernel(model, 16, packed=packed).generate(whole, uniforms, sampling)
+    expected, _ = HostKernel(model, 16, packed=packed).generate(whole.with_sampling(sampling), uniforms)
     rooms = [None, several(index), several(index + 1, tiles=1), None, several(index)]
     parts = [
-        HostKernel(model, packed=packed, stages=stages).generate(state, part, sampling)[0]
+        HostKernel(model, packed=packed, stages=stages).generate(state.with_sampling(sampling), part)[0]
         for stages, part in zip(rooms, uniforms.split([4, 3, 1, 1, 5], dim=1), strict=True)
     ]
     assert torch.equal(torch.cat(parts, dim=1), expected) and same(state, whole)
@@ -153,11 +153,11 @@ def test_a_stream_does_not_depend_on_its_company(tiles):
     packed, sampling = pack_tiles(model), Sampling(temperature=0.8, top_k=9)
     state, uniforms = random_state(shape, 70, 2), torch.rand(70, 4)
     gate, whole = random_gate(shape, 70, linear=True), state.clone()
-    expected, _ = HostKernel(model, packed=packed).generate(whole, uniforms, sampling, gate)
+    expected, _ = HostKernel(model, packed=packed).generate(whole.with_sampling(sampling), uniforms, gate)
     for rows in ([0], [69, 3, 41], list(range(30, 63)), list(range(70))):
         part, values = state.select(rows), GateBias(gate.values[rows], gate.hop, gate.start, gate.linear)
         kernel = HostKernel(model, packed=packed, stages=several(3, tiles=tiles, seed=len(rows)))
-        found, report = kernel.generate(part, uniforms[rows], sampling, values)
+        found, report = kernel.generate(part.with_sampling(sampling), uniforms[rows], values)
         assert (report == NONE).all()
         assert torch.equal(found, expected[rows]) and same(part, whole.select(rows))
 
@@ -168,9 +168,9 @@ def test_any_order_of_turns_and_any_division(seed):
     packed, uniforms = pack_tiles(model), torch.rand(33, 7)
     state = random_state(shape, 33, seed)
     whole = state.clone()
-    expected, _ = HostKernel(model, packed=packed).generate(whole, uniforms, Sampling())
+    expected, _ = HostKernel(model, packed=packed).generate(whole, uniforms)
     room = several(seed, blocks=3 + seed % 11, shared_bytes=(48 + 8 * seed) * 1024)
-    found, report = HostKernel(model, packed=packed, stages=room).generate(state, uniforms, Sampling())
+    found, report = HostKernel(model, packed=packed, stages=room).generate(state, uniforms)
     assert (report == NONE).all() and torch.equal(found, expected) and same(state, whole)
 
 
@@ -198,7 +198,7 @@ def test_a_stream_that_fails_stops_and_the_others_go_on():
 def test_a_dropped_message_is_reported(dropped):
     shape, _, model = shaped(0)
     kernel = HostKernel(model, packed=pack_tiles(model), stages=several(1, dropped=dropped))
-    _, report = kernel.generate(random_state(shape, 9, 0), torch.rand(9, 6), Sampling())
+    _, report = kernel.generate(random_state(shape, 9, 0), torch.rand(9, 6))
     assert report[3] != NONE and (np.delete(report, 3) == NONE).all()
 
 
@@ -214,10 +214,10 @@ def test_the_mailboxes_of_the_kernels_carry_the_same(index, mail_is_shared):
     packed, uniforms = pack_tiles(model), torch.rand(19, 12)
     state, sampling = random_state(shape, 19, index), Sampling(temperature=0.9)
     gate, whole = random_gate(shape, 19, linear=True), state.clone()
-    expected, _ = HostKernel(model, packed=packed).generate(whole, uniforms, sampling, gate)
+    expected, _ = HostKernel(model, packed=packed).generate(whole.with_sampling(sampling), uniforms, gate)
     stages = several(index, mail_is_shared=mail_is_shared, max_polls=MAX_POLLS)
     kernel = HostKernel(model, packed=packed, backward=bool(index % 4), stages=stages)
-    found, report = kernel.generate(state, uniforms, sampling, gate)
+    found, report = kernel.generate(state.with_sampling(sampling), uniforms, gate)
     assert (report == NONE).all() and torch.equal(found, expected) and same(state, whole)
 
 
@@ -229,10 +229,10 @@ def test_blocks_time_out_after_max_polls(dropped, tiles, mail_is_shared):
     stages = several(1, tiles=tiles, mail_is_shared=mail_is_shared, max_polls=2**16, dropped=dropped)
     kernel = HostKernel(model, packed=pack_tiles(model), stages=stages)
     state, uniforms = random_state(shape, 9, 0), torch.rand(9, 6)
-    drawn, report = kernel.generate(state.clone(), uniforms, Sampling())
+    drawn, report = kernel.generate(state.clone(), uniforms)
     assert 0 <= report[3] < 8 and (np.delete(report, 3) == NONE).all()
     # Earlier samples are in the output.
-    expected, _ = HostKernel(model, packed=pack_tiles(model)).generate(state, uniforms, Sampling())
+    expected, _ = HostKernel(model, packed=pack_tiles(model)).generate(state, uniforms)
     end = dropped + 1
     assert torch.equal(drawn[0, :end], expected[0, :end]) and (drawn[:, end:] == -1).all()
 
@@ -260,7 +260,7 @@ def test_what_is_refused_moves_nothing():
     state = random_state(shape, 2, 0)
     before, uniforms = state.clone(), torch.rand(2, 4)
     uniforms[1, 1] = 1.0
-    _, report = kernel.generate(state, uniforms, Sampling())
+    _, report = kernel.generate(state, uniforms)
     assert report[2] == 5 and same(state, before)
 
 
@@ -270,9 +270,7 @@ def test_one_sample():
         states = [random_state(shape, batch, 0) for _ in range(2)]
         uniforms = torch.rand(batch, 1)
         found = [
-            HostKernel(model, packed=pack_tiles(model), stages=stages).generate(state, uniforms, Sampling())[
-                0
-            ]
+            HostKernel(model, packed=pack_tiles(model), stages=stages).generate(state, uniforms)[0]
             for state, stages in zip(states, (None, several(2)), strict=True)
         ]
         assert torch.equal(*found) and same(*states)

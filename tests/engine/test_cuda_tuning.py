@@ -44,7 +44,7 @@ class Engine(CudaBackend):
         few = "one pipeline" if batch <= 16 else "no: it supports at most 16 streams"
         return {"stage_cluster": few, "stage_grid": "pipelines", "stream_cta": "tiles"}
 
-    def generate(self, state, uniforms, sampling, gate_bias=None):
+    def generate(self, state, uniforms, gate_bias=None):
         assert uniforms.shape == (state.batch, cuda_tuning.STEPS) and float(uniforms.max()) < 1
         self.used.append((self._kernel_for(state.batch), state.batch))
         return uniforms.long()

@@ -26,7 +26,7 @@ def draws(engine: Engine, logits: np.ndarray, uniforms: np.ndarray, sampling: Sa
     """Return the samples of a network that always predicts `logits`."""
     shape, model = constant_model(logits)
     numbers = torch.from_numpy(uniforms.astype(np.float32))[None]
-    return engine.run(model).generate(empty_state(shape), numbers, sampling)[0].tolist()
+    return engine.run(model).generate(empty_state(shape).with_sampling(sampling), numbers)[0].tolist()
 
 
 def possible(row: np.ndarray, uniform: float, options: dict) -> set[int]:
@@ -63,7 +63,7 @@ def test_draws_invert_the_cumulative_distribution(engine, options):
     uniforms[:, ::10] = 0
     uniforms[:, 5::10] = NEARLY_ONE
     numbers = torch.from_numpy(uniforms.astype(np.float32))
-    samples = runner.generate(random_state(shape, 2, 3), numbers, Sampling(**options))
+    samples = runner.generate(random_state(shape, 2, 3).with_sampling(Sampling(**options)), numbers)
     logits = runner.advance(random_state(shape, 2, 3), samples).numpy()
     for row, step in np.ndindex(*uniforms.shape):
         sample, uniform = int(samples[row, step]), uniforms[row, step]

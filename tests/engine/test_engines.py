@@ -225,7 +225,7 @@ def test_a_state_continues_on_another_engine(engine):
     for places in ((0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 0, 1), (1, 0, 1, 0)):
         state = random_state(shape, 2, 6)
         drawn = [
-            runners[place].generate(state, piece, Sampling(0.9, 20, 0.97), gate)
+            runners[place].generate(state.with_sampling(Sampling(0.9, 20, 0.97)), piece, gate)
             for place, piece in zip(places, pieces, strict=True)
         ]
         found.append(torch.cat(drawn, dim=1))

@@ -71,8 +71,10 @@ def test_long_blocks_where_nobody_waits():
     generator = Generator(model, "cpu", threads=1)
     values = torch.rand(6, 90)
     for closed, block in ((True, LONG_BLOCK), (False, BLOCK)):
-        assert generator.steering(SuppliedFrames(model.config, values, closed)).block == block
-    assert Generator(model, "reference").steering(SuppliedFrames(model.config, values)).block == BLOCK
+        assert generator.gate_bias_provider(SuppliedFrames(model.config, values, closed)).block == block
+    assert (
+        Generator(model, "reference").gate_bias_provider(SuppliedFrames(model.config, values)).block == BLOCK
+    )
 
 
 # -- the operator ---------------------------------------------------------------------------------------

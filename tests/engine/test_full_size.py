@@ -12,7 +12,7 @@ from support import naive
 from support.engines import model_of
 
 from wavenet.engine import registry
-from wavenet.engine.sampling import Sampling, uniforms
+from wavenet.engine.sampling import uniforms
 from wavenet.engine.state import GeneratorState
 from wavenet.generation.generator import Generator
 from wavenet.models.wavenet import WaveNet
@@ -75,11 +75,11 @@ def test_20000_samples_are_those_of_the_reference(engine):
     start = engine.start(seed=5)
     draws = uniforms(start.clone(), steps)
     # The sampling of the reference in one call; what the engine makes of it piece by piece.
-    wanted = reference.backend.generate(reference.start(seed=5), draws, Sampling(1.0, 0, 1.0))[0]
+    wanted = reference.backend.generate(reference.start(seed=5), draws)[0]
     state, done = start, 0
     while done < steps:
         before = state.clone()
-        drawn = engine.backend.generate(state, draws[:, done:], Sampling(1.0, 0, 1.0))[0]
+        drawn = engine.backend.generate(state, draws[:, done:])[0]
         different = torch.nonzero(drawn != wanted[done:])
         if not len(different):
             return

@@ -11,7 +11,7 @@ from support.engines import random_gate, random_model, random_state
 
 from wavenet.engine import numba as numba_backend
 from wavenet.engine import registry
-from wavenet.engine.cpu import NativeBackend
+from wavenet.engine.cpu import CpuBackend
 from wavenet.engine.numba import NumbaBackend
 from wavenet.errors import BackendError
 
@@ -49,7 +49,7 @@ def test_missing_numba_gives_a_reason(fresh_availability, monkeypatch):
     assert reason is not None and reason.startswith("numba cannot be loaded: ") and "\n" not in reason
     with pytest.raises(BackendError, match=r"^backend 'numba' cannot run here: numba cannot be loaded: "):
         registry.create(model, "numba")
-    monkeypatch.setattr(NativeBackend, "available", staticmethod(lambda: "not built"))
+    monkeypatch.setattr(CpuBackend, "available", staticmethod(lambda: "not built"))
     assert registry.create(model).name == "reference"
 
 
@@ -62,10 +62,10 @@ def test_a_disabled_compiler_gives_a_reason(fresh_availability, monkeypatch):
 
 def test_numba_is_chosen_only_without_the_cpp_engine(monkeypatch):
     _, _, model = random_model(38)
-    monkeypatch.setattr(NativeBackend, "available", staticmethod(lambda: "not built"))
+    monkeypatch.setattr(CpuBackend, "available", staticmethod(lambda: "not built"))
     assert registry.create(model).name == "numba"
     monkeypatch.undo()
-    if NativeBackend.available() is None:
+    if CpuBackend.available() is None:
         monkeypatch.setattr(NumbaBackend, "available", staticmethod(lambda: pytest.fail("was asked")))
         assert registry.create(model).name == "cpu"
 

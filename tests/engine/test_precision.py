@@ -21,7 +21,7 @@ from support.engines import (
 )
 
 from wavenet.engine import packing, registry
-from wavenet.engine.cpu import NativeBackend
+from wavenet.engine.cpu import CpuBackend
 from wavenet.engine.sampling import Sampling
 from wavenet.errors import BackendError
 from wavenet.generation.generator import Generator
@@ -39,7 +39,7 @@ def errors(shape, model, precision: str, samples: np.ndarray, exact: np.ndarray)
     """Return each step's largest error relative to its largest logit."""
     state = empty_state(shape, last_sample=int(samples[0]))
     inputs = torch.from_numpy(samples[1:])[None]
-    found = NativeBackend(model, precision=precision).advance(state, inputs)[0, shape.context :]
+    found = CpuBackend(model, precision=precision).advance(state, inputs)[0, shape.context :]
     return relative_errors(found, exact)
 
 
@@ -131,15 +131,15 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(6))
 def test_int8_gives_the_same_bits_on_every_instruction_set(monkeypatch, seed):
     shape, _, model = random_model(seed + 100, kernel_size=2 + seed % 3)
-    backend = NativeBackend(model, precision="int8")
+    backend = CpuBackend(model, precision="int8")
     gate = random_gate(shape, 3, linear=True, hop=9, start=20)
     samples, uniforms = random_samples(shape, 3, 60, seed), random_uniforms(3, 200, seed)
     results = []
-    for name in NativeBackend.instruction_sets():
+    for name in CpuBackend.instruction_sets():
         monkeypatch.setenv("WAVENET_CPU", name)
         state = random_state(shape, 3, seed)
         logits = backend.advance(state, samples, gate)
-        drawn = backend.generate(state, uniforms, Sampling(0.9, 0, 0.95), gate)
+        drawn = backend.generate(state.with_sampling(Sampling(0.9, 0, 0.95)), uniforms, gate)
         results.append([logits, drawn, state.queues])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
@@ -150,7 +150,7 @@ def test_int8_gives_the_same_bits_on_every_instruction_set(monkeypatch, seed):
 def test_a_failed_stream_does_not_affect_the_others(instruction_set, precision):
     shape, weights, _ = random_model(35, residual=4, stacks=1, layers_per_stack=2, kernel_size=2, classes=8)
     weights["embedding.weight"][3] = np.nan
-    backend = NativeBackend(model_of(shape, weights), precision=precision)
+    backend = CpuBackend(model_of(shape, weights), precision=precision)
     given = torch.ones(4, 10, dtype=torch.int64)
     state, expected = random_state(shape, 4, 5), random_state(shape, 4, 5)
     for each in (state, expected):
@@ -174,7 +174,7 @@ def test_zero_and_tiny_weights_give_finite_logits(instruction_set):
         for precision in PRECISIONS:
             state = random_state(shape, 2, 0)
             given = torch.zeros(2, 30, dtype=torch.int64)
-            logits = NativeBackend(model, precision=precision).advance(state, given)
+            logits = CpuBackend(model, precision=precision).advance(state, given)
             assert float(logits.abs().max()) <= 1e-30
 
 
@@ -211,7 +211,7 @@ def test_unavailable_precisions_are_errors(monkeypatch):
         BackendError, match="'reference' cannot run here: it computes in fp32 only, not in int8"
     ):
         Generator(model, "reference", precision="int8")
-    monkeypatch.setattr(NativeBackend, "available", staticmethod(lambda: "the extension was not built: why"))
+    monkeypatch.setattr(CpuBackend, "available", staticmethod(lambda: "the extension was not built: why"))
     message = "no backend can generate in bf16 here: cpu: .* not built: why; numba: it computes in fp32 only"
     with pytest.raises(BackendError, match=message):
         Generator(model, precision="bf16")

@@ -9,7 +9,7 @@ import wavenet
 from wavenet import __version__
 from wavenet.cli import generate
 from wavenet.engine import cpu, registry
-from wavenet.engine.cpu import NativeBackend
+from wavenet.engine.cpu import CpuBackend
 from wavenet.engine.numba import NumbaBackend
 
 
@@ -30,10 +30,10 @@ def test_instruction_sets_in_use_there_and_missing(monkeypatch):
     monkeypatch.setenv("WAVENET_CPU", "base")
     monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
     assert line_of("cpu").startswith("cpu        fp32, bf16, int8, instruction set base of base")
-    monkeypatch.setattr(NativeBackend, "instruction_sets", staticmethod(lambda: ["base", "avx2"]))
+    monkeypatch.setattr(CpuBackend, "instruction_sets", staticmethod(lambda: ["base", "avx2"]))
     assert line_of("cpu").endswith("of base avx2, not on this processor: avx512 avx512vnni")
     monkeypatch.setattr(cpu.platform, "machine", lambda: "arm64")
-    monkeypatch.setattr(NativeBackend, "instruction_sets", staticmethod(lambda: ["base", "neon"]))
+    monkeypatch.setattr(CpuBackend, "instruction_sets", staticmethod(lambda: ["base", "neon"]))
     assert line_of("cpu").endswith("of base neon, not on this processor: neondot")
     monkeypatch.setenv("WAVENET_CPU", "mmx")
     assert "not available: WAVENET_CPU = mmx" in line_of("cpu")
@@ -63,12 +63,12 @@ def test_what_auto_passes_over_is_told(numba, told, monkeypatch, tmp_path, capfd
     monkeypatch.setattr(NumbaBackend, "available", staticmethod(lambda: numba))
     name, reasons = registry.choose("auto")
     assert name == ("reference" if numba else "numba")
-    assert registry.passed_over(name, reasons) == told
+    assert registry.fallback_reason(name, reasons) == told
     if numba is None:
         assert registry.choose("numba") == ("numba", {})
         return
     model = wavenet.WaveNet(wavenet.WaveNetConfig(layers=2, stacks=1))
-    assert wavenet.Generator(model, "reference").passed_over is None
+    assert wavenet.Generator(model, "reference").fallback_reason is None
     model.save_pretrained(tmp_path / "model")
     take = str(tmp_path / "take.wav")
     assert generate.main(["--checkpoint", str(tmp_path / "model"), "--seconds", "0.01", take]) == 0
@@ -79,7 +79,7 @@ def test_what_auto_passes_over_is_told(numba, told, monkeypatch, tmp_path, capfd
 def test_the_preferred_engine_is_taken_without_a_word():
     assert registry.choose("auto") == ("cpu", {})
     model = wavenet.WaveNet(wavenet.WaveNetConfig(layers=2, stacks=1))
-    assert wavenet.Generator(model).passed_over is None
+    assert wavenet.Generator(model).fallback_reason is None
 
 
 def test_version_says_it(capsys):

@@ -10,7 +10,7 @@ from wavenet.audio import faults
 from wavenet.errors import ConfigError
 from wavenet.generation.best_of import BestOf, most_typical
 from wavenet.generation.likelihood import predictions
-from wavenet.generation.watchdog import Watched
+from wavenet.generation.watchdog import SupervisedStream
 
 
 def test_neither_extreme_is_chosen():
@@ -39,28 +39,28 @@ def test_each_take_is_the_typical_one_of_its_candidates():
         some = slice(first, first + 4)
         bits = [float(row.mean(dtype="float64")) for row in surprisal[some]]
         expected.append(first + most_typical(bits, wrong[some], 0.05).row)
-    watched = Watched(generator, state.clone(), steps, judged=None, keep=True)
-    best = BestOf(generator, state, watched, 4, 0.05)
+    supervised = SupervisedStream(generator, state.clone(), steps, fault_policy=None, keep_history=True)
+    best = BestOf(generator, state, supervised, 4, 0.05)
     chunks = list(best)
     assert [chunk.shape for chunk in chunks[:-1]] == [(2, 0)] * (len(chunks) - 1)
     assert best.rows == expected and torch.equal(chunks[-1], plain[expected])
-    assert best.state_given().stream.tolist() == expected
-    assert best.rest().shape == (2, 0)
+    assert best.state_after().stream.tolist() == expected
+    assert best.flush().shape == (2, 0)
 
 
 def test_takes_that_were_broken_off_are_chosen_from():
     generator = troubled(None)
     state = begun(generator, 3)
-    best = BestOf(generator, state, Watched(generator, state.clone(), 60 * RATE), 3, None)
+    best = BestOf(generator, state, SupervisedStream(generator, state.clone(), 60 * RATE), 3, None)
     for _, _ in zip(best, range(20), strict=False):
         pass
-    rest = best.rest()
-    assert rest.shape == (1, best.made) and len(best.choices) == 1
-    assert torch.equal(rest, generator.generate(best.made, begun(generator, 3))[best.rows])
+    rest = best.flush()
+    assert rest.shape == (1, best.generated) and len(best.choices) == 1
+    assert torch.equal(rest, generator.generate(best.generated, begun(generator, 3))[best.rows])
 
 
 def test_more_than_can_be_kept_is_refused():
     generator = troubled(None)
     state = begun(generator, 2)
-    with pytest.raises(ConfigError, match="fewer --seconds"):
-        BestOf(generator, state, Watched(generator, state.clone(), 1 << 30), 2, None)
+    with pytest.raises(ConfigError, match="fewer seconds"):
+        BestOf(generator, state, SupervisedStream(generator, state.clone(), 1 << 30), 2, None)

@@ -11,9 +11,10 @@ from support.conditioned import config, network, tune
 from support.engines import random_model
 
 from wavenet.conditioning.score import ScoreSource
+from wavenet.engine.sampling import Sampling
 from wavenet.generation import likelihood
 from wavenet.generation.generator import Generator
-from wavenet.generation.likelihood import Account, Follower, predictions
+from wavenet.generation.likelihood import EntropyStatistics, LikelihoodTracker, predictions
 
 
 def expected(logits: torch.Tensor, samples: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -27,11 +28,11 @@ def test_entropy_and_surprisal_are_those_of_the_parallel_form(monkeypatch):
     _, _, model = random_model(4)
     generator = Generator(model, threads=1)
     state = generator.start(3, seed=2)
-    samples = generator.generate(200, state.clone(), temperature=1.3, top_k=5)
+    samples = generator.generate(200, state.clone().with_sampling(Sampling(1.3, 5)))
     silence = torch.full((3, generator.config.receptive_field), generator.config.silence)
     wanted = expected(model(torch.cat([silence, samples], 1)[:, :-1]), samples)
     whole = predictions(generator, state.clone(), samples)
-    monkeypatch.setattr(likelihood, "_LOGITS", 7 * 3 * generator.config.quantization_channels)
+    monkeypatch.setattr(likelihood, "_MAX_LOGITS", 7 * 3 * generator.config.quantization_channels)
     parts = predictions(generator, state.clone(), samples)
     for found in (whole, parts):
         for one, other in zip(found, wanted, strict=True):
@@ -39,38 +40,38 @@ def test_entropy_and_surprisal_are_those_of_the_parallel_form(monkeypatch):
     assert all(each.shape == (3, 0) for each in predictions(generator, state.clone(), samples[:, :0]))
 
 
-def test_what_the_network_is_told_counts():
+def test_predictions_depend_on_the_conditioning():
     settings = config("score")
     model = network(settings)
     generator = Generator(model, threads=1)
     source = ScoreSource(settings, tune(0, 1.0))
-    state = generator.start(1, gate_bias=generator.steering(source))
-    samples = generator.generate(400, state.clone(), gate_bias=generator.steering(source))
-    follower = Follower(generator, state, generator.steering(source))
-    entropy = np.concatenate([follower.follow(part) for part in samples.split(123, dim=1)], axis=1)
+    state = generator.start(1, gate_bias=generator.gate_bias_provider(source))
+    samples = generator.generate(400, state.clone(), gate_bias=generator.gate_bias_provider(source))
+    tracker = LikelihoodTracker(generator, state, generator.gate_bias_provider(source))
+    entropy = np.concatenate([tracker.add(part) for part in samples.split(123, dim=1)], axis=1)
     silence = torch.full((1, settings.receptive_field), settings.silence)
-    bias = generator.steering(source).between(-settings.receptive_field, 400)
+    bias = generator.gate_bias_provider(source).gate_bias(-settings.receptive_field, 400)
     logits = model(torch.cat([silence, samples], 1)[:, :-1], bias, position=0)
     assert np.allclose(entropy, expected(logits, samples)[0], atol=1e-3)
-    assert state.position.item() == 0 and follower.accounts[0].samples == 400
+    assert state.position.item() == 0 and tracker.statistics[0].samples == 400
 
 
-def test_the_account_in_plain_numpy():
+def test_entropy_statistics_equal_plain_numpy():
     random = np.random.default_rng(0)
     entropy = random.uniform(0, 8, 10_450).astype(np.float32)
     surprisal = random.exponential(4, 10_450).astype(np.float32)
-    account = Account(4000, 256)
+    statistics = EntropyStatistics(4000, 256)
     for part in np.array_split(np.arange(len(entropy)), [1, 1, 3999, 4001, 9000]):
-        account.add(entropy[part], surprisal[part])
-    assert account.mean == pytest.approx(entropy.mean(), rel=1e-5)
-    assert account.bits == pytest.approx(surprisal.mean(), rel=1e-5)
+        statistics.add(entropy[part], surprisal[part])
+    assert statistics.mean == pytest.approx(entropy.mean(), rel=1e-5)
+    assert statistics.bits == pytest.approx(surprisal.mean(), rel=1e-5)
     for share in (5, 50, 95):
-        assert account.percentile(share) == pytest.approx(np.percentile(entropy, share), abs=0.01)
+        assert statistics.percentile(share) == pytest.approx(np.percentile(entropy, share), abs=0.01)
     parts = [entropy[:4000].mean(), entropy[4000:8000].mean(), entropy[8000:].mean()]
-    assert account.seconds() == pytest.approx(parts, rel=1e-5)
-    told = account.as_dict()
-    assert told["uniform"] == 8 and told["per_second"] == account.seconds()
-    assert Account(4000, 256).seconds() == [] and Account(4000, 256).mean == 0
-    certain = Account(4000, 2)
+    assert statistics.seconds() == pytest.approx(parts, rel=1e-5)
+    told = statistics.as_dict()
+    assert told["uniform"] == 8 and told["per_second"] == statistics.seconds()
+    assert EntropyStatistics(4000, 256).seconds() == [] and EntropyStatistics(4000, 256).mean == 0
+    certain = EntropyStatistics(4000, 2)
     certain.add(np.zeros(10), np.zeros(10))
     assert certain.percentile(50) < 0.01 and certain.uniform == math.log2(2)

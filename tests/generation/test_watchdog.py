@@ -18,11 +18,11 @@ from wavenet.conditioning.supplied import SuppliedFrames
 from wavenet.engine.sampling import Sampling
 from wavenet.generation import watchdog
 from wavenet.generation.generator import Generator
-from wavenet.generation.watchdog import Rewind, Watched, judged_by
+from wavenet.generation.watchdog import Rewind, SupervisedStream, fault_policy
 
 
-def made(watched: Watched) -> torch.Tensor:
-    return torch.cat(list(watched), dim=1)
+def made(supervised: SupervisedStream) -> torch.Tensor:
+    return torch.cat(list(supervised), dim=1)
 
 
 def kinds(generator: Generator, samples: torch.Tensor) -> set[str]:
@@ -35,17 +35,17 @@ def kinds(generator: Generator, samples: torch.Tensor) -> set[str]:
 def test_what_goes_wrong_is_made_once_more_from_before_it_did(ending, kind):
     generator, steps = troubled(ending), 12 * RATE
     plain = generator.generate(steps, begun(generator, 6))
-    watched = Watched(generator, begun(generator, 6), steps)
-    samples = made(watched)
+    supervised = SupervisedStream(generator, begun(generator, 6), steps)
+    samples = made(supervised)
     assert samples.shape == (6, steps)
     if kind is None:
-        assert watched.rewinds == [] and torch.equal(samples, plain)
+        assert supervised.rewinds == [] and torch.equal(samples, plain)
         return
-    assert kinds(generator, plain) == {kind} == {each.kind for each in watched.rewinds}
-    assert all(each.helped for each in watched.rewinds)
+    assert kinds(generator, plain) == {kind} == {each.kind for each in supervised.rewinds}
+    assert all(each.regenerated for each in supervised.rewinds)
     assert kinds(generator, samples) == set()
     for row in range(6):
-        back = [each.at for each in watched.rewinds if each.row == row]
+        back = [each.at for each in supervised.rewinds if each.row == row]
         if not back:
             assert torch.equal(samples[row], plain[row])
             continue
@@ -60,26 +60,26 @@ def test_what_goes_wrong_is_made_once_more_from_before_it_did(ending, kind):
 
 def test_neither_batch_nor_threads_nor_chunks_nor_the_end_change_a_stream(monkeypatch):
     generator, steps = troubled(SILENT), 9 * RATE
-    together = Watched(generator, begun(generator, 3), steps)
+    together = SupervisedStream(generator, begun(generator, 3), steps)
     samples = made(together)
     assert together.rewinds
     spread = Generator(generator.model, threads=3)
     monkeypatch.setattr("wavenet.generation.generator.CHUNK", 300)
     for row in range(3):
-        alone = Watched(spread, begun(generator, 1, first=row), steps)
+        alone = SupervisedStream(spread, begun(generator, 1, first=row), steps)
         assert torch.equal(made(alone)[0], samples[row])
         assert [each.at for each in alone.rewinds] == [
             each.at for each in together.rewinds if each.row == row
         ]
-    longer = made(Watched(generator, begun(generator, 3), steps + 4 * RATE + 17))
+    longer = made(SupervisedStream(generator, begun(generator, 3), steps + 4 * RATE + 17))
     assert torch.equal(longer[:, : steps - 4 * RATE], samples[:, : steps - 4 * RATE])
 
 
 def test_the_state_goes_on_where_the_take_ends():
     generator = troubled(SILENT)
-    watched = Watched(generator, begun(generator, 3), 30 * RATE)
-    samples = made(watched)
-    state = watched.state_given()
+    supervised = SupervisedStream(generator, begun(generator, 3), 30 * RATE)
+    samples = made(supervised)
+    state = supervised.state_after()
     assert len({number for number in state.substream.tolist()}) > 1
     expected = begun(generator, 3)
     generator.advance(expected, samples)
@@ -90,30 +90,30 @@ def test_the_state_goes_on_where_the_take_ends():
 
 def test_live_the_first_block_comes_at_once_and_what_was_given_stays():
     generator = troubled(SILENT)
-    watched, given, held = Watched(generator, begun(generator), None, live=True), [], []
-    for chunk in watched:
+    supervised, given, held = SupervisedStream(generator, begun(generator), None, live=True), [], []
+    for chunk in supervised:
         given.append(chunk)
-        held.append(watched.made - sum(each.shape[1] for each in given))
-        assert all(each.at >= 0 for each in watched.rewinds)
+        held.append(supervised.generated - sum(each.shape[1] for each in given))
+        assert all(each.at >= 0 for each in supervised.rewinds)
         if sum(each.shape[1] for each in given) > 40 * RATE:
             break
-    assert given[0].shape[1] == BLOCK and max(held) == watchdog.LOOK_AHEAD * BLOCK
+    assert given[0].shape[1] == BLOCK and max(held) == watchdog.HELD_BLOCKS * BLOCK
     # While it is saved up, three blocks of four are given out.
     early = [each.shape[1] // BLOCK for each in given[:12]]
     assert sum(early) == 9 and max(early) == 1
-    samples = torch.cat([*given, watched.rest()], dim=1)
-    assert watched.rewinds and kinds(generator, samples) <= {"silence"}
-    again = Watched(generator, begun(generator), samples.shape[1], live=True)
+    samples = torch.cat([*given, supervised.flush()], dim=1)
+    assert supervised.rewinds and kinds(generator, samples) <= {"silence"}
+    again = SupervisedStream(generator, begun(generator), samples.shape[1], live=True)
     assert torch.equal(made(again)[:, : 40 * RATE], samples[:, : 40 * RATE])
 
 
 def test_an_endless_stream_takes_bounded_memory():
     generator = troubled(SILENT)
-    watched = Watched(generator, begun(generator), None, live=True)
-    for number, _ in enumerate(watched):
-        row = watched._rows[0]
-        assert len(row.samples) <= 2 * watchdog.LOOK_AHEAD and len(row.snapshots) <= 2
-        assert len(row.heard) <= max(faults.WINDOWS.values())
+    supervised = SupervisedStream(generator, begun(generator), None, live=True)
+    for number, _ in enumerate(supervised):
+        row = supervised._rows[0]
+        assert len(row.samples) <= 2 * watchdog.HELD_BLOCKS and len(row.snapshots) <= 2
+        assert len(row.statistics) <= max(faults.WINDOWS.values())
         if number > 400:
             break
 
@@ -122,50 +122,55 @@ def test_what_cannot_be_mended_stays_and_costs_a_bounded_number_of_attempts(monk
     generator, drawn = troubled(NOISE[0], chance=1.0, lasting=0), []
     stream = generator.stream
     monkeypatch.setattr(
-        generator, "stream", lambda state, steps, *rest: [drawn.append(steps)] and stream(state, steps, *rest)
+        generator,
+        "stream",
+        lambda state, steps, **rest: [drawn.append(steps)] and stream(state, steps, **rest),
     )
     plain = generator.generate(20 * RATE, begun(generator))
     drawn.clear()
-    watched = Watched(generator, begun(generator), 20 * RATE)
-    assert torch.equal(made(watched), plain)
-    assert torch.equal(watched.state_given().position, torch.tensor([4 + 20 * RATE]))
-    assert watched.state_given().substream.tolist() == [0]
+    supervised = SupervisedStream(generator, begun(generator), 20 * RATE)
+    assert torch.equal(made(supervised), plain)
+    assert torch.equal(supervised.state_after().position, torch.tensor([4 + 20 * RATE]))
+    assert supervised.state_after().substream.tolist() == [0]
     # Nothing was well before it: one more second says that it is no chance.
-    assert [(each.at, each.helped) for each in watched.rewinds] == [(0, True), (0, False)]
+    assert [(each.at, each.regenerated) for each in supervised.rewinds] == [(0, True), (0, False)]
     assert sum(drawn) == 21 * RATE
     # What is looked for from the third second on has something before it to go back to.
     drawn.clear()
-    watched = Watched(
-        generator, begun(generator), 20 * RATE, judged=lambda first, stop: KINDS if first >= 2 * RATE else ()
+    supervised = SupervisedStream(
+        generator,
+        begun(generator),
+        20 * RATE,
+        fault_policy=lambda first, stop: KINDS if first >= 2 * RATE else (),
     )
-    assert torch.equal(made(watched), plain)
-    assert [each.helped for each in watched.rewinds] == [True] * watchdog.ATTEMPTS + [False]
-    assert sum(drawn) <= (20 + watchdog.ATTEMPTS * 4) * RATE
+    assert torch.equal(made(supervised), plain)
+    assert [each.regenerated for each in supervised.rewinds] == [True] * watchdog.MAX_ATTEMPTS + [False]
+    assert sum(drawn) <= (20 + watchdog.MAX_ATTEMPTS * 4) * RATE
 
 
 @pytest.mark.parametrize("ending", [SILENT, CYCLE[0]])
 def test_what_is_wrong_from_the_beginning_is_tried_once_more_or_several_times_if_silent(ending):
     generator = troubled(ending, chance=1.0, lasting=0)
     plain = generator.generate(12 * RATE, begun(generator, 2))
-    watched = Watched(generator, begun(generator, 2), 12 * RATE)
-    assert torch.equal(made(watched), plain)
-    tried = watchdog.ATTEMPTS if ending == SILENT else watchdog.ATTEMPTS_FROM_NOTHING
+    supervised = SupervisedStream(generator, begun(generator, 2), 12 * RATE)
+    assert torch.equal(made(supervised), plain)
+    tried = watchdog.MAX_ATTEMPTS if ending == SILENT else watchdog.MAX_ATTEMPTS_FROM_START
     for row in range(2):
-        found = [each.helped for each in watched.rewinds if each.row == row]
+        found = [each.regenerated for each in supervised.rewinds if each.row == row]
         assert found == [True] * tried + [False]
 
 
 def test_after_an_interrupt_what_is_held_back_can_be_had_and_gone_on_from():
     generator = troubled(SILENT)
-    whole = made(Watched(generator, begun(generator, 2), 12 * RATE))
-    watched = Watched(generator, begun(generator, 2), 12 * RATE)
-    given = [chunk for chunk, _ in zip(watched, range(30), strict=False)]
-    state = watched.state_given()
+    whole = made(SupervisedStream(generator, begun(generator, 2), 12 * RATE))
+    supervised = SupervisedStream(generator, begun(generator, 2), 12 * RATE)
+    given = [chunk for chunk, _ in zip(supervised, range(30), strict=False)]
+    state = supervised.state_after()
     done = sum(each.shape[1] for each in given)
     assert state.position.tolist() == [4 + done] * 2
-    given.append(watched.rest())
+    given.append(supervised.flush())
     assert given[-1].shape[1] > 0
-    state = watched.state_given()
+    state = supervised.state_after()
     samples = torch.cat(given, dim=1)
     assert state.position.tolist() == [4 + samples.shape[1]] * 2
     expected = begun(generator, 2)
@@ -177,30 +182,31 @@ def test_after_an_interrupt_what_is_held_back_can_be_had_and_gone_on_from():
 def test_without_chance_or_without_anything_to_look_for_it_is_the_plain_stream():
     generator = troubled(NOISE[0])
     plain = generator.generate(12 * RATE, begun(generator, 2))
-    unwatched = Watched(generator, begun(generator, 2), 12 * RATE, judged=None)
-    chunks = list(unwatched)
+    unsupervised = SupervisedStream(generator, begun(generator, 2), 12 * RATE, fault_policy=None)
+    chunks = list(unsupervised)
     assert torch.equal(torch.cat(chunks, dim=1), plain) and len(chunks) == 48
-    greedy = generator.generate(5 * RATE, begun(generator), temperature=0)
-    assert torch.equal(made(Watched(generator, begun(generator), 5 * RATE, Sampling(0))), greedy)
+    start = begun(generator).with_sampling(Sampling(0))
+    greedy = generator.generate(5 * RATE, start.clone())
+    assert torch.equal(made(SupervisedStream(generator, start, 5 * RATE)), greedy)
 
 
 def test_who_is_told_to_be_silent_is_not_blamed():
     score, mel, both = config("score"), config("mel"), config("class+score")
     played = tune(0, 10.0)
     played = dataclasses.replace(played, onset=played.onset + 5, release=played.release + 5)
-    notes = judged_by(ScoreSource(score, played), RATE, start=100)
+    notes = fault_policy(ScoreSource(score, played), RATE)
     assert set(notes(0, 5 * RATE)) == {"noise"}
     assert set(notes(4 * RATE, 8 * RATE)) == {"noise", "silence"}
     assert set(notes(60 * RATE, 64 * RATE)) == {"noise"}
     # A note that begins as the stretch ends may not be heard in it yet.
-    first = 100 + round(float(played.onset[0]) * RATE)
+    first = round(float(played.onset[0]) * RATE)
     assert set(notes(first - 2 * RATE, first + 10)) == {"noise"}
-    assert not judged_by(SuppliedFrames(mel, torch.zeros(6, 10)), RATE)(0, RATE)
+    assert not fault_policy(SuppliedFrames(mel, torch.zeros(6, 10)), RATE)(0, RATE)
     constant = Classes(both, [(0.0, {"piano": 1.0})])
     glide = Classes(both, [(0.0, {"piano": 1.0}), (2.0, {"cello": 1.0})])
-    assert set(judged_by(None, RATE)(0, 1)) == set(judged_by(constant, RATE)(0, 1)) == set(faults.KINDS)
-    assert set(judged_by(glide, RATE)(0, 1)) == {"noise", "tone"}
-    together = judged_by(CombinedSource(glide, ScoreSource(both, played)), RATE)
+    assert set(fault_policy(None, RATE)(0, 1)) == set(fault_policy(constant, RATE)(0, 1)) == set(faults.KINDS)
+    assert set(fault_policy(glide, RATE)(0, 1)) == {"noise", "tone"}
+    together = fault_policy(CombinedSource(glide, ScoreSource(both, played)), RATE)
     assert set(together(5 * RATE, 9 * RATE)) == {"noise"}
 
 
@@ -209,19 +215,19 @@ def test_a_network_that_is_told_something_goes_back_with_it():
     settings = config("score")
     generator = Generator(network(settings), threads=1)
     source = ScoreSource(settings, tune(0, 3.0))
-    steering, judged = generator.steering(source), judged_by(source, RATE)
+    steering, policy = generator.gate_bias_provider(source), fault_policy(source, RATE)
     state = generator.start(1, gate_bias=steering)
 
     def once(first: int, stop: int):
-        return () if watched.rewinds else judged(first, stop)
+        return () if supervised.rewinds else policy(first, stop)
 
-    watched = Watched(generator, state.clone(), 5 * RATE, gate_bias=steering, judged=once)
-    samples = made(watched)
-    (rewind,) = watched.rewinds
+    supervised = SupervisedStream(generator, state.clone(), 5 * RATE, gate_bias=steering, fault_policy=once)
+    samples = made(supervised)
+    (rewind,) = supervised.rewinds
     assert rewind == Rewind(0, "noise", rewind.at, True)
-    plain = generator.generate(5 * RATE, state.clone(), gate_bias=generator.steering(source))
+    plain = generator.generate(5 * RATE, state.clone(), gate_bias=generator.gate_bias_provider(source))
     assert torch.equal(samples[:, : rewind.at], plain[:, : rewind.at])
-    generator.advance(state, samples[:, : rewind.at], generator.steering(source))
+    generator.advance(state, samples[:, : rewind.at], generator.gate_bias_provider(source))
     state = dataclasses.replace(state, substream=torch.tensor([1]))
-    rest = generator.generate(5 * RATE - rewind.at, state, gate_bias=generator.steering(source))
+    rest = generator.generate(5 * RATE - rewind.at, state, gate_bias=generator.gate_bias_provider(source))
     assert torch.equal(rest, samples[:, rewind.at :]) and not torch.equal(samples, plain)

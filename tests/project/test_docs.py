@@ -246,7 +246,7 @@ def test_vocoder_is_independent_of_arrival(frames, monkeypatch):
     generator = Generator(conditioned.network(conditioned.config("mel")), "reference")
     mel = np.random.default_rng(0).uniform(-1, 1, (6, 50)).astype(np.float32)
     given = SuppliedFrames(generator.config, torch.from_numpy(mel))
-    steering = generator.steering(given)
+    steering = generator.gate_bias_provider(given)
     state = generator.start(seed=3, gate_bias=steering)
     whole = generator.decode(generator.generate(given.ready, state, gate_bias=steering))[0].numpy()
     pieces = (mel[:, first : first + frames] for first in range(0, 50, frames))

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from wavenet.engine.packing import PackedWeights, pack
-from wavenet.engine.sampling import Sampling
 from wavenet.engine.state import GeneratorState
 from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
@@ -135,13 +134,13 @@ class HostKernel:
         logits: torch.Tensor | None,
         uniforms: torch.Tensor | None,
         output: torch.Tensor | None,
-        sampling: Sampling,
         gate: GateBias | None,
     ) -> np.ndarray:
         """Return the report: invalid inputs, the block that timed out, where each stream failed."""
         whole = forced if forced is not None else uniforms
         assert whole is not None
         batch, steps = whole.shape
+        sampling = state.sampling(0)
         report = torch.full((4 + batch,), NONE)
         values = None if gate is None else gate.values
         frames, stride = (0, 0) if values is None else (values.shape[1], values[0].numel())
@@ -166,12 +165,12 @@ class HostKernel:
         self, state: GeneratorState, samples: torch.Tensor, gate: GateBias | None = None
     ) -> tuple[torch.Tensor, np.ndarray]:
         logits = torch.full((*samples.shape, self.classes), torch.nan)
-        report = self._call(state, samples.contiguous(), logits, None, None, Sampling(), gate)
+        report = self._call(state, samples.contiguous(), logits, None, None, gate)
         return logits, report
 
     def generate(
-        self, state: GeneratorState, uniforms: torch.Tensor, sampling: Sampling, gate: GateBias | None = None
+        self, state: GeneratorState, uniforms: torch.Tensor, gate: GateBias | None = None
     ) -> tuple[torch.Tensor, np.ndarray]:
         output = torch.full(uniforms.shape, -1)
-        report = self._call(state, None, None, uniforms.contiguous(), output, sampling, gate)
+        report = self._call(state, None, None, uniforms.contiguous(), output, gate)
         return output, report

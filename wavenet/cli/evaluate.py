@@ -228,8 +228,8 @@ def _scorers(model: Any, options: Namespace, console: Any) -> tuple[dict[str, An
         else:
             generator = Generator(model, options.backend, "cpu", options.threads, precision)
             device, scorer, backend = generator.backend.device, Loop(generator), generator.backend.name
-            if generator.passed_over:
-                console.line(generator.passed_over)
+            if generator.fallback_reason:
+                console.line(generator.fallback_reason)
         name = f"{backend} {precision}"
         scorers[name] = scorer
         facts[name] = {"backend": backend, "precision": precision, "device": str(device)}

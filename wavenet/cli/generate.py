@@ -63,12 +63,12 @@ def work(options: Namespace) -> int:
     generator = Generator.from_pretrained(
         directory, options.backend, device, options.threads, options.precision
     )
-    if generator.passed_over:
-        console.line(generator.passed_over)
+    if generator.fallback_reason:
+        console.line(generator.fallback_reason)
     left_off = None if options.from_state is None else load_state(options.from_state, generator)
     seed = options.seed
     if seed is None:
-        seed = secrets.randbelow(2**31) if left_off is None else left_off[0].seed
+        seed = secrets.randbelow(2**31) if left_off is None else int(left_off.seed[0])
     rate = generator.config.sample_rate
     console.line(
         f"checkpoint {locate.display_name(directory)}  {rate} Hz  "

@@ -6,16 +6,18 @@ import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
+import torch
+
 from wavenet.audio.decoding import load_audio
 from wavenet.conditioning.base import FrameSource
 from wavenet.conditioning.inputs import feature_inputs, source_for
 from wavenet.conditioning.registry import feature_kind
 from wavenet.config import WaveNetConfig
+from wavenet.engine.sampling import Sampling
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import ConfigError
-from wavenet.generation.conditioned import Steering
+from wavenet.generation.conditioned import GateBiasProvider
 from wavenet.generation.generator import Generator
-from wavenet.generation.saved_state import Origin
 from wavenet.generation.session import Beginning
 from wavenet.training.checkpoint import read_record
 from wavenet.utils.console import Console
@@ -54,14 +56,15 @@ def beginning_of(
     seed: int,
     console: Console,
     told: FrameSource | None,
-    left_off: tuple[GeneratorState, Origin] | None = None,
+    left_off: GeneratorState | None = None,
 ) -> Beginning:
     """Return the streams to go on from: in silence, after the recording given, or where others were left."""
     if left_off is not None:
-        return _left_off(generator, options, seed, told, *left_off)
+        return _left_off(generator, options, seed, told, left_off)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
     if options.prime is None:
-        steering = None if told is None else generator.steering(told, guidance=options.guidance)
-        begun = generator.start(1, seed, gate_bias=steering)
+        steering = None if told is None else generator.gate_bias_provider(told, options.guidance)
+        begun = generator.start(1, seed, gate_bias=steering, sampling=sampling)
         if options.keep_silence or (told is not None and not told.constant):
             return Beginning(lambda first, batch: begun.fan_out(batch, first), steering)
         return Beginning(
@@ -76,8 +79,8 @@ def beginning_of(
     used = min(len(audio), config.receptive_field) / config.sample_rate
     console.line(f"primed with the last {used:.2f} s of {printable(options.prime)}")
     # What is to be played begins where the recording ends.
-    steering = None if told is None else generator.steering(told, len(audio), options.guidance)
-    primed = generator.prime(generator.encode(audio), seed, gate_bias=steering)
+    steering = None if told is None else generator.gate_bias_provider(told, options.guidance)
+    primed = generator.prime(generator.encode(audio), seed, 0, steering, sampling, len(audio))
     return Beginning(
         lambda first, batch: primed.fan_out(batch, first), steering, len(audio), len(audio), False
     )
@@ -89,11 +92,12 @@ def _left_off(
     seed: int,
     told: FrameSource | None,
     state: GeneratorState,
-    origin: Origin,
 ) -> Beginning:
     """Return the streams of a saved state, or branches of its only one."""
     shown = printable(options.from_state)
-    state = dataclasses.replace(state, seed=seed)
+    if options.seed is not None:
+        state = dataclasses.replace(state, seed=torch.full_like(state.seed, seed))
+    state = state.with_sampling(Sampling(options.temperature, options.top_k, options.top_p))
     several = state.batch > 1
     if several and (options.batch != state.batch or options.out_dir is not None or options.best_of):
         raise ConfigError(
@@ -104,8 +108,9 @@ def _left_off(
     def streams(first: int, batch: int) -> GeneratorState:
         return state.clone() if several else state.fan_out(batch, own + first)
 
-    steering = None if told is None else generator.steering(told, origin.told_from, options.guidance)
-    return Beginning(streams, steering, origin.told_from, int(state.position.max()), False)
+    steering = None if told is None else generator.gate_bias_provider(told, options.guidance)
+    start = int(state.conditioning_start[0])
+    return Beginning(streams, steering, start, int(state.position.max()), False)
 
 
 def _sounding(
@@ -113,13 +118,11 @@ def _sounding(
     options: Namespace,
     state: GeneratorState,
     console: Console,
-    steering: Steering | None,
+    steering: GateBiasProvider | None,
 ) -> GeneratorState:
     """Return streams without the silence before their first sound."""
     limit = round(LOOK_AHEAD * generator.config.sample_rate)
-    began = generator.skip_silence(
-        state, limit, options.temperature, options.top_k, options.top_p, gate_bias=steering
-    )
+    began = generator.skip_silence(state, limit, steering)
     skipped = (began.position - state.position).tolist()
     if max(skipped):
         longest = max(skipped) / generator.config.sample_rate

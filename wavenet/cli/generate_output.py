@@ -82,15 +82,17 @@ def write(job: Job, state: GeneratorState, paths: list[Path]) -> int:
         try:
             for chunk in maker:
                 ways.give(chunk)
-                console.status(_progress(maker.made, job.steps, rate, batch, time.perf_counter() - start))
+                console.status(
+                    _progress(maker.generated, job.steps, rate, batch, time.perf_counter() - start)
+                )
             if player is not None:
                 player.finish()
         except KeyboardInterrupt:
-            if not maker.made:
+            if not maker.generated:
                 raise
             code = interrupts.taken()
             if files and player is None:
-                ways.give(maker.rest())
+                ways.give(maker.flush())
         if not ways.done:
             raise KeyboardInterrupt
         if files:
@@ -112,7 +114,7 @@ def write(job: Job, state: GeneratorState, paths: list[Path]) -> int:
         console.line(f"played with {player.underruns} gap(s), {player.missing / rate:.2f} s in all")
     look.tell(names, ways.done)
     if options.save_state is not None:
-        save_state(options.save_state, job.generator, maker.state_given(ways.done), job.beginning.told_from)
+        save_state(options.save_state, job.generator, maker.state_after(ways.done))
         console.line(f"state saved in {printable(options.save_state)}")
     return code
 

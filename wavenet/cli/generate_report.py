@@ -14,7 +14,7 @@ from wavenet.cli.generate_options import MAX_PLOT_SECONDS, numbered
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import ConfigError
 from wavenet.generation.best_of import BestOf
-from wavenet.generation.likelihood import PERCENTILES, Account, Follower
+from wavenet.generation.likelihood import PERCENTILES, EntropyStatistics, LikelihoodTracker
 from wavenet.generation.plots import draw_take
 from wavenet.generation.session import Job, Maker
 from wavenet.utils.files import atomic_output, printable
@@ -47,7 +47,7 @@ class Look:
         if options.plot is not None and seconds > MAX_PLOT_SECONDS:
             raise ConfigError(f"--plot: draws up to {MAX_PLOT_SECONDS:g} s, not {seconds:.0f}; leave it out")
         self._begun = state.clone() if options.plot is not None or options.entropy else None
-        self._follower: Follower | None = None
+        self._tracker: LikelihoodTracker | None = None
         self._audio: list[np.ndarray] = []
         self._entropy: list[np.ndarray] = []
 
@@ -55,11 +55,11 @@ class Look:
         """Take in what was given out, classes and amplitudes (takes, samples)."""
         if self._begun is None or not chunk.shape[1]:
             return
-        if self._follower is None:
+        if self._tracker is None:
             # Which streams these are is known only when they are chosen.
             begun = self._begun.select(self.maker.rows)
-            self._follower = Follower(self.job.generator, begun, self.job.beginning.steering)
-        entropy = self._follower.follow(chunk)
+            self._tracker = LikelihoodTracker(self.job.generator, begun, self.job.beginning.steering)
+        entropy = self._tracker.add(chunk)
         if self.job.options.plot is not None:
             self._audio.append(audio)
             self._entropy.append(entropy)
@@ -73,33 +73,33 @@ class Look:
             console.line(line)
         for line in self._chosen(shown):
             console.line(line)
-        accounts = self._follower.accounts if self._follower is not None else []
+        statistics = self._tracker.statistics if self._tracker is not None else []
         if options.entropy:
-            for line in _entropies(shown, accounts):
+            for line in _entropies(shown, statistics):
                 console.line(line)
         if options.plot is not None:
             self._draw(len(shown), rate)
-        self._record(shown, samples / rate, accounts if options.entropy else [])
+        self._record(shown, samples / rate, statistics if options.entropy else [])
 
     @property
     def _rewinds(self) -> list[tuple[int, Any]]:
         """What was taken back of the takes given out, with the number of each."""
-        watched = self.maker.watched if isinstance(self.maker, BestOf) else self.maker
+        supervised = self.maker.supervised if isinstance(self.maker, BestOf) else self.maker
         places = {row: take for take, row in enumerate(self.maker.rows)}
-        return [(places[each.row], each) for each in watched.rewinds if each.row in places]
+        return [(places[each.row], each) for each in supervised.rewinds if each.row in places]
 
     def _taken_back(self, shown: list[str], rate: int) -> list[str]:
         found = self._rewinds
         lines = []
         if found:
-            counts = Counter(each.kind for _, each in found if each.helped)
+            counts = Counter(each.kind for _, each in found if each.regenerated)
             which = ", ".join(f"{kind} {count}" for kind, count in counts.items())
             takes = len({take for take, _ in found})
             total = sum(counts.values())
             told = "watchdog  went back " + ("once" if total == 1 else f"{total} times")
             told += f" ({which})" if which else ""
             lines.append(told + (f" in {takes} of {len(shown)} takes" if len(shown) > 1 else ""))
-        lost = [(take, each) for take, each in found if not each.helped]
+        lost = [(take, each) for take, each in found if not each.regenerated]
         for take, each in lost[:MOST_TAKES]:
             where = f"{shown[take]}: " if len(shown) > 1 else ""
             lines.append(
@@ -125,13 +125,13 @@ class Look:
         for path, *row in zip(numbered(self.job.options.plot, takes), audio, entropy, strict=True):
             draw_take(path, row[0], rate, row[1], classes)
 
-    def _record(self, shown: list[str], seconds: float, accounts: list[Account]) -> None:
+    def _record(self, shown: list[str], seconds: float, statistics: list[EntropyStatistics]) -> None:
         rate = self.job.generator.config.sample_rate
         rows = self.maker.rows
         for take, name in enumerate(shown):
             record: dict[str, Any] = {"file": name, "stream": self.first + rows[take], "seconds": seconds}
             record["rewinds"] = [
-                {"kind": each.kind, "seconds": each.at / rate, "went_back": each.helped}
+                {"kind": each.kind, "seconds": each.at / rate, "went_back": each.regenerated}
                 for number, each in self._rewinds
                 if number == take
             ]
@@ -143,14 +143,14 @@ class Look:
                     "typical": choice.typical,
                     "range": [choice.lowest, choice.highest],
                 }
-            if accounts:
-                record["entropy"] = accounts[take].as_dict()
+            if statistics:
+                record["entropy"] = statistics[take].as_dict()
             self.job.records.append(record)
 
 
-def _entropies(shown: list[str], accounts: list[Account]) -> list[str]:
+def _entropies(shown: list[str], statistics: list[EntropyStatistics]) -> list[str]:
     lines = []
-    for name, account in list(zip(shown, accounts, strict=False))[:MOST_TAKES]:
+    for name, account in list(zip(shown, statistics, strict=False))[:MOST_TAKES]:
         parts = ", ".join(f"{account.percentile(share):.2f} at {share} %" for share in PERCENTILES)
         lines.append(
             f"entropy  {name}: mean {account.mean:.3f} bits of {account.uniform:g}, {parts}; drawn at "
@@ -159,8 +159,8 @@ def _entropies(shown: list[str], accounts: list[Account]) -> list[str]:
         seconds = account.seconds()
         told = " ".join(f"{bits:.2f}" for bits in seconds[:MOST_SECONDS])
         lines.append(f"per second  {told}" + (" ..." if len(seconds) > MOST_SECONDS else ""))
-    if len(accounts) > MOST_TAKES:
-        lines.append(f"and {len(accounts) - MOST_TAKES} takes more: --json FILE has all")
+    if len(statistics) > MOST_TAKES:
+        lines.append(f"and {len(statistics) - MOST_TAKES} takes more: --json FILE has all")
     return lines
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +13,6 @@ import torch
 from wavenet.conditioning.base import Frames
 from wavenet.engine.packing import PRECISIONS, pack
 from wavenet.engine.packing_conditioner import pack_conditioner
-from wavenet.engine.sampling import Sampling
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import BackendError
 from wavenet.extension import first_line, load_extension
@@ -29,7 +30,7 @@ _ERROR = re.compile(r"wavenet:(?:nonfinite:(\d+):(\d+)|error): (.*)")
 
 
 class CompiledConditioner:
-    """Makes gate biases as a `Conditioner` does, sooner, and whatever frames are computed at once.
+    """Computes gate biases as `Conditioner` does, faster, and independently of how frames are batched.
 
     Parameters
     ----------
@@ -61,10 +62,10 @@ class CompiledConditioner:
         )
 
 
-class NativeBackend:
+class CpuBackend:
     """Generation by the C++ engine on the CPU.
 
-    The environment variable WAVENET_CPU forces an instruction set of `INSTRUCTION_SETS`; by default the best
+    The environment variable WAVENET_CPU selects an instruction set of `INSTRUCTION_SETS`; by default the best
     that the processor has is used.
 
     Parameters
@@ -72,13 +73,13 @@ class NativeBackend:
     model : WaveNet
         Its weights are copied.
     threads : int
-        Most threads to spread streams over; a stream is never split.
+        Maximum number of threads over which streams are spread; a stream is never split.
     precision : str
-        What the matrices of the network are stored in. "fp32": as they are. "bf16": in 16 bits, rounded as
-        closely as to bfloat16 (`packing` says how), all sums in float32. "int8": 8 bits with a scale
-        for every output, multiplied with inputs that are rounded to 8 bits with a scale for every vector;
-        every instruction set gives the same bits. Embedding, biases and queues are float32 always, so a state
-        goes from one precision to another.
+        Format of the network's matrices. "fp32": unchanged. "bf16": 16 bits, rounded as closely as to
+        bfloat16 (see `packing`), all sums in float32. "int8": 8 bits with a scale for every output,
+        multiplied by inputs that are rounded to 8 bits with a scale for every vector; every instruction set
+        gives the same bits. Embedding, biases and queues are always float32, so a state can be continued in
+        another precision.
 
     Raises
     ------
@@ -89,7 +90,7 @@ class NativeBackend:
     name = "cpu"
     precisions = PRECISIONS
     kernel = ""
-    """Which is to serve, where there are several; the CPU has one for each instruction set."""
+    """The kernel to use, where there are several; the CPU has one for each instruction set."""
 
     def __init__(self, model: WaveNet, threads: int = 1, precision: str = "fp32"):
         reason = self.available()
@@ -99,7 +100,7 @@ class NativeBackend:
         self.threads = threads
         self.precision = precision
         self.packed = pack(model, precision)
-        # What the engine would refuse it says at once, on no streams.
+        # A call without streams reports at once what the engine does not support.
         config = model.config
         none = torch.empty(0, dtype=torch.int64)
         queues = torch.empty(0, config.queue_steps, config.residual_channels)
@@ -124,44 +125,70 @@ class NativeBackend:
 
     @staticmethod
     def instruction_sets() -> list[str]:
-        """Return those that WAVENET_CPU may name on this machine, slowest first."""
+        """Return the names that WAVENET_CPU may have on this machine, slowest first."""
         return torch.ops.wavenet.cpu_instruction_sets().split()
 
     @classmethod
     def details(cls) -> list[str]:
-        """Return what else is to be known of the engine here, where it is available."""
+        """Return a description for the list of engines, where this one is available."""
         found = cls.instruction_sets()
         kind = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}.get(platform.machine(), ())
         missing = [name for name in kind if name not in found]
-        told = [f"instruction set {cls.instruction_set()} of {' '.join(found)}"]
-        return told + ([f"not on this processor: {' '.join(missing)}"] if missing else [])
+        lines = [f"instruction set {cls.instruction_set()} of {' '.join(found)}"]
+        return lines + ([f"not on this processor: {' '.join(missing)}"] if missing else [])
 
     @staticmethod
     def uniforms(state: GeneratorState, steps: int) -> torch.Tensor:
-        """Return the same numbers as `wavenet.engine.sampling.uniforms`, many streams at a time."""
-        numbers = (each.cpu() for each in (state.stream, state.substream, state.position))
-        return torch.ops.wavenet.uniforms(state.seed, *numbers, steps)
+        """Return the same numbers as `wavenet.engine.sampling.uniforms`, faster."""
+        values = torch.empty(state.batch, steps)
+        numbers = [each.cpu() for each in (state.stream, state.substream, state.position)]
+        for seed in set(state.seed.tolist()):
+            rows = (state.seed == seed).cpu()
+            values[rows] = torch.ops.wavenet.uniforms(seed, *(each[rows] for each in numbers), steps)
+        return values
 
     def _kernel_for(self, batch: int) -> str:
-        """Return the kernel that is to serve so many streams, or "" for the engine's own choice."""
+        """Return the kernel to use for a number of streams, or "" for the engine's own choice."""
         return self.kernel
 
     def advance(
         self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
     ) -> torch.Tensor:
         """Feed given samples; see `Backend.advance`."""
-        return self._call("advance", state, samples.contiguous(), [], gate_bias)
+        return self._by_settings("advance", state, samples, gate_bias)
 
     def generate(
-        self,
-        state: GeneratorState,
-        uniforms: torch.Tensor,
-        sampling: Sampling,
-        gate_bias: GateBias | None = None,
+        self, state: GeneratorState, uniforms: torch.Tensor, gate_bias: GateBias | None = None
     ) -> torch.Tensor:
         """Draw samples with given uniforms; see `Backend.generate`."""
-        options = [float(sampling.temperature), sampling.top_k, float(sampling.top_p)]
-        return self._call("generate", state, uniforms.contiguous(), options, gate_bias)
+        return self._by_settings("generate", state, uniforms, gate_bias)
+
+    def _by_settings(
+        self, operator: str, state: GeneratorState, inputs: torch.Tensor, gate_bias: GateBias | None
+    ) -> torch.Tensor:
+        """Call an operator once for all streams that share their settings."""
+        starts = [0] * state.batch
+        if gate_bias is not None:
+            starts = torch.as_tensor(gate_bias.start).expand(state.batch).tolist()
+        settings = (state.temperature.tolist(), state.top_k.tolist(), state.top_p.tolist(), starts)
+        keys = list(zip(*settings, strict=True))
+        if len(set(keys)) <= 1:
+            *options, start = keys[0] if keys else (1.0, 0, 1.0, 0)
+            gate = None if gate_bias is None else dataclasses.replace(gate_bias, start=start)
+            return self._call(operator, state, inputs, options if operator == "generate" else [], gate)
+        found: torch.Tensor | None = None
+        for key in set(keys):
+            rows = [row for row, each in enumerate(keys) if each == key]
+            part, gate = state.select(rows), None
+            if gate_bias is not None:
+                gate = dataclasses.replace(gate_bias, values=gate_bias.values[rows], start=key[-1])
+            own = self._call(operator, part, inputs[rows], list(key[:-1]) * (operator == "generate"), gate)
+            state.put(rows, part)
+            if found is None:
+                found = own.new_empty(state.batch, *own.shape[1:])
+            found[rows] = own
+        assert found is not None
+        return found
 
     def _call(
         self,
@@ -172,19 +199,20 @@ class NativeBackend:
         gate_bias: GateBias | None,
     ) -> torch.Tensor:
         for name in ("queues", "position", "last_sample"):
-            # The operator writes into these; a contiguous copy would take the result with it.
+            # The operator writes into these, so the state has to own the contiguous copy.
             setattr(state, name, getattr(state, name).contiguous())
         gate: tuple[Any, ...] = (None, 1, 0, False)
         if gate_bias is not None:
             gate = (_frames(gate_bias.values), gate_bias.hop, gate_bias.start, gate_bias.linear)
+        call: Callable[..., torch.Tensor] = getattr(torch.ops.wavenet, operator)
         try:
-            return getattr(torch.ops.wavenet, operator)(
+            return call(
                 self.packed.data,
                 self.packed.geometry,
                 state.queues,
                 state.position,
                 state.last_sample,
-                inputs,
+                inputs.contiguous(),
                 *options,
                 *gate,
                 self.threads,
@@ -195,7 +223,7 @@ class NativeBackend:
 
 
 def _frames(values: torch.Tensor) -> torch.Tensor:
-    """Return a gate bias's values as the operator takes them, without copying an expanded batch."""
+    """Return the values of a gate bias as the operator takes them, without copying an expanded batch."""
     if values.shape[0] > 1 and values.stride(0) == 0:
         return values[:1].contiguous().expand(values.shape)
     return values.contiguous()

@@ -9,7 +9,7 @@ import torch
 
 from wavenet.config import WaveNetConfig
 from wavenet.engine import cuda_tuning
-from wavenet.engine.cpu import NativeBackend
+from wavenet.engine.cpu import CpuBackend
 from wavenet.engine.packing import LAYOUTS, pack
 from wavenet.engine.packing_tiles import TILE_LAYOUTS, pack_tiles
 from wavenet.engine.reference import ReferenceBackend, draw
@@ -39,7 +39,7 @@ _STORED = {LAYOUTS["fp32"]: "fp32", TILE_LAYOUTS[torch.float16]: "fp16", TILE_LA
 _checked: set[tuple[torch.device, str, str]] = set()
 
 
-class CudaBackend(NativeBackend):
+class CudaBackend(CpuBackend):
     """Generation by CUDA kernels.
 
     In "stream_cta" a block of threads takes a tile of streams through a whole chunk of samples; the tile's
@@ -194,17 +194,17 @@ def check_alike(device: torch.device, stored: str, kernel: str) -> None:
         return
     other = CudaBackend(model, 1, precision, str(device), kernel)
     rows = [row % CHECK_BATCH for row in range(CHECK_STREAMS)]
-    state = _random_state(model.config, random).select(rows)
+    state = _random_state(model.config, random).select(rows).with_sampling(Sampling(temperature=0.9))
     uniforms = torch.rand(CHECK_STREAMS, CHECK_STEPS, generator=random)
     values = torch.randn(
         CHECK_STREAMS, 5, model.config.layers, 2 * model.config.dilation_channels, generator=random
     )
-    gate, sampling = GateBias(values, hop=16, start=3, linear=True), Sampling(temperature=0.9)
+    gate = GateBias(values, hop=16, start=3, linear=True)
     for batch in (1, CHECK_STREAMS):
         told = dataclasses.replace(gate, values=values[:batch])
         states = [state.select(list(range(batch))).to(device) for _ in range(2)]
         drawn = [
-            backend.generate(each, uniforms[:batch].to(device), sampling, told)
+            backend.generate(each, uniforms[:batch].to(device), told)
             for backend, each in zip((anchor, other), states, strict=True)
         ]
         one, two = states
@@ -226,22 +226,22 @@ def check(device: torch.device, stored: str) -> None:
     random = torch.Generator().manual_seed(0)
     model = _small_network(random, beyond_fp16=stored == "bf16")
     backend = CudaBackend(model, 1, "fp32" if stored == "fp32" else "fp16", str(device), "stream_cta")
-    state = _random_state(model.config, random)
+    sampling = Sampling(temperature=0.9)
+    state = _random_state(model.config, random).with_sampling(sampling)
     uniforms = torch.rand(CHECK_BATCH, CHECK_STEPS, generator=random)
     values = torch.randn(
         CHECK_BATCH, 5, model.config.layers, 2 * model.config.dilation_channels, generator=random
     )
     gate = GateBias(values, hop=16, start=3, linear=True)
-    sampling = Sampling(temperature=0.9)
     on_device = state.to(device)
-    drawn = backend.generate(on_device.clone(), uniforms.to(device), sampling, gate).cpu()
+    drawn = backend.generate(on_device.clone(), uniforms.to(device), gate).cpu()
     found = backend.advance(on_device.clone(), drawn.to(device), gate).cpu()
     expected = ReferenceBackend(model).advance(state.clone(), drawn, gate)
     _compare(found, expected, drawn, uniforms, sampling, f"on {device} in {stored}", CHECK_TOLERANCE[stored])
     for tile in TILES[1:]:
         rows = [row % CHECK_BATCH for row in range(tile // 2 * _multiprocessors(device) + 1)]
         many, draws = state.select(rows).to(device), uniforms[rows].to(device)
-        again = backend.generate(many, draws, sampling, dataclasses.replace(gate, values=values[rows])).cpu()
+        again = backend.generate(many, draws, dataclasses.replace(gate, values=values[rows])).cpu()
         if not torch.equal(again, drawn[rows]):
             raise BackendError(
                 f"{_FAILED} on {device} in {stored}: streams in tiles of {tile} are others; {_ADVICE}"

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from wavenet import __version__
-from wavenet.engine.sampling import Sampling
 from wavenet.engine.state import GeneratorState
 from wavenet.utils.files import atomic_output, user_cache
 
@@ -111,7 +110,7 @@ def measure(
                 state, uniforms = start(batch), torch.rand(batch, STEPS, device=engine.device)
 
                 def work(state=state, uniforms=uniforms) -> None:
-                    engine.generate(state, uniforms, Sampling())
+                    engine.generate(state, uniforms)
 
                 work()
                 rates[name] = batch * STEPS / statistics.median(clock(work) for _ in range(REPEATS))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from wavenet.engine.packing import pack
-from wavenet.engine.sampling import Sampling
+from wavenet.engine.sampling import uniforms
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import BackendError
 from wavenet.models.gate_bias import GateBias
@@ -64,13 +64,18 @@ class NumbaBackend:
 
     @staticmethod
     def available() -> str | None:
-        """Return None if numba is there and works, or else the reason why not."""
+        """Return None if numba can be used, or else the reason why not."""
         return _unusable()
 
     @staticmethod
     def details() -> list[str]:
-        """Return what else is to be known of the engine here."""
-        return ["compiled when first used, kept on the disk"]
+        """Return a description for the list of engines."""
+        return ["compiled at first use, cached on disk"]
+
+    @staticmethod
+    def uniforms(state: GeneratorState, steps: int) -> torch.Tensor:
+        """Return the numbers to draw with; see `wavenet.engine.sampling.uniforms`."""
+        return uniforms(state, steps)
 
     def advance(
         self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
@@ -78,20 +83,15 @@ class NumbaBackend:
         """Feed given samples; see `Backend.advance`."""
         _check_range("samples", samples, self.network.classes)
         logits = torch.empty(*samples.shape, self.network.classes)
-        uniforms = torch.empty(0, 0)
-        self._spread(state, samples.contiguous(), uniforms, logits, Sampling(), gate_bias)
+        self._spread(state, samples.contiguous(), torch.empty(0, 0), logits, gate_bias)
         return logits
 
     def generate(
-        self,
-        state: GeneratorState,
-        uniforms: torch.Tensor,
-        sampling: Sampling,
-        gate_bias: GateBias | None = None,
+        self, state: GeneratorState, uniforms: torch.Tensor, gate_bias: GateBias | None = None
     ) -> torch.Tensor:
         """Draw samples with given uniforms; see `Backend.generate`."""
         samples = torch.empty(uniforms.shape, dtype=torch.int64)
-        self._spread(state, samples, uniforms.contiguous(), torch.empty(0, 0, 0), sampling, gate_bias)
+        self._spread(state, samples, uniforms.contiguous(), torch.empty(0, 0, 0), gate_bias)
         return samples
 
     def _spread(
@@ -100,27 +100,28 @@ class NumbaBackend:
         samples: torch.Tensor,
         uniforms: torch.Tensor,
         logits: torch.Tensor,
-        sampling: Sampling,
         gate_bias: GateBias | None,
     ) -> None:
         """Run the streams on as many threads as there are and may be used."""
         self._check(state, samples, gate_bias)
         for name in ("queues", "position", "last_sample"):
-            # The kernel writes into these; a contiguous copy would take the result with it.
+            # The kernel writes into these, so the state has to own the contiguous copy.
             setattr(state, name, getattr(state, name).contiguous())
         failed = np.full(state.batch, -1)
+        tensors = (state.position, state.last_sample, samples, uniforms, logits)
+        settings = (state.temperature, state.top_k, state.top_p)
         arrays = (
             state.queues.flatten(1).numpy(),
-            *(tensor.numpy() for tensor in (state.position, state.last_sample, samples, uniforms, logits)),
+            *(tensor.numpy() for tensor in tensors),
+            *(tensor.contiguous().numpy() for tensor in settings),
+            *_gate(gate_bias),
         )
-        options = (*_gate(gate_bias), float(sampling.temperature), sampling.top_k, float(sampling.top_p))
 
         def run(first: int, end: int) -> None:
             scratch = torch.zeros(self.network.scratch()).numpy()
             slots, order = np.zeros(self.network.layers, np.int64), np.zeros(self.network.classes, np.int64)
             self._run(
-                first, end, self.weights, self.network, self.layers, scratch, slots, order, *arrays, *options,
-                failed,
+                first, end, self.weights, self.network, self.layers, scratch, slots, order, *arrays, failed,
             )  # fmt: skip
 
         count = min(self.threads, state.batch)
@@ -150,6 +151,9 @@ class NumbaBackend:
         _check_shape("last_sample", state.last_sample, (batch,))
         _check_range("last_sample", state.last_sample, net.classes)
         _check_range("position", state.position, 2**60)
+        _check_shape("temperature", state.temperature, (batch,))
+        _check_shape("top_k", state.top_k, (batch,))
+        _check_shape("top_p", state.top_p, (batch,))
         if gate_bias is not None:
             _check_shape("gate_bias", gate_bias.values, (batch, -1, net.layers, 2 * net.dilation))
 
@@ -172,11 +176,12 @@ def _check_range(name: str, tensor: torch.Tensor, end: int) -> None:
 def _gate(gate_bias: GateBias | None) -> tuple[Any, ...]:
     """Return values, hop, start and linear as the kernel takes them; an expanded batch is not copied."""
     if gate_bias is None:
-        return np.zeros((1, 1, 1, 1), np.float32), 0, 0, False
+        return np.zeros((1, 1, 1, 1), np.float32), 0, np.zeros(1, np.int64), False
     values = gate_bias.values
     if values.shape[0] > 1 and values.stride(0) == 0:
         values = values[:1]
-    return values.contiguous().numpy(), gate_bias.hop, gate_bias.start, gate_bias.linear
+    start = torch.as_tensor(gate_bias.start).reshape(-1)
+    return values.contiguous().numpy(), gate_bias.hop, start.contiguous().numpy(), gate_bias.linear
 
 
 def _places(geometry: list[int], size: int) -> tuple[Network, np.ndarray]:

@@ -393,23 +393,25 @@ def _draw(logits, weights, order, uniform, temperature, top_k, top_p):
 
 def _run(
     first, end, weights, net, layers, values, slots, order, queues, position, last_sample, samples, uniforms,
-    logits, gate, hop, start, linear, temperature, top_k, top_p, failed,
+    logits, temperature, top_k, top_p, gate, hop, start, linear, failed,
 ):  # fmt: skip
     """Run the streams from `first` to before `end`, one after the other.
 
-    With `logits` (streams, steps, classes), `samples` (streams, steps) are given; otherwise there are none,
-    and samples are drawn with `uniforms`. `gate` is (1 or streams, frames, layers, 2 * dilation), if `hop` is
-    not 0. A stream whose logits are not finite stops, and its position replaces the -1 in `failed`.
+    With `logits` (streams, steps, classes), `samples` (streams, steps) are inputs; with an empty `logits`
+    samples are drawn with `uniforms` and each stream's settings (streams,). If `hop` is not 0, `gate` is
+    (1 or streams, frames, layers, 2 * dilation) and `start` (1 or streams,). A stream whose logits are not
+    finite stops, and its position replaces the -1 in `failed`.
     """
     steps = samples.shape[1]
     for row in range(first, end):
         for layer in range(net.layers):
             slots[layer] = position[row] % layers[layer, DEPTH]
         frames = gate[row if len(gate) > 1 else 0]
+        begin = start[row if len(start) > 1 else 0]
         for step in range(steps):
             at = _step(
                 weights, net, layers, values, queues[row], slots, last_sample[row], frames, position[row],
-                hop, start, linear,
+                hop, begin, linear,
             )  # fmt: skip
             found = values[at : at + net.classes]
             if not _finite(found):
@@ -420,7 +422,7 @@ def _run(
             else:
                 drawing = values[: net.classes]
                 samples[row, step] = _draw(
-                    found, drawing, order, uniforms[row, step], temperature, top_k, top_p
+                    found, drawing, order, uniforms[row, step], temperature[row], top_k[row], top_p[row]
                 )
             last_sample[row] = samples[row, step]
             position[row] += 1
@@ -435,8 +437,8 @@ _SIGNATURE = types.void(
     types.NamedUniTuple(types.int64, len(Network._fields), Network), _array(types.int64, 2),
     _array(types.float32, 1), _array(types.int64, 1), _array(types.int64, 1), _array(types.float32, 2),
     _array(types.int64, 1), _array(types.int64, 1), _array(types.int64, 2), _array(types.float32, 2),
-    _array(types.float32, 3), _array(types.float32, 4), types.int64, types.int64, types.boolean,
-    types.float64, types.int64, types.float64, _array(types.int64, 1),
+    _array(types.float32, 3), _array(types.float64, 1), _array(types.int64, 1), _array(types.float64, 1),
+    _array(types.float32, 4), types.int64, _array(types.int64, 1), types.boolean, _array(types.int64, 1),
 )  # fmt: skip
 
 

@@ -1,10 +1,10 @@
-"""The sample loop in plain torch, a stream and a step at a time: for clarity, and as the last resort."""
+"""The sample loop in plain torch, one stream and one step at a time: the reference for the other engines."""
 
 from __future__ import annotations
 
 import torch
 
-from wavenet.engine.sampling import Sampling
+from wavenet.engine.sampling import Sampling, uniforms
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import BackendError
 from wavenet.models.gate_bias import GateBias
@@ -14,8 +14,16 @@ from wavenet.models.wavenet import WaveNet
 class ReferenceBackend:
     """Step-by-step generation with the model's own modules, float32.
 
-    Streams are computed one after the other, so that no stream's rounding depends on who else is in the
-    batch.
+    Streams are computed one after the other, so that the rounding of a stream does not depend on the batch.
+
+    Parameters
+    ----------
+    model : WaveNet
+        Used as it is, not copied.
+    threads : int
+        Without effect.
+    precision : str
+        "fp32".
     """
 
     name = "reference"
@@ -29,13 +37,18 @@ class ReferenceBackend:
 
     @staticmethod
     def available() -> str | None:
-        """Return None: torch is always there."""
+        """Return None: this engine always runs."""
         return None
 
     @staticmethod
     def details() -> list[str]:
-        """Return what else is to be known of the engine here."""
+        """Return a description for the list of engines."""
         return ["for clarity, not for speed"]
+
+    @staticmethod
+    def uniforms(state: GeneratorState, steps: int) -> torch.Tensor:
+        """Return the numbers to draw with; see `wavenet.engine.sampling.uniforms`."""
+        return uniforms(state, steps)
 
     @torch.inference_mode()
     def advance(
@@ -53,17 +66,13 @@ class ReferenceBackend:
 
     @torch.inference_mode()
     def generate(
-        self,
-        state: GeneratorState,
-        uniforms: torch.Tensor,
-        sampling: Sampling,
-        gate_bias: GateBias | None = None,
+        self, state: GeneratorState, uniforms: torch.Tensor, gate_bias: GateBias | None = None
     ) -> torch.Tensor:
         """Draw samples with given uniforms; see `Backend.generate`."""
         batch, steps = uniforms.shape
         samples = torch.empty(batch, steps, dtype=torch.int64)
         for row in range(batch):
-            stream = _Stream(self.model, state, row, gate_bias)
+            stream, sampling = _Stream(self.model, state, row, gate_bias), state.sampling(row)
             for step in range(steps):
                 sample = draw(stream.predict(), float(uniforms[row, step]), sampling)
                 samples[row, step] = sample
@@ -125,7 +134,7 @@ def draw(logits: torch.Tensor, uniform: float, sampling: Sampling) -> int:
         weights[order[sampling.top_k :]] = 0
     if sampling.top_p < 1:
         mass = torch.cumsum(weights[order], 0)
-        # A class stays while the mass of those before it is short of what is asked for.
+        # A class is kept while the classes before it have less than the required mass.
         before = torch.cat([mass.new_zeros(1), mass[:-1]])
         weights[order[before >= sampling.top_p * mass[-1]]] = 0
     cumulative = torch.cumsum(weights, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from wavenet.engine.base import Backend
-from wavenet.engine.cpu import CompiledConditioner, NativeBackend
+from wavenet.engine.cpu import CompiledConditioner, CpuBackend
 from wavenet.engine.cuda import CudaBackend
 from wavenet.engine.numba import NumbaBackend
 from wavenet.engine.packing import PRECISIONS as CPU_PRECISIONS
@@ -14,10 +14,8 @@ from wavenet.errors import BackendError
 from wavenet.models.conditioner import Conditioner
 from wavenet.models.wavenet import WaveNet
 
-_BACKENDS: dict[
-    str, type[NativeBackend] | type[NumbaBackend] | type[ReferenceBackend] | type[CudaBackend]
-] = {
-    "cpu": NativeBackend,
+_BACKENDS: dict[str, type[CpuBackend] | type[NumbaBackend] | type[ReferenceBackend] | type[CudaBackend]] = {
+    "cpu": CpuBackend,
     "numba": NumbaBackend,
     "reference": ReferenceBackend,
     "cuda": CudaBackend,
@@ -87,11 +85,11 @@ def create(
     return _BACKENDS[name](model, threads, precision)
 
 
-def bias_maker(backend: Backend, model: WaveNet) -> Conditioner | CompiledConditioner | None:
+def bias_computer(backend: Backend, model: WaveNet) -> Conditioner | CompiledConditioner | None:
     """Return what makes a network's gate biases beside a backend; None for one without conditions."""
     if model.conditioner is None:
         return None
-    if isinstance(backend, NativeBackend):
+    if isinstance(backend, CpuBackend):
         return CompiledConditioner(model.conditioner)
     model.conditioner.pack_weights()
     return model.conditioner
@@ -134,7 +132,7 @@ def choose(name: str, device: str = "cpu", precision: str = "fp32") -> tuple[str
     )
 
 
-def passed_over(name: str, reasons: dict[str, str]) -> str | None:
+def fallback_reason(name: str, reasons: dict[str, str]) -> str | None:
     """Return one line on what `choose` passed over for the backend it names; None if that was nothing."""
     if not reasons:
         return None

@@ -1,9 +1,9 @@
-"""The best of several takes: the one that is as predictable as it should be, neither extreme.
+"""Selects the most typical of several takes.
 
-A take that rings on or falls silent is too easy to predict, noise is too hard. So likelihood alone chooses
-badly, and the typical take is taken: that whose bits per sample come nearest to what the network needed for
-the recordings that training held out, or, where these bits are not known or say little (the streams are told
-what to play, or go on from a recording), to the median of the takes at hand.
+A take that decays into a tone or silence is too predictable, noise is too unpredictable, so the likelihood
+alone selects badly. The typical take is selected: the one whose bits per sample are nearest to what the
+network needs for the held-out recordings. Where that number is unknown or does not apply (the streams are
+conditioned, or continue a recording), the median of the candidates takes its place.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from wavenet.audio import faults
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import ConfigError
 from wavenet.generation.generator import Bias, Generator
-from wavenet.generation.likelihood import Follower
-from wavenet.generation.watchdog import Watched
+from wavenet.generation.likelihood import LikelihoodTracker
+from wavenet.generation.watchdog import SupervisedStream
 
 MAX_SAMPLES = 1 << 30
-"""Of all candidates together, as they are kept until one is chosen."""
+"""Of all candidates together, which are kept in memory until one is selected."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The take chosen of several.
+    """The candidate selected for a take.
 
     Attributes
     ----------
     row : int
-        Of the candidates.
+        Among the candidates.
     bits : float
         Its bits per sample.
     typical : float
-        What they were compared with.
+        The number of bits per sample that the candidates were compared with.
     lowest, highest : float
-        Bits per sample of the extremes among the candidates.
+        Extremes of the candidates' bits per sample.
     """
 
     row: int
@@ -49,121 +49,119 @@ class Choice:
     highest: float
 
 
-def most_typical(bits: Sequence[float], troubled: Sequence[bool], typical: float | None) -> Choice:
-    """Choose among candidates.
+def most_typical(bits: Sequence[float], faulty: Sequence[bool], typical: float | None) -> Choice:
+    """Select one of several candidates; of several equally near, the first.
 
     Parameters
     ----------
     bits : sequence of float
         Bits per sample of each.
-    troubled : sequence of bool
-        Which of them have gone wrong: they are taken only if all have.
+    faulty : sequence of bool
+        Which of them have faults: they are selected only if all have.
     typical : float or None
-        The bits per sample to come near to; None for the median of those that are well.
-
-    The first of several that are equally near is chosen.
+        The bits per sample to be near to; None for the median of the candidates without faults.
     """
-    well = [row for row, bad in enumerate(troubled) if not bad] or list(range(len(bits)))
-    aim = statistics.median(bits[row] for row in well) if typical is None else typical
-    row = min(well, key=lambda row: (abs(bits[row] - aim), row))
-    return Choice(row, bits[row], aim, min(bits), max(bits))
+    good = [row for row, bad in enumerate(faulty) if not bad] or list(range(len(bits)))
+    target = statistics.median(bits[row] for row in good) if typical is None else typical
+    row = min(good, key=lambda row: (abs(bits[row] - target), row))
+    return Choice(row, bits[row], target, min(bits), max(bits))
 
 
 class BestOf:
-    """Makes several candidates of each take together and gives out the most typical one.
+    """Generates several candidates of each take and yields the most typical one.
 
     Parameters
     ----------
     generator : Generator
     state : GeneratorState
-        Takes times candidates streams: those of a take stand together.
-    watched : Watched
-        Makes them; for a bounded number of steps.
+        Takes times candidates streams; the candidates of a take follow each other.
+    supervised : SupervisedStream
+        Generates them; for a limited number of steps.
     candidates : int
         Of each take.
     typical : float or None
         See `most_typical`.
-    gate_bias : GateBias or Steering, optional
-    listen : bool
-        Whether takes that have gone wrong are passed over. Who is told to be silent is not blamed for it.
+    gate_bias : GateBias or GateBiasProvider, optional
+    reject_faulty : bool
+        Whether candidates with faults are rejected; not where the conditioning may ask for silence.
 
     Attributes
     ----------
     choices : list of Choice
-        One for each take, once they are chosen.
+        One for each take, once they are selected.
 
     Raises
     ------
     ConfigError
-        If there would be too many samples to keep.
+        If there would be too many samples to keep in memory.
     """
 
     def __init__(
         self,
         generator: Generator,
         state: GeneratorState,
-        watched: Watched,
+        supervised: SupervisedStream,
         candidates: int,
         typical: float | None,
         gate_bias: Bias | None = None,
-        listen: bool = True,
+        reject_faulty: bool = True,
     ):
-        if watched.steps is None or watched.steps * state.batch > MAX_SAMPLES:
+        if supervised.steps is None or supervised.steps * state.batch > MAX_SAMPLES:
             raise ConfigError(
-                f"--best-of {candidates}: all takes are kept until one is chosen, at most {MAX_SAMPLES:,} "
-                "samples; give fewer --seconds, a smaller --batch, or fewer to choose from"
+                f"candidates = {candidates}: all candidates are kept in memory, at most {MAX_SAMPLES:,} "
+                "samples; generate fewer seconds, fewer takes, or fewer candidates"
             )
         self.generator = generator
-        self.watched = watched
+        self.supervised = supervised
         self.candidates = candidates
         self.typical = typical
-        self.listen = listen
+        self.reject_faulty = reject_faulty
         self.choices: list[Choice] = []
-        self._follower = Follower(generator, state, gate_bias)
+        self._tracker = LikelihoodTracker(generator, state, gate_bias)
         self._chunks: list[torch.Tensor] = []
 
     @property
-    def made(self) -> int:
-        """Samples of every stream that are there."""
-        return self.watched.made
+    def generated(self) -> int:
+        """Samples of every stream generated so far."""
+        return self.supervised.generated
 
     @property
     def rows(self) -> list[int]:
-        """Rows of the streams chosen."""
+        """Rows of the streams selected."""
         return [take * self.candidates + choice.row for take, choice in enumerate(self.choices)]
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """Yield nothing, int64 (faults, 0), while takes are made, and then those that are chosen."""
-        nothing = torch.empty(len(self._follower.accounts) // self.candidates, 0, dtype=torch.int64)
-        for chunk in self.watched:
-            self._take(chunk)
-            yield nothing
-        yield self._chosen()
+        """Yield empty chunks, int64 (takes, 0), during generation, and then the takes selected."""
+        empty = torch.empty(len(self._tracker.statistics) // self.candidates, 0, dtype=torch.int64)
+        for chunk in self.supervised:
+            self._add(chunk)
+            yield empty
+        yield self._select()
 
-    def rest(self) -> torch.Tensor:
-        """Choose among takes that were broken off."""
+    def flush(self) -> torch.Tensor:
+        """Select from candidates whose generation was interrupted."""
         if self.choices:
             return torch.empty(len(self.choices), 0, dtype=torch.int64)
-        self._take(self.watched.rest())
-        return self._chosen()
+        self._add(self.supervised.flush())
+        return self._select()
 
-    def state_given(self, samples: int | None = None) -> GeneratorState:
-        """Return the chosen streams as they stand at the end, or after so many samples."""
-        return self.watched.state_given(samples).select(self.rows)
+    def state_after(self, samples: int | None = None) -> GeneratorState:
+        """Return the selected streams at their end, or after a number of samples."""
+        return self.supervised.state_after(samples).select(self.rows)
 
-    def _take(self, chunk: torch.Tensor) -> None:
+    def _add(self, chunk: torch.Tensor) -> None:
         if chunk.shape[1]:
-            # An interrupt in between leaves a chunk that was not followed, never the other way round.
+            # An interrupt between the two lines leaves a chunk without statistics, never the reverse.
             self._chunks.append(chunk.to(torch.int32))
-            self._follower.follow(chunk)
+            self._tracker.add(chunk)
 
-    def _chosen(self) -> torch.Tensor:
+    def _select(self) -> torch.Tensor:
         whole = torch.cat(self._chunks, dim=1) if self._chunks else torch.empty(0, 0, dtype=torch.int32)
         rate = self.generator.config.sample_rate
-        bits = [account.bits if account.samples else math.inf for account in self._follower.accounts]
+        bits = [each.bits if each.samples else math.inf for each in self._tracker.statistics]
         for first in range(0, len(whole), self.candidates):
             some = slice(first, first + self.candidates)
             audio = [self.generator.decode(row.to(torch.int64)).numpy() for row in whole[some]]
-            troubled = [self.listen and bool(faults.troubles(each, rate)) for each in audio]
-            self.choices.append(most_typical(bits[some], troubled, self.typical))
+            faulty = [self.reject_faulty and bool(faults.troubles(each, rate)) for each in audio]
+            self.choices.append(most_typical(bits[some], faulty, self.typical))
         return whole[self.rows].to(torch.int64)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,36 +16,43 @@ from wavenet.audio import mulaw
 from wavenet.conditioning.base import Frames, FrameSource
 from wavenet.conditioning.supplied import SuppliedFrames
 from wavenet.engine import registry
-from wavenet.engine.sampling import Sampling, uniforms
+from wavenet.engine.sampling import Sampling
 from wavenet.engine.state import GeneratorState, stream_numbers
 from wavenet.errors import ConfigError
-from wavenet.generation.conditioned import Steering, single_thread
+from wavenet.generation.conditioned import (
+    Bias,
+    GateBiasProvider,
+    gate_bias_of_row,
+    grouped_gate_biases,
+    shared_gate_bias,
+    single_thread,
+)
 from wavenet.generation.leading_silence import first_sounds
 from wavenet.models import locate
 from wavenet.models.gate_bias import GateBias
 from wavenet.models.wavenet import WaveNet
 
-Bias = GateBias | Steering
-"""What generation can be told: a gate bias, or what makes one as it is needed (`Generator.steering`)."""
+__all__ = ["Bias", "Conditioning", "Generator", "GeneratorState", "Sampling"]
 
-__all__ = ["Generator", "GeneratorState", "Sampling"]
+Conditioning = Bias | Sequence[Bias | None]
+"""Conditioning of the streams of a state: one for all, or one for each (None: unconditional)."""
 
 CHUNK = 2048
-"""Samples drawn, of all streams together, between two looks at the outside world (an interrupt, a reader)."""
+"""Samples of all streams together that are drawn between two checks for an interrupt or a reader."""
 
 MIN_CHUNK = 64
-"""Samples per stream below which the looks would cost more than the samples."""
+"""Samples per stream and chunk below which the checks would cost more than the samples."""
 
 DEVICE_CHUNK = 256
-"""The same on a GPU, where every look is a launch."""
+"""The same on a GPU, where every chunk is a kernel launch."""
 
 
 class Generator:
-    """Makes audio from a network.
+    """Generates audio with a network.
 
-    What a stream sounds like depends on its seed, its number, its primer and the sampling settings only:
-    not on the batch it is in, the length of the chunks, or the number of threads. On one machine, drawing
-    1 s and then 3 s gives the same samples as drawing 4 s.
+    The samples of a stream depend on its own row of the state only (seed, number, primer, sampling settings
+    and conditioning), to the bit: not on the other streams of the batch, the length of the chunks, or the
+    number of threads. On one machine, drawing 1 s and then 3 s gives the same samples as drawing 4 s.
 
     Parameters
     ----------
@@ -54,18 +61,18 @@ class Generator:
     backend : str
         "auto", or a name from `wavenet.engine.registry.NAMES`.
     device : str
-        Where to generate.
+        Where to generate: "cpu", "cuda", or "cuda:" and a number.
     threads : int, optional
-        Threads over which streams are spread.
+        Maximum number of threads over which streams are spread.
     precision : str
-        Of the weights in the sample loop: "fp32" (exact), or what the backend has besides, faster and a
-        little less accurate: "bf16" and "int8" on the CPU, "fp16" on a GPU. Priming is exact always, and a
-        state may go on in another precision.
+        Of the weights in the sample loop: "fp32" (exact), or another one that the backend has, faster and a
+        little less accurate: "bf16" and "int8" on the CPU, "fp16" on a GPU. Priming is always exact, and a
+        state can be continued in another precision.
 
     Attributes
     ----------
-    passed_over : str or None
-        One line where "auto" could not take the engine it prefers: what it took, and why.
+    fallback_reason : str or None
+        One line where "auto" could not use the engine that it prefers: the one it uses, and why.
 
     Raises
     ------
@@ -85,8 +92,8 @@ class Generator:
         self.model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
         name, reasons = registry.choose(backend, device, precision)
         self.backend = registry.create(self.model, name, device, threads, precision)
-        self.passed_over = registry.passed_over(name, reasons)
-        self._bias_maker = registry.bias_maker(self.backend, self.model)
+        self.fallback_reason = registry.fallback_reason(name, reasons)
+        self._bias_computer = registry.bias_computer(self.backend, self.model)
 
     @classmethod
     def from_pretrained(
@@ -99,7 +106,10 @@ class Generator:
     ) -> Generator:
         """Load a checkpoint, or the newest one of a training run; see the class for the other parameters.
 
-        Raises `CheckpointError` if there is none, or it is damaged.
+        Raises
+        ------
+        CheckpointError
+            If there is no checkpoint, or it is damaged.
         """
         model = WaveNet.from_pretrained(locate.find(Path(directory)))
         return cls(model, backend, device, threads, precision)
@@ -112,26 +122,24 @@ class Generator:
         """Return the amplitudes of classes, float32 in [-1, 1], of the same shape, on the CPU."""
         return mulaw.decode(samples.cpu(), self.config.quantization_channels)
 
-    def steering(self, source: FrameSource, start: int = 0, guidance: float = 1.0) -> Steering:
-        """Return what makes the gate bias of a stream out of classes, features or a score.
+    def gate_bias_provider(self, source: FrameSource, guidance: float = 1.0) -> GateBiasProvider:
+        """Return what computes the gate bias of a stream from classes, a score, a spectrum or other frames.
 
         Parameters
         ----------
         source : FrameSource
-            `Classes`, `ScoreSource`, `MelSource`, `SuppliedFrames`, or two of them in a `CombinedSource`.
-        start : int
-            Position of the stream at which they begin: after a primer, its length.
+            Of one of the kinds in `wavenet.conditioning`.
         guidance : float
-            How much they count: 1 as in training, more with emphasis; see `Steering`.
+            Strength of the conditioning: 1 as in training, more for emphasis; see `GateBiasProvider`.
 
         Raises
         ------
         ConfigError
-            If the network was trained without conditions, or `guidance` is below 0.
+            If the network is unconditional, or `guidance` is below 0.
         """
-        if self._bias_maker is None:
-            raise ConfigError("this network was trained without conditions: it can be told nothing")
-        return Steering(self._bias_maker, source, start, guidance)
+        if self._bias_computer is None:
+            raise ConfigError("this network is unconditional; remove the conditioning")
+        return GateBiasProvider(self._bias_computer, source, guidance)
 
     @torch.inference_mode()
     def gate_bias(self, frames: Frames | None, position: int = 0) -> GateBias | None:
@@ -140,7 +148,12 @@ class Generator:
         return None if found is None else dataclasses.replace(found, start=found.start + position)
 
     def start(
-        self, batch: int = 1, seed: int = 0, first_stream: int = 0, gate_bias: Bias | None = None
+        self,
+        batch: int = 1,
+        seed: int = 0,
+        first_stream: int = 0,
+        gate_bias: Conditioning | None = None,
+        sampling: Sampling | None = None,
     ) -> GeneratorState:
         """Return streams that begin after endless silence.
 
@@ -152,13 +165,18 @@ class Generator:
             0 or more.
         first_stream : int
             Number of the first stream; the others follow.
-        gate_bias : GateBias or Steering, optional
-            Conditions the silence before the streams as well; batch 1 or `batch`. A network trained with
-            features needs one, here and everywhere below.
+        gate_bias : GateBias or GateBiasProvider, or a sequence of one for each stream, optional
+            Conditions the silence before the streams as well. A network with features requires it, here and
+            in all methods below.
+        sampling : Sampling, optional
+            Settings of all the streams; `GeneratorState.with_sampling` sets those of each.
         """
         if gate_bias is not None:
-            return self.prime(torch.empty(batch, 0, dtype=torch.int64), seed, first_stream, gate_bias)
-        return self.prime(torch.empty(1, 0, dtype=torch.int64), seed).fan_out(batch, first_stream)
+            return self.prime(
+                torch.empty(batch, 0, dtype=torch.int64), seed, first_stream, gate_bias, sampling
+            )
+        empty = torch.empty(1, 0, dtype=torch.int64)
+        return self.prime(empty, seed, sampling=sampling).fan_out(batch, first_stream)
 
     @torch.inference_mode()
     def prime(
@@ -166,9 +184,11 @@ class Generator:
         samples: torch.Tensor,
         seed: int = 0,
         first_stream: int = 0,
-        gate_bias: Bias | None = None,
+        gate_bias: Conditioning | None = None,
+        sampling: Sampling | None = None,
+        conditioning_start: int = 0,
     ) -> GeneratorState:
-        """Return streams that go on from given samples.
+        """Return streams that continue given samples.
 
         The queues are filled from one parallel pass over the last receptive field, one stream at a time.
 
@@ -176,8 +196,11 @@ class Generator:
         ----------
         samples : integer tensor (time,) or (batch, time)
             Classes; silence is assumed before them.
-        seed, first_stream, gate_bias
+        seed, first_stream, gate_bias, sampling
             As in `start`.
+        conditioning_start : int
+            Position of the first sample of frame 0 of the conditioning: the length of the primer, if the
+            conditioning begins after it.
 
         Raises
         ------
@@ -189,37 +212,43 @@ class Generator:
         samples = self._classes(samples).cpu()
         batch, length = samples.shape
         context = self.config.receptive_field
-        bias_of = self._fit(gate_bias, batch, torch.device("cpu"), length - context, length)
         silence = torch.full((batch, max(0, context - length)), self.config.silence)
         recent = torch.cat([silence, samples[:, max(0, length - context) :]], dim=1)
-        queues = torch.empty(batch, self.config.queue_steps, self.config.residual_channels)
-        with single_thread():
-            for row in range(batch):
-                bias = None if bias_of is None else bias_of.stream(row)
-                inputs = self.model.layer_inputs(recent[row : row + 1, :-1], bias, position=length)
-                # The input fed in the step at position p stands in slot p mod depth.
-                rings = [torch.roll(each[0], length % each.shape[1], 0) for each in inputs]
-                queues[row] = torch.cat(rings)
         state = GeneratorState(
-            queues=queues,
+            queues=torch.empty(batch, self.config.queue_steps, self.config.residual_channels),
             position=torch.full((batch,), length),
             last_sample=recent[:, -1].clone(),
             stream=stream_numbers(batch, first_stream),
-            seed=seed,
-        )
+            seed=torch.full((batch,), seed),
+            conditioning_start=torch.full((batch,), conditioning_start),
+        ).with_sampling(sampling or Sampling())
+        # The gate bias of the receptive field before the first new sample.
+        before = dataclasses.replace(state, position=state.position - context)
+        cpu = torch.device("cpu")
+        if isinstance(gate_bias, GateBias):
+            gate_bias = self._fit(gate_bias, batch, cpu)
+        biases = self._per_stream(gate_bias, batch)
+        with single_thread():
+            for row, bias in enumerate(biases):
+                own = None if bias is None else gate_bias_of_row(bias, before, row, context)
+                own = None if own is None else self._fit(own, 1, cpu)
+                inputs = self.model.layer_inputs(recent[row : row + 1, :-1], own, position=length)
+                # The input fed in the step at position p is stored in slot p mod depth.
+                rings = [torch.roll(each[0], length % each.shape[1], 0) for each in inputs]
+                state.queues[row] = torch.cat(rings)
         return state.to(self.backend.device)
 
     def advance(
-        self, state: GeneratorState, samples: torch.Tensor, gate_bias: Bias | None = None
+        self, state: GeneratorState, samples: torch.Tensor, gate_bias: Conditioning | None = None
     ) -> torch.Tensor:
-        """Feed given samples and return what the network expected in their place.
+        """Feed given samples and return the network's predictions of them.
 
         Parameters
         ----------
         state : GeneratorState
             Changed in place.
         samples : integer tensor (batch, time)
-        gate_bias : GateBias or Steering, optional
+        gate_bias : GateBias or GateBiasProvider, or a sequence of one for each stream, optional
 
         Returns
         -------
@@ -230,18 +259,14 @@ class Generator:
         samples = self._classes(samples).to(state.queues.device)
         if len(samples) != state.batch:
             raise ConfigError(f"samples of batch {len(samples)} given to a state of {state.batch} stream(s)")
-        return self.backend.advance(
-            state, samples, self._fit_to(gate_bias, state, samples.shape[1])
-        ).transpose(1, 2)
+        return self._run(self.backend.advance, state, samples, gate_bias).transpose(1, 2)
 
     def generate(
         self,
         steps: int | None = None,
         state: GeneratorState | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        gate_bias: Bias | None = None,
+        sampling: Sampling | None = None,
+        gate_bias: Conditioning | None = None,
         features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Draw `steps` new samples of every stream.
@@ -249,66 +274,63 @@ class Generator:
         Parameters
         ----------
         steps : int, optional
-            Samples per stream; seconds times `config.sample_rate`. By default what `features` cover.
+            Samples per stream: seconds times `config.sample_rate`. By default the length of `features`.
         state : GeneratorState, optional
-            Where to go on; changed in place. By default a new single stream with seed 0.
-        temperature, top_k, top_p
-            See `Sampling`.
-        gate_bias : GateBias or Steering, optional
+            The streams to continue, changed in place; each has its own sampling settings. By default a new
+            single stream with seed 0.
+        sampling : Sampling, optional
+            Settings of new streams.
+        gate_bias : GateBias or GateBiasProvider, or a sequence of one for each stream, optional
         features : float tensor (feature_channels, frames) or (batch, feature_channels, frames), optional
-            What new streams are told, as log mel frames: one stream for each of the batch, with seed 0. For
-            frames that arrive while it plays, or to go on from a state, `steering` takes `SuppliedFrames`.
+            Conditioning of new streams, as log mel frames: one stream for each of the batch, with seed 0. For
+            frames that arrive during generation, or with a state, use `gate_bias_provider`.
 
         Returns
         -------
         int64 tensor (batch, steps)
-            Classes; `decode` makes amplitudes of them.
+            Classes; `decode` converts them to amplitudes.
 
         Raises
         ------
         ConfigError
-            If `features` are not as the network reads them, or come with a `state` or `gate_bias`; if neither
-            `steps` nor `features` is given.
+            If `features` do not have the network's shape, or come with `gate_bias`; if `features` or
+            `sampling` come with a `state`; if neither `steps` nor `features` is given.
         """
+        if sampling is not None and state is not None:
+            raise ConfigError("sampling sets up new streams: remove it, or use state.with_sampling(...)")
         if features is not None:
             if state is not None or gate_bias is not None:
-                raise ConfigError("features begin new streams: leave out state and gate_bias")
-            given = SuppliedFrames(self.config, features)
-            gate_bias = self.steering(given)
-            steps = given.ready if steps is None else steps
-            state = self.start(len(given.values), gate_bias=gate_bias)
+                raise ConfigError("features begin new streams: remove state and gate_bias")
+            supplied = SuppliedFrames(self.config, features)
+            gate_bias = self.gate_bias_provider(supplied)
+            steps = supplied.ready if steps is None else steps
+            state = self.start(len(supplied.values), gate_bias=gate_bias, sampling=sampling)
         if steps is None:
-            raise ConfigError("steps: say how many samples to draw, or give features")
-        state = self.start(gate_bias=gate_bias) if state is None else state
-        chunks = list(self.stream(state, steps, None, temperature, top_k, top_p, gate_bias))
+            raise ConfigError("steps is missing: give a number of samples, or features")
+        state = self.start(gate_bias=gate_bias, sampling=sampling) if state is None else state
+        chunks = list(self.stream(state, steps, gate_bias=gate_bias))
         return torch.cat(chunks, dim=1) if chunks else state.last_sample.new_empty(state.batch, 0)
 
     def skip_silence(
-        self,
-        state: GeneratorState,
-        limit: int,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        gate_bias: Bias | None = None,
+        self, state: GeneratorState, limit: int, gate_bias: Conditioning | None = None
     ) -> GeneratorState:
-        """Return the streams as they stand just before their first sound.
+        """Return the streams as they are just before their first sound.
 
-        A stream that starts from silence may stay there for a while before its first note. A sound is what
-        begins loud and is loud for at least half of the next quarter of a second: a click is none.
+        A stream that starts from silence may remain silent for a while. A sound is loud at its beginning and
+        for at least half of the next quarter of a second, so a click does not count.
 
         Parameters
         ----------
         state : GeneratorState
-            Left as it is.
+            Not changed.
         limit : int
-            Most samples to look ahead; a stream without a sound in them is returned at its beginning.
-        temperature, top_k, top_p, gate_bias
-            As in `generate`; the sound is what they will draw.
+            Maximum number of samples to look ahead; a stream without a sound in them is returned unchanged.
+        gate_bias : GateBias or GateBiasProvider, optional
+            For all streams.
         """
         self.check(state)
         return first_sounds(
-            lambda ahead, chunk: self.stream(ahead, limit, chunk, temperature, top_k, top_p, gate_bias),
+            lambda ahead, chunk: self.stream(ahead, limit, chunk, gate_bias),
             self.decode,
             state,
             self.config.sample_rate,
@@ -319,10 +341,7 @@ class Generator:
         state: GeneratorState,
         steps: int | None = None,
         chunk: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        gate_bias: Bias | None = None,
+        gate_bias: Conditioning | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yield new samples in chunks, int64 (batch, up to `chunk`), endlessly if `steps` is None.
 
@@ -337,28 +356,20 @@ class Generator:
                 f"chunk = {chunk}, steps = {steps}: a chunk has at least 1 sample, steps at least 0"
             )
         self.check(state)
-        sampling = Sampling(temperature, top_k, top_p)
-        if not isinstance(gate_bias, Steering):
-            gate_bias = self._fit(gate_bias, state.batch, self.backend.device)
-        return self._stream(state, steps, chunk, sampling, gate_bias)
+        if isinstance(gate_bias, GateBias):
+            # Expanded and moved to the device once, not for every chunk.
+            gate_bias = self._fit(gate_bias, state.batch)
+        else:
+            self._per_stream(gate_bias, state.batch)
+        return self._stream(state, steps, chunk, gate_bias)
 
     def _stream(
-        self,
-        state: GeneratorState,
-        steps: int | None,
-        chunk: int,
-        sampling: Sampling,
-        gate_bias: Bias | None,
+        self, state: GeneratorState, steps: int | None, chunk: int, gate_bias: Conditioning | None
     ) -> Iterator[torch.Tensor]:
         left = math.inf if steps is None else steps
-        # Compiled engines make the same numbers sooner.
-        numbers = getattr(self.backend, "uniforms", uniforms)
         while left > 0:
-            draws = numbers(state, int(min(chunk, left)))
-            # What does not change from chunk to chunk has been fitted already.
-            moving = isinstance(gate_bias, Steering)
-            bias = self._fit_to(gate_bias, state, draws.shape[1]) if moving else gate_bias
-            samples = self.backend.generate(state, draws.to(state.queues.device), sampling, bias)
+            draws = self.backend.uniforms(state, int(min(chunk, left))).to(state.queues.device)
+            samples = self._run(self.backend.generate, state, draws, gate_bias)
             left -= samples.shape[1]
             yield samples
 
@@ -377,26 +388,53 @@ class Generator:
             )
         return samples
 
-    def _fit_to(self, gate_bias: Bias | None, state: GeneratorState, steps: int) -> GateBias | None:
-        """Return the bias for the next steps of some streams."""
-        first = stop = 0
-        if isinstance(gate_bias, Steering) and state.batch:
-            first, stop = int(state.position.min()), int(state.position.max()) + max(steps, 1)
-        return self._fit(gate_bias, state.batch, self.backend.device, first, stop)
+    def _run(
+        self,
+        operation: Callable[[GeneratorState, torch.Tensor, GateBias | None], torch.Tensor],
+        state: GeneratorState,
+        inputs: torch.Tensor,
+        conditioning: Conditioning | None,
+    ) -> torch.Tensor:
+        """Run an operation of the engine, in one call unless the streams' gate biases need several."""
+        steps = inputs.shape[1]
+        biases = self._per_stream(conditioning, state.batch)
+        if conditioning is None or not state.batch:
+            return operation(state, inputs, None)
+        if isinstance(conditioning, GateBias):
+            return operation(state, inputs, self._fit(conditioning, state.batch))
+        if isinstance(conditioning, GateBiasProvider):
+            shared = shared_gate_bias(conditioning, state, steps)
+            if shared is not None:
+                return operation(state, inputs, self._fit(shared, state.batch))
+        found: torch.Tensor | None = None
+        groups = grouped_gate_biases(biases, state, steps)
+        for rows, bias in groups:
+            fitted = None if bias is None else self._fit(bias, len(rows))
+            if len(groups) == 1:
+                return operation(state, inputs, fitted)
+            part = state.select(rows)
+            own = operation(part, inputs[rows], fitted)
+            state.put(rows, part)
+            found = own.new_empty(state.batch, *own.shape[1:]) if found is None else found
+            found[rows] = own
+        assert found is not None
+        return found
 
-    def _fit(
-        self, gate_bias: Bias | None, batch: int, device: torch.device, first: int = 0, stop: int = 1
-    ) -> GateBias | None:
-        """Return the bias with one row per stream on a device, having checked its shape."""
-        if gate_bias is None:
-            conditioning = self.config.conditioning
-            if conditioning is not None and conditioning.has_features:
-                raise ConfigError(
-                    f"this network was trained with {conditioning.features} features: tell it some"
-                )
-            return None
-        if isinstance(gate_bias, Steering):
-            gate_bias = gate_bias.between(first, stop)
+    def _per_stream(self, conditioning: Conditioning | None, batch: int) -> list[Bias | None]:
+        """Return the conditioning of each stream, having checked their number and that none is missing."""
+        if isinstance(conditioning, Sequence):
+            biases = list(conditioning)
+            if len(biases) != batch:
+                raise ConfigError(f"{len(biases)} gate biases for {batch} stream(s): give one for each")
+        else:
+            biases = [conditioning] * batch
+        config = self.config.conditioning
+        if config is not None and config.has_features and (None in biases or conditioning is None):
+            raise ConfigError(f"this network requires {config.features} features: gate_bias is missing")
+        return biases
+
+    def _fit(self, gate_bias: GateBias, batch: int, device: torch.device | None = None) -> GateBias:
+        """Return the bias with one row per stream on the backend's or another device; check its shape."""
         rows, frames, *shape = gate_bias.values.shape
         expected = [self.config.layers, 2 * self.config.dilation_channels]
         if shape != expected or rows not in (1, batch):
@@ -404,7 +442,7 @@ class Generator:
                 f"gate bias is {tuple(gate_bias.values.shape)}: expected (1 or {batch}, frames, "
                 f"{expected[0]}, {expected[1]})"
             )
-        values = gate_bias.values.to(device).expand(batch, frames, *shape)
+        values = gate_bias.values.to(device or self.backend.device).expand(batch, frames, *shape)
         return dataclasses.replace(gate_bias, values=values)
 
     def check(self, state: GeneratorState) -> None:

@@ -1,4 +1,4 @@
-"""Where a stream's first sound is."""
+"""Finds the first sound of a stream."""
 
 from __future__ import annotations
 
@@ -10,52 +10,54 @@ import torch
 
 from wavenet.engine.state import GeneratorState
 
-LISTEN_SECONDS = 0.25
-LISTEN_CHUNKS = 8
-SILENCE_DB = -45.0
-"""A chunk of LISTEN_SECONDS / LISTEN_CHUNKS is silent if its level is this far below full scale."""
+SOUND_SECONDS = 0.25
+"""A sound is loud in at least half of this time, and at its beginning."""
+
+SOUND_CHUNKS = 8
+LOUD_DB = -45.0
+"""Level above which one of the chunks in `SOUND_SECONDS` is loud, relative to full scale."""
 
 
 def first_sounds(
-    ahead_of: Callable[[GeneratorState, int], Iterable[torch.Tensor]],
+    draw: Callable[[GeneratorState, int], Iterable[torch.Tensor]],
     decode: Callable[[torch.Tensor], torch.Tensor],
     state: GeneratorState,
     sample_rate: int,
 ) -> GeneratorState:
-    """Return streams as they stand just before their first sound; see `Generator.skip_silence`.
+    """Return streams as they are just before their first sound; see `Generator.skip_silence`.
 
     Parameters
     ----------
-    ahead_of : callable
-        Given a state, which it changes, and a number of samples: yields what is drawn in chunks of so many,
-        as far as is to be looked.
+    draw : callable
+        Given a state, which it changes, and a chunk length: yields the samples drawn in such chunks, up to
+        the limit of the search.
     decode : callable
         From classes to amplitudes.
     state : GeneratorState
-        Left as it is.
+        Not changed.
     sample_rate : int
         In Hz.
     """
-    chunk = max(1, round(LISTEN_SECONDS * sample_rate / LISTEN_CHUNKS))
+    chunk = max(1, round(SOUND_SECONDS * sample_rate / SOUND_CHUNKS))
     streams = []
     for row in range(state.batch):
         beginning = state.select([row])
         ahead, before = beginning.clone(), beginning
-        heard: deque[tuple[GeneratorState, bool]] = deque(maxlen=LISTEN_CHUNKS)
-        for samples in ahead_of(ahead, chunk):
-            heard.append((before, _level(decode(samples)) > SILENCE_DB))
-            if len(heard) == LISTEN_CHUNKS and _sounds([loud for _, loud in heard]):
-                beginning = heard[0][0]
+        recent: deque[tuple[GeneratorState, bool]] = deque(maxlen=SOUND_CHUNKS)
+        for samples in draw(ahead, chunk):
+            recent.append((before, _level(decode(samples)) > LOUD_DB))
+            if len(recent) == SOUND_CHUNKS and _is_sound([loud for _, loud in recent]):
+                beginning = recent[0][0]
                 break
             before = ahead.clone()
         streams.append(beginning)
     return GeneratorState.join(streams)
 
 
-def _sounds(loud: list[bool]) -> bool:
+def _is_sound(loud: list[bool]) -> bool:
     return loud[0] and 2 * sum(loud) >= len(loud)
 
 
 def _level(audio: torch.Tensor) -> float:
-    """Return the level of audio about its mean in dB, so that a constant offset is no sound."""
+    """Return the level of audio about its mean in dB, so that a constant offset is silent."""
     return 10 * math.log10(float(audio.double().var(correction=0)) + 1e-20)

@@ -1,9 +1,8 @@
-"""How sure a network was of what it drew: entropy and likelihood of every sample, in bits.
+"""Entropy and likelihood, in bits, of every sample that was drawn.
 
-Drawing tells nothing of this, and asking in the sample loop would slow it for everyone. So what was drawn is
-given to a copy of the state once more (`Generator.advance`), which is exact and costs about as much as
-drawing, at the time that somebody wants to know. All figures are of the network's own distribution, before
-temperature, top-k and top-p.
+The sample loop does not compute them. Feeding the samples to a copy of the state (`Generator.advance`) is
+exact and costs about as much as drawing them, and only those who want the figures pay for it. All figures are
+of the network's own distribution, before temperature, top-k and top-p.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 
 from wavenet.engine.state import GeneratorState
-from wavenet.generation.generator import Bias, Generator
+from wavenet.generation.generator import Conditioning, Generator
 
-_LOGITS = 1 << 21
-"""Numbers held at once."""
+_MAX_LOGITS = 1 << 21
+"""Logits in memory at once."""
 
 BIN_BITS = 1 / 256
 """Resolution of percentiles."""
@@ -27,9 +26,9 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def predictions(
-    generator: Generator, state: GeneratorState, samples: torch.Tensor, gate_bias: Bias | None = None
+    generator: Generator, state: GeneratorState, samples: torch.Tensor, gate_bias: Conditioning | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Feed samples and return what the network expected of each.
+    """Feed samples and return how predictable each one was.
 
     Parameters
     ----------
@@ -37,15 +36,15 @@ def predictions(
     state : GeneratorState
         Before the samples; changed in place.
     samples : int64 tensor (batch, time)
-    gate_bias : GateBias or Steering, optional
-        What the samples were drawn with.
+    gate_bias : GateBias or GateBiasProvider, or a sequence of one for each stream, optional
+        The conditioning that the samples were drawn with.
 
     Returns
     -------
     entropy, surprisal : float32 arrays (batch, time)
-        In bits: the mean surprise that the network counted on, and that of the sample which came.
+        In bits: the mean of the surprisal under the network's distribution, and that of the sample drawn.
     """
-    steps = max(1, _LOGITS // (state.batch * generator.config.quantization_channels))
+    steps = max(1, _MAX_LOGITS // (state.batch * generator.config.quantization_channels))
     entropy, surprisal = [], []
     for some in samples.split(steps, dim=1):
         logits = generator.advance(state, some, gate_bias)
@@ -59,8 +58,8 @@ def predictions(
     return (torch.cat(entropy, 1) * scale).cpu().numpy(), (torch.cat(surprisal, 1) * scale).cpu().numpy()
 
 
-class Account:
-    """Statistics of one stream's entropies, in memory that grows by a number per second.
+class EntropyStatistics:
+    """Statistics of one stream's entropies, in memory that grows by one number per second.
 
     Parameters
     ----------
@@ -68,6 +67,15 @@ class Account:
         In Hz.
     classes : int
         Of the network.
+
+    Attributes
+    ----------
+    samples : int
+        Number of samples counted.
+    surprisal : float
+        Their sum, in bits.
+    uniform : float
+        Entropy of the uniform distribution over the classes, in bits.
     """
 
     def __init__(self, sample_rate: int, classes: int):
@@ -80,7 +88,7 @@ class Account:
         self._seconds: list[float] = []
 
     def add(self, entropy: np.ndarray, surprisal: np.ndarray) -> None:
-        """Count samples in, float arrays (time,) in bits."""
+        """Add samples, float arrays (time,) in bits."""
         self._sum += float(entropy.sum(dtype=np.float64))
         self.surprisal += float(surprisal.sum(dtype=np.float64))
         bins = np.clip((entropy / BIN_BITS).astype(np.int64), 0, len(self._histogram) - 1)
@@ -93,7 +101,7 @@ class Account:
 
     @property
     def bits(self) -> float:
-        """Mean surprisal: bits per sample of what was drawn."""
+        """Mean surprisal: bits per sample of the samples drawn."""
         return self.surprisal / max(1, self.samples)
 
     @property
@@ -102,19 +110,19 @@ class Account:
         return self._sum / max(1, self.samples)
 
     def percentile(self, share: float) -> float:
-        """Return the entropy below which a share of the samples, in per cent, lies; to half of `BIN_BITS`."""
+        """Return a percentile of the entropies, `share` in per cent, to half of `BIN_BITS`."""
         total = np.cumsum(self._histogram)
         place = int(np.searchsorted(total, share / 100 * total[-1]))
         return (min(place, len(total) - 1) + 0.5) * BIN_BITS
 
     def seconds(self) -> list[float]:
-        """Return the mean entropy of every second, the last one begun."""
+        """Return the mean entropy of every second, an incomplete last one included."""
         rate, last = self.sample_rate, len(self._seconds) - 1
         counts = [rate] * last + [self.samples - last * rate]
         return [total / count for total, count in zip(self._seconds, counts, strict=False)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values for JSON."""
+        """Return all figures as plain values for JSON."""
         return {
             "mean": self.mean,
             "percentiles": {str(share): self.percentile(share) for share in PERCENTILES},
@@ -124,30 +132,35 @@ class Account:
         }
 
 
-class Follower:
-    """Goes behind streams that are made and says how sure the network was of each sample.
+class LikelihoodTracker:
+    """Computes the entropy of streams as they are generated.
 
     Parameters
     ----------
     generator : Generator
     state : GeneratorState
-        Where the streams begin; copied.
-    gate_bias : GateBias or Steering, optional
-        What they are told.
+        The streams before their first sample; copied.
+    gate_bias : GateBias or GateBiasProvider, or a sequence of one for each stream, optional
+        Their conditioning.
+
+    Attributes
+    ----------
+    statistics : list of EntropyStatistics
+        Of each stream.
     """
 
-    def __init__(self, generator: Generator, state: GeneratorState, gate_bias: Bias | None = None):
+    def __init__(self, generator: Generator, state: GeneratorState, gate_bias: Conditioning | None = None):
         self.generator = generator
         self.state = state.clone()
         self.gate_bias = gate_bias
         config = generator.config
-        self.accounts = [
-            Account(config.sample_rate, config.quantization_channels) for _ in range(state.batch)
+        self.statistics = [
+            EntropyStatistics(config.sample_rate, config.quantization_channels) for _ in range(state.batch)
         ]
 
-    def follow(self, samples: torch.Tensor) -> np.ndarray:
-        """Take in the next samples, int64 (batch, time); return their entropies in bits, float32 alike."""
+    def add(self, samples: torch.Tensor) -> np.ndarray:
+        """Add the next samples, int64 (batch, time); return their entropies in bits, float32 alike."""
         entropy, surprisal = predictions(self.generator, self.state, samples, self.gate_bias)
-        for account, expected, came in zip(self.accounts, entropy, surprisal, strict=True):
-            account.add(expected, came)
+        for statistics, *row in zip(self.statistics, entropy, surprisal, strict=True):
+            statistics.add(*row)
         return entropy

@@ -10,16 +10,15 @@ from typing import Any
 import torch
 
 from wavenet.conditioning.base import FrameSource
-from wavenet.engine.sampling import Sampling
 from wavenet.engine.state import GeneratorState
 from wavenet.generation.best_of import BestOf
-from wavenet.generation.conditioned import Steering
+from wavenet.generation.conditioned import GateBiasProvider
 from wavenet.generation.generator import Generator
 from wavenet.generation.likelihood import predictions
-from wavenet.generation.watchdog import Watched, judged_by
+from wavenet.generation.watchdog import SupervisedStream, fault_policy
 from wavenet.utils.console import Console
 
-Maker = Watched | BestOf
+Maker = SupervisedStream | BestOf
 
 
 TRIAL = 512
@@ -54,11 +53,6 @@ class Job:
     records: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def sampling(self) -> Sampling:
-        """How samples are drawn."""
-        return Sampling(self.options.temperature, self.options.top_k, self.options.top_p)
-
-    @property
     def candidates(self) -> int:
         """Streams made for each take."""
         return self.options.best_of or 1
@@ -70,30 +64,26 @@ class Job:
     def maker(self, state: GeneratorState, live: bool) -> Maker:
         """Return what makes takes of streams; live, somebody waits for their beginning."""
         generator, options, steering = self.generator, self.options, self.beginning.steering
-        judged = judged_by(self.told, generator.config.sample_rate, self.beginning.told_from)
-        watched = Watched(
+        policy = fault_policy(self.told, generator.config.sample_rate)
+        supervised = SupervisedStream(
             generator,
             state,
             self.steps,
-            self.sampling,
             steering,
-            None if options.no_watchdog else judged,
+            None if options.no_watchdog else policy,
             live and not options.best_of,
             options.save_state is not None,
         )
         if not options.best_of:
-            return watched
+            return supervised
         unconditional = self.told is None or self.told.constant
-        return BestOf(
-            generator, state, watched, options.best_of, self.typical, steering, listen=unconditional
-        )
+        return BestOf(generator, state, supervised, options.best_of, self.typical, steering, unconditional)
 
     def trial(self, state: GeneratorState) -> int:
         """Make a little of some streams, as it is going to be made, and return how many samples."""
         before = state.clone()
-        steering, sampling = self.beginning.steering, self.sampling
-        options = (sampling.temperature, sampling.top_k, sampling.top_p)
-        chunks = list(self.generator.stream(state, TRIAL, None, *options, steering))
+        steering = self.beginning.steering
+        chunks = list(self.generator.stream(state, TRIAL, gate_bias=steering))
         if self.options.entropy or self.options.plot:
             predictions(self.generator, before, torch.cat(chunks, dim=1), steering)
         return TRIAL
@@ -107,7 +97,7 @@ class Beginning:
     ----------
     streams : callable
         Given the number of the first stream and how many there are, returns them.
-    steering : Steering or None
+    steering : GateBiasProvider or None
         What they are told.
     told_from : int
         Position at which that begins.
@@ -118,7 +108,7 @@ class Beginning:
     """
 
     streams: Callable[[int, int], GeneratorState]
-    steering: Steering | None
+    steering: GateBiasProvider | None
     told_from: int = 0
     position: int = 0
     fresh: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,15 +24,15 @@ class GateBias:
         The filter half first, as in the dilated convolutions.
     hop : int
         Samples per frame.
-    start : int
-        Position of the first sample of frame 0.
+    start : int or int64 tensor (1 or batch,)
+        Position of the first sample of frame 0, in all streams or in each.
     linear : bool
         Interpolate between frames rather than repeat them.
     """
 
     values: torch.Tensor
     hop: int
-    start: int = 0
+    start: int | torch.Tensor = 0
     linear: bool = False
 
     def __post_init__(self) -> None:
@@ -42,9 +43,34 @@ class GateBias:
             )
         if self.hop < 1:
             raise ConfigError(f"gate bias: hop = {self.hop} samples per frame: must be at least 1")
+        if isinstance(self.start, torch.Tensor):
+            if self.start.dtype != torch.int64 or self.start.shape not in ((1,), self.values.shape[:1]):
+                raise ConfigError(
+                    f"gate bias: start is {self.start.dtype} {tuple(self.start.shape)}: expected int64 "
+                    f"(1,) or ({len(self.values)},)"
+                )
+            if len(self.start) == 1:
+                object.__setattr__(self, "start", int(self.start))
+
+    @classmethod
+    def join(cls, parts: Sequence[GateBias]) -> GateBias:
+        """Return the biases of single streams, of one `hop` and interpolation, as one with a row for each.
+
+        Fewer frames are padded with the last one, which has no effect.
+        """
+        frames = max(part.values.shape[1] for part in parts)
+        padded = [
+            torch.cat([part.values, part.values[:, -1:].expand(-1, frames - part.values.shape[1], -1, -1)], 1)
+            for part in parts
+        ]
+        starts = torch.tensor([int(part.start) for part in parts], dtype=torch.int64)
+        return cls(torch.cat(padded), parts[0].hop, starts, parts[0].linear)
 
     def at(self, position: int, steps: int, layer: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return one layer's bias for `steps` positions, (batch, steps, 2 * dilation_channels)."""
+        if isinstance(self.start, torch.Tensor):
+            rows = [self.stream(row).at(position, steps, layer, dtype) for row in range(len(self.values))]
+            return torch.cat(rows)
         values = self.values[:, :, layer].to(dtype)
         last = values.shape[1] - 1
         if last == 0:
@@ -71,4 +97,5 @@ class GateBias:
 
     def stream(self, index: int) -> GateBias:
         """Return the bias of one stream, batch 1."""
-        return replace(self, values=self.values[index : index + 1])
+        start = self.start if isinstance(self.start, int) else int(self.start[index])
+        return replace(self, values=self.values[index : index + 1], start=start)

@@ -101,7 +101,7 @@ def gates(
         All layers' gated activations side by side.
     """
     bf16 = torch.is_autocast_enabled("cpu")
-    told = (1, 0, False) if gate_bias is None else (gate_bias.hop, gate_bias.start, gate_bias.linear)
+    told = (1, 0, False) if gate_bias is None else (gate_bias.hop, int(gate_bias.start), gate_bias.linear)
     values = None
     if gate_bias is not None:
         values = gate_bias.values.expand(len(hidden), -1, -1, -1).contiguous()
