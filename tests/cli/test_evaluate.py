@@ -151,7 +151,7 @@ def test_parts_are_those_of_training(home, monkeypatch, capsys):
     assert len(samples["all"]) == 4 and set(samples["all"].values()) == {4000}
 
 
-def test_a_checkpoint_that_does_not_tell_of_its_training(home, monkeypatch, capsys):
+def test_a_checkpoint_without_a_training_record(home, monkeypatch, capsys):
     bare = ("--checkpoint", "bare", *DATA, "--seconds", 0.5)
     code, output, errors = evaluate(home, monkeypatch, capsys, *bare, "--json", "-")
     assert code == 0 and json.loads(output)["part"] == "all" and json.loads(output)["step"] is None
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_does_not_tell_of_its_training(home, monkeypatch, caps
     assert code == 0 and "warning: the checkpoint does not tell" in errors
 
 
-def test_other_audio_than_the_networks_own_and_skipped_files_are_told(home, monkeypatch, capsys):
+def test_other_audio_and_skipped_files_are_reported(home, monkeypatch, capsys):
     make_audio(home / "other", files=3, seconds=0.5)
     (home / "other" / "broken.wav").write_bytes(b"RIFF")
     code, _, errors = evaluate(home, monkeypatch, capsys, "--audio-dir", "other", "--seconds", 0.5)
@@ -218,7 +218,7 @@ def test_refusals_are_one_line(home, monkeypatch, capsys, arguments, fragments):
     assert captured.out == "" and (home / "kept.json").read_text() == "precious"
 
 
-def test_an_existing_file_is_replaced_when_told_to(home, monkeypatch, capsys):
+def test_force_replaces_an_existing_file(home, monkeypatch, capsys):
     (home / "old.json").write_text("old")
     code, _, _ = evaluate(home, monkeypatch, capsys, *DATA, "--seconds", 0.2, "--json", "old.json", "--force")
     assert code == 0 and "scores" in json.loads((home / "old.json").read_text())
@@ -297,7 +297,7 @@ def test_several_folders_and_one_for_validation(home, tmp_path, monkeypatch, cap
     assert not [each for each in json.loads(output)["recordings"] if "take-1" in each["name"]]
 
 
-def test_the_folders_of_training_are_divided_as_it_was_told(home, tmp_path, monkeypatch, capsys):
+def test_training_folders_are_split_as_in_training(home, tmp_path, monkeypatch, capsys):
     """What a run was told of its folders holds where the same ones are scored, and for no others."""
     held = make_audio(tmp_path / "held", files=2)
     where = make_checkpoint(tmp_path / "run" / "step-00000003")

@@ -50,7 +50,7 @@ def read(path):
 # -- what it writes -----------------------------------------------------------------------------------
 
 
-def test_a_wav_of_the_length_asked_for(home):
+def test_a_wav_of_the_requested_length(home):
     result = run("generate", "--seconds", 0.5, "plain.wav", cwd=home)
     assert result.returncode == 0, result.stderr
     audio, rate = read(home / "plain.wav")
@@ -92,14 +92,14 @@ def test_every_backend_writes_the_same(home):
 
 
 @pytest.mark.skipif(registry.report()["cpu"] is not None, reason="the reference computes in fp32 only")
-def test_precision_is_told(home):
+def test_precision_is_reported(home):
     for precision in ("bf16", "int8"):
         arguments = ["--seconds", 0.1, "--seed", 1, "--precision", precision, f"{precision}.wav"]
         result = run("generate", *arguments, cwd=home)
         assert result.returncode == 0 and f"backend cpu  {precision}  seed 1" in result.stderr
 
 
-def test_priming_goes_on_from_a_recording(home):
+def test_priming_continues_a_recording(home):
     write_wav(home / "other.wav", chord(1.0, pitch=300), 4000)
     for name in ("primer", "other"):
         arguments = ["--seconds", 0.2, "--seed", 1, "--prime", f"{name}.wav", f"after-{name}.wav"]
@@ -258,7 +258,7 @@ def test_refusals_are_one_line(home, arguments, fragments):
     assert not (home / "x.wav").exists() and not temporaries(home)
 
 
-def test_a_low_limit_of_open_files_is_raised_or_told(home):
+def test_a_low_limit_of_open_files_is_raised(home):
     def limits(soft, hard):
         return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -103,7 +103,7 @@ def test_several_takes_go_on_together(generate, home):
     assert code == 1 and "two.state: holds 2 takes; go on with all, --batch 2" in told
 
 
-def test_what_is_told_counts_on(generate, home):
+def test_conditioning_continues_with_the_state(generate, home):
     told = ("--checkpoint", "classes", "--class", "0:cello 0.5:flute", "--force")
     generate(*told, "--seconds", 0.6, "--seed", 1, "glide.wav")
     generate(*told, "--seconds", 0.2, "--seed", 1, "--save-state", "glide.state", "glide-1.wav")
@@ -127,7 +127,7 @@ def test_what_is_told_counts_on(generate, home):
     assert code == 1 and "what is to be played ended 0.6 s before; give --seconds" in errors
 
 
-def test_states_that_cannot_be_gone_on_with(generate, home):
+def test_states_that_cannot_be_continued(generate, home):
     generator = Generator.from_pretrained(home / "checkpoints", threads=1)
     state = generator.start()
     save_state(home / "good.state", generator, state)
@@ -225,7 +225,7 @@ def test_typical_is_what_training_has_found(generate, home):
 # -- seeing --------------------------------------------------------------------------------------------
 
 
-def test_entropy_is_told_and_written(generate, home):
+def test_entropy_is_reported_and_written(generate, home):
     code, _, told = generate(
         *("--seconds", 1.5, "--seed", 3, "--entropy", "--json", "entropy.json", "--force", "seen.wav")
     )
@@ -345,7 +345,7 @@ def test_an_interrupt_while_playing_keeps_the_audio(generate, home, speaker, mon
     assert torch.equal(state.queues, expected.queues)
 
 
-def test_whether_the_machine_keeps_up_is_said_before(generate, home, speaker, monkeypatch):
+def test_the_speed_of_playback_is_reported_first(generate, home, speaker, monkeypatch):
     for times, words in (
         (8.0, "8.00 x as fast as it plays: it keeps up"),
         (0.5, "does not keep up; it starts 0.5 s ahead, which is enough"),

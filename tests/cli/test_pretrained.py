@@ -24,7 +24,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TAKES, SECONDS = 10, 10
 
 
-def test_it_is_small_and_says_where_it_comes_from():
+def test_it_is_small_and_names_its_source():
     assert (locate.SHIPPED / WEIGHTS_FILE).stat().st_size <= 6_000_000
     config = read_config(locate.SHIPPED)
     assert config.sample_rate == 16000 and config.conditioning is not None
@@ -49,7 +49,7 @@ def test_a_command_in_an_empty_folder_plays(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_it_and_names_it(tmp_path):
+def test_training_starts_from_it_and_names_it(tmp_path):
     for number in range(2):
         noise = np.random.default_rng(number).normal(0, 0.1, 16000)
         soundfile.write(tmp_path / f"{number}.wav", noise, 16000)
@@ -72,7 +72,7 @@ def test_training_goes_on_from_it_and_names_it(tmp_path):
     assert json.loads((tmp_path / "mine" / "effective.json").read_text())["init_from"] == "piano"
 
 
-def test_a_run_comes_first_and_a_damaged_one_is_told(tmp_path, monkeypatch):
+def test_a_run_is_preferred_and_damage_is_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert locate.default_checkpoint() == locate.SHIPPED
     Path("checkpoints/samples").mkdir(parents=True)
@@ -107,7 +107,7 @@ def generator():
 
 
 @pytest.mark.slow
-def test_it_plays_the_notes_it_is_told(generator):
+def test_it_plays_the_notes_of_a_score(generator):
     sys.path.insert(0, str(BENCHMARKS))
     try:
         transcription = importlib.import_module("transcription")

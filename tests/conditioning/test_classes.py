@@ -94,12 +94,12 @@ def test_each_class_has_its_timbre(home):
     assert share(soft, IN_TUNE) > 0.6 and share(bright, IN_TUNE) > 0.4
 
 
-def test_what_makes_the_timbre_is_what_is_told(home):
+def test_classes_determine_the_timbre(home):
     untold = [played(home, timbre, "--guidance", "0") for timbre in TIMBRES]
     assert (untold[0] == untold[1]).all()
 
 
-def test_a_mixture_lies_between(home):
+def test_a_mixture_is_between_its_classes(home):
     found = [share(played(home, f"soft:{1 - part},bright:{part}"), OVERTONES) for part in (0.25, 0.5, 0.75)]
     assert found == sorted(found)
     assert 0.03 < found[0] < 0.4 and 0.2 < found[1] < 0.8 and 0.6 < found[2] < 0.92

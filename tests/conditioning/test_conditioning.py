@@ -116,7 +116,7 @@ def test_neither_chunks_nor_batch_change_a_stream(backend, kind):
     assert torch.equal(drawn(64, batch=3)[0], whole[0])
 
 
-def test_each_stream_of_a_batch_is_told_its_own():
+def test_each_stream_has_its_own_conditioning():
     model = network(config("score"))
     generator = engine(model, "reference")
     values = torch.rand(3, ROLL_CHANNELS, 20)
@@ -147,7 +147,7 @@ def test_features_alone_say_what_to_generate():
         generator.generate(gate_bias=steering)
 
 
-def test_frames_may_come_while_generation_goes_on():
+def test_frames_may_arrive_during_generation():
     model = network(config("mel", hop=10))
     generator = Generator(model)
     values = torch.rand(6, 200)
@@ -187,7 +187,7 @@ def test_hours_of_frames_leave_nothing_behind(backend):
     assert held <= 1024 * 6 * 10
 
 
-def test_beyond_its_ends_a_score_is_silent_and_a_class_holds():
+def test_values_outside_the_conditioning():
     rolled = ScoreSource(config("score"), tune(0, 1.0))
     assert not rolled.read(-50, 40).any() and not rolled.read(10**6, 40).any()
     classes = Classes(config("class"), class_points("1:cello 2:piano"))
@@ -308,7 +308,7 @@ def test_kinds_check_their_settings():
         kinds.check(chords)
 
 
-def test_training_begins_with_the_network_that_is_told_nothing():
+def test_training_starts_as_an_unconditional_network():
     torch.manual_seed(0)
     plain = WaveNet(conditioned.BASE).state_dict()
     torch.manual_seed(0)
@@ -325,7 +325,7 @@ def test_an_empty_score_plays():
     assert generator.generate(20, generator.start(gate_bias=steering), gate_bias=steering).shape == (1, 20)
 
 
-def test_features_that_never_change_do_not_shut_the_gates():
+def test_constant_features_do_not_saturate_the_gates():
     """Where they are alike in every frame, the optimiser's steps all go one way."""
     torch.manual_seed(0)
     model = WaveNet(config("score", conditioning_channels=128))

@@ -29,7 +29,7 @@ def untold(model: WaveNet) -> WaveNet:
 
 
 @pytest.mark.parametrize("backend", ENGINES)
-def test_none_is_told_nothing_and_one_is_as_trained(backend):
+def test_guidance_of_zero_and_of_one(backend):
     model = network(config("score"))
     generator = engine(model, backend)
     plain = engine(untold(model), backend)

@@ -105,7 +105,7 @@ def test_a_stream_depends_on_nothing_but_itself(batch, precision):
 
 @gpu
 @needs_device
-def test_a_state_primed_on_the_cpu_goes_on():
+def test_a_state_primed_on_the_cpu_continues():
     _, _, model = random_model(5, classes=64)
     generator = Generator(model, device="cuda")
     assert generator.backend.name == "cuda"
@@ -174,7 +174,7 @@ def test_memory_does_not_grow():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-def test_without_a_device_it_says_so():
+def test_without_a_device_there_is_a_reason():
     assert str(UNAVAILABLE).startswith("no CUDA device")
     _, _, model = random_model(0)
     for name in ("auto", "cuda", *(f"cuda:{kernel}" for kernel in cuda.KERNELS)):

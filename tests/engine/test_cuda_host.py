@@ -113,7 +113,7 @@ def test_draws_follow_the_definition(index, sampling):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=9, top_p=0.9)])
-def test_a_stream_does_not_depend_on_its_company(sampling):
+def test_a_stream_does_not_depend_on_the_others(sampling):
     torch.manual_seed(1)
     shape, _, model = shaped(1)
     batch, steps = 70, 12
@@ -172,7 +172,7 @@ def test_every_network_of_a_random_lot():
         assert relative_error(found[0, shape.context :].numpy(), exact) <= 1e-5
 
 
-def test_tiles_hold_every_weight_where_the_instruction_wants_it():
+def test_tiles_have_the_layout_of_the_instruction():
     matrices = torch.randn(2, 20, 3 * 11)
     layout = TileLayout(torch.float16)
     layout.dilated(11, *matrices)
@@ -236,7 +236,7 @@ def test_tiles_match_a_float64_convolution(index, streams, beyond):
     assert errors.max() >= (1e-4 if beyond else 1e-5)
 
 
-def test_a_stream_in_tiles_does_not_depend_on_its_company():
+def test_a_stream_does_not_depend_on_its_tile():
     shape, _, model = shaped(2)
     packed, sampling = pack_tiles(model), Sampling(temperature=0.9, top_p=0.95)
     state, uniforms = random_state(shape, 70, 2).with_sampling(sampling), torch.rand(70, 8)

@@ -135,7 +135,7 @@ def test_a_stream_depends_on_nothing_but_itself(kernel, precision, width, seed):
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "stream_cta"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("kernel_size", [2, 3, 4])
-def test_kernels_give_the_same_bits_and_continue_each_other(kernel, width, kernel_size, seed):
+def test_kernels_agree_and_continue_each_other(kernel, width, kernel_size, seed):
     shape, _, model = wide(seed, width, kernel_size=kernel_size)
     other, anchor = backend_of(model, kernel, batch=19), CudaBackend(model, 1, "fp16", kernel="stream_cta")
     state, uniforms = random_state(shape, 19, seed).to(DEVICE), torch.rand(19, 300, device=DEVICE)
@@ -149,7 +149,7 @@ def test_kernels_give_the_same_bits_and_continue_each_other(kernel, width, kerne
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_state_primed_on_the_cpu_goes_on(kernel, seed):
+def test_a_state_primed_on_the_cpu_continues(kernel, seed):
     _, _, model = wide(seed, 64)
     backend_of(model, kernel)
     primer = torch.randint(0, 256, (2, 100))
@@ -201,7 +201,7 @@ def test_what_is_refused_moves_nothing(kernel, seed):
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "stream_cta"])
 @pytest.mark.parametrize("step", [0, 20])
-def test_a_lost_message_becomes_an_error_and_the_device_goes_on(kernel, step, seed):
+def test_a_lost_message_is_an_error(kernel, step, seed):
     shape, _, model = wide(seed, 32)
     backend = backend_of(model, kernel, batch=17)
     state, uniforms = random_state(shape, 17, seed).to(DEVICE), torch.rand(17, 40, device=DEVICE)
@@ -233,7 +233,7 @@ def test_a_lost_message_becomes_an_error_and_the_device_goes_on(kernel, step, se
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_minute_of_conditioned_audio_takes_no_more_memory(kernel, seed):
+def test_memory_does_not_grow_with_conditioned_audio(kernel, seed):
     shape, _, model = wide(seed, 32)
     backend, state = backend_of(model, kernel), random_state(shape, 2, seed).to(DEVICE)
     values = torch.randn(2, 60 * 16000 // 256 + 1, len(shape.dilations), 2 * shape.dilation, device=DEVICE)

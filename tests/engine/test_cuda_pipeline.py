@@ -148,7 +148,7 @@ def test_kernels_continue_each_other(index):
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 4])
-def test_a_stream_does_not_depend_on_its_company(tiles):
+def test_a_stream_does_not_depend_on_the_others(tiles):
     shape, _, model = shaped(4)
     packed, sampling = pack_tiles(model), Sampling(temperature=0.8, top_k=9)
     state, uniforms = random_state(shape, 70, 2), torch.rand(70, 4)

@@ -287,7 +287,7 @@ def test_a_queue_longer_than_kernels_count_is_refused():
     assert ends == [f"no: {reason}"] * 3
 
 
-def test_where_none_serves_all_reasons_are_told():
+def test_all_reasons_are_listed_if_no_kernel_serves():
     model = network(*NETWORKS["small"])
     found = kernel_of(model).select_kernel(1, [75, 40, 1024, REGISTERS, 0, 1, 0], "")
     assert found.count("stage_cluster: it needs") == found.count("stage_grid: it needs") == 1

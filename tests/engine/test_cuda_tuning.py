@@ -78,7 +78,7 @@ def test_every_kernel_that_serves_is_measured():
     assert engine.kernel == ""
 
 
-def test_the_engine_measured_is_as_before_when_measuring_fails():
+def test_a_failed_measurement_restores_the_engine():
     engine = Engine()
 
     def fails(work):
@@ -114,14 +114,14 @@ def test_a_damaged_file_is_nothing_measured(cache, text):
     assert Engine().fastest == [(8, "stream_cta")]
 
 
-def test_a_measurement_holds_for_a_device_a_version_and_a_shape(monkeypatch):
+def test_a_measurement_is_for_one_device_and_shape(monkeypatch):
     card = SimpleNamespace(name="Card 5", multi_processor_count=7)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     found = cuda_tuning.identity(torch.device("cuda", 0), [4, 256, 64])
     assert found == "Card 5, 7 multiprocessors, wavenet 0.1.0: 4 256 64"
 
 
-def test_the_command_tells_and_remembers(monkeypatch, tmp_path, capsys, cache):
+def test_the_command_reports_and_saves(monkeypatch, tmp_path, capsys, cache):
     random_model(0)[2].save_pretrained(tmp_path / "net")
     engine = Engine()
 

@@ -53,7 +53,7 @@ def test_other_frames_change_no_bit(kind):
             assert torch.equal(found[0], whole[row, 9 : 9 + count])
 
 
-def test_rows_that_are_not_told_have_no_bias():
+def test_unconditioned_rows_have_no_bias():
     _, compiled, frames = both("class+mel", 7)
     found = compiled.gate_bias(Frames(frames, conditioned_mask=torch.tensor([False, True]))).values
     assert not found[0].any() and found[1].any()

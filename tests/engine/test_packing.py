@@ -107,7 +107,7 @@ def split_padded(padded: np.ndarray, *channels: int, pad: int) -> list[np.ndarra
     ids=str,
 )
 @pytest.mark.parametrize("precision", READERS)
-def test_every_weight_is_where_the_layout_says(shape, precision):
+def test_every_weight_follows_the_layout(shape, precision):
     weights = naive.random_weights(shape, np.random.default_rng(0))
     packed = pack(model_of(shape, weights), precision)
     reader, pad = READERS[precision]

@@ -129,7 +129,7 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 @needs_extension
 @pytest.mark.parametrize("seed", range(6))
-def test_int8_gives_the_same_bits_on_every_instruction_set(monkeypatch, seed):
+def test_int8_does_not_depend_on_the_instruction_set(monkeypatch, seed):
     shape, _, model = random_model(seed + 100, kernel_size=2 + seed % 3)
     backend = CpuBackend(model, precision="int8")
     gate = random_gate(shape, 3, linear=True, hop=9, start=20)

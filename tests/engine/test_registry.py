@@ -58,7 +58,7 @@ NOT_BUILT = "the extension was not built: no C++ compiler"
         ),
     ],
 )
-def test_what_auto_passes_over_is_told(numba, told, monkeypatch, tmp_path, capfd):
+def test_engines_that_auto_skips_are_reported(numba, told, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(cpu, "load_extension", lambda: NOT_BUILT)
     monkeypatch.setattr(NumbaBackend, "available", staticmethod(lambda: numba))
     name, reasons = registry.choose("auto")
@@ -76,13 +76,13 @@ def test_what_auto_passes_over_is_told(numba, told, monkeypatch, tmp_path, capfd
 
 
 @needs_extension
-def test_the_preferred_engine_is_taken_without_a_word():
+def test_the_preferred_engine_gives_no_warning():
     assert registry.choose("auto") == ("cpu", {})
     model = wavenet.WaveNet(wavenet.WaveNetConfig(layers=2, stacks=1))
     assert wavenet.Generator(model).fallback_reason is None
 
 
-def test_version_says_it(capsys):
+def test_version_lists_the_engines(capsys):
     with pytest.raises(SystemExit) as end:
         generate.build_parser().parse_args(["--version"])
     assert end.value.code == 0

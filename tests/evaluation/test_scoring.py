@@ -89,7 +89,7 @@ def truth(arrays, weights):
 
 
 @pytest.mark.parametrize("segment", [1, 7, 50, 1000])
-def test_every_sample_counts_once_for_its_recording_whatever_the_window(segment, clips, model, arrays, truth):
+def test_every_sample_counts_once_for_any_window(segment, clips, model, arrays, truth):
     found = evaluate(clips, {"network": Parallel(model, rows=3)}, segment)
     assert dict(zip(found.names, found.samples.tolist(), strict=True)) == {"a": 73, "b/c": 1, "d": 110}
     assert found.window_samples.sum() == found.total == clips.samples == 184
@@ -120,7 +120,7 @@ def test_the_sample_loop_agrees(backend, most_logits, clips, model, truth, monke
 
 
 @pytest.mark.skipif(registry.report()["cpu"] is not None, reason="the reference computes in fp32 only")
-def test_precisions_are_told_apart_on_the_same_samples(clips, model):
+def test_precisions_are_compared_on_the_same_samples(clips, model):
     scorers = {each: Loop(Generator(model, "cpu", precision=each)) for each in ("fp32", "bf16", "int8")}
     found = evaluate(clips, scorers, 13)
     for name, most in (("bf16", 0.02), ("int8", 0.2)):
@@ -203,7 +203,7 @@ def test_interval_of_equal_recordings_is_students():
     assert ratio_interval(np.array([5.0, 0.0]), np.array([2, 0])) is None
 
 
-def test_interval_covers_the_truth_as_often_as_it_says():
+def test_the_interval_has_its_coverage():
     """Recordings of unequal length, the longer ones harder: the ratio of expectations is known."""
     rng = np.random.default_rng(1)
     lengths = rng.integers(50, 150, (3000, 12))
@@ -281,7 +281,7 @@ def windows_of(samples, context, segment, silence):
     return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, context:].copy())
 
 
-def test_linear_prediction_reaches_the_entropy_of_an_autoregressive_process():
+def test_linear_prediction_reaches_the_entropy():
     """With Laplace innovations of scale b a sample has log2(2 e b) bits, less the log2 width of its class."""
     count, scale, classes = 40_000, 0.004, 65536
     drawn = np.random.default_rng(4).laplace(0, scale, count)
@@ -301,7 +301,7 @@ def test_linear_prediction_reaches_the_entropy_of_an_autoregressive_process():
     assert bits < unpredicted - 1
 
 
-def test_linear_prediction_leaves_out_what_is_not_scored_and_bears_short_context(clips):
+def test_linear_prediction_with_short_context(clips):
     found = evaluate(clips, {"linear": LinearPrediction(CLASSES)}, 30)
     assert found.total == 184 and 0 < found.bits("linear") < 10
     inputs, targets, _ = next(iter(clips.windows(500)))
@@ -309,7 +309,7 @@ def test_linear_prediction_leaves_out_what_is_not_scored_and_bears_short_context
     assert ((costs == 0) == (targets.numpy() < 0)).all()
 
 
-def test_linear_prediction_of_constant_sound_costs_what_it_takes_to_say_so():
+def test_linear_prediction_of_constant_sound():
     samples = np.full(4000, 200)
     costs = LinearPrediction(256).nats(*windows_of(samples, 64, 4000, 200))
     assert costs.mean() / math.log(2) == pytest.approx((ORDER + 1) / 2 * math.log2(4000) / 4000, abs=0.01)

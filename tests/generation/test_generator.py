@@ -78,7 +78,7 @@ def test_step_by_step_equals_the_parallel_form(backend, seed, primed, data):
 
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("primed", [0, 5, 200])
-def test_logits_with_gate_bias_match_a_float64_convolution(backend, linear, primed):
+def test_logits_with_gate_bias_match_float64(backend, linear, primed):
     shape, weights, model = random_model(7, classes=17, stacks=2, layers_per_stack=3, kernel_size=3)
     engine = Generator(model, backend, threads=1)
     bias = gate_bias(engine, 2, 11, hop=13, start=-4, linear=linear)
@@ -93,7 +93,7 @@ def test_logits_with_gate_bias_match_a_float64_convolution(backend, linear, prim
         assert np.abs(found[row].numpy() - exact).max() <= 1e-5 * np.abs(exact).max()
 
 
-def test_every_backend_draws_the_samples_that_float64_draws(backend):
+def test_samples_match_draws_in_float64(backend):
     shape, weights, _ = random_model(3, classes=32, stacks=2, layers_per_stack=4)
     engine = generator_for(shape, weights, backend)
     state = engine.start(batch=2, seed=11)
@@ -149,7 +149,7 @@ def test_priming_in_parallel_equals_advancing(backend):
     assert torch.equal(primed.last_sample, advanced.last_sample)
 
 
-def test_a_state_goes_on_elsewhere():
+def test_a_state_continues_on_another_backend():
     names = [name for name, reason in registry.report().items() if reason is None]
     primer = all_samples(random_model(5)[0].classes, 1, 70, 3)
     results = []
@@ -272,7 +272,7 @@ def test_uniforms_are_uniform_and_streams_differ():
     assert values[:5].tolist() == [(int(word) >> 40) / 2**24 for word in words]
 
 
-def test_a_substream_is_another_sequence_and_the_first_is_the_plain_one():
+def test_substreams_are_different_sequences():
     state = state_at(7, 3, 1)
     plain = uniforms(state, 100)
     assert torch.equal(
@@ -364,14 +364,14 @@ def test_sampling_out_of_range(values):
 # -- misuse -------------------------------------------------------------------------------------------
 
 
-def test_non_finite_logits_are_told(backend):
+def test_non_finite_logits_are_an_error(backend):
     engine = constant_generator(backend, [0.0, float("nan"), 0.0])
     state = engine.prime(torch.zeros(5, dtype=torch.int64), first_stream=6)
     with pytest.raises(BackendError, match="non-finite logits at sample 5 of stream 6"):
         engine.generate(3, state)
 
 
-def test_misuse_is_told():
+def test_misuse_is_an_error():
     engine = generator("reference", 5)
     classes = engine.config.quantization_channels
     with pytest.raises(ConfigError, match=f"0 to {classes - 1}"):

@@ -24,7 +24,7 @@ def expected(logits: torch.Tensor, samples: torch.Tensor) -> tuple[np.ndarray, n
     return entropy, -np.log2(came)
 
 
-def test_entropy_and_surprisal_are_those_of_the_parallel_form(monkeypatch):
+def test_entropy_and_surprisal_match_the_parallel_form(monkeypatch):
     _, _, model = random_model(4)
     generator = Generator(model, threads=1)
     state = generator.start(3, seed=2)

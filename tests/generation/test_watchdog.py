@@ -32,7 +32,7 @@ def kinds(generator: Generator, samples: torch.Tensor) -> set[str]:
 @pytest.mark.parametrize(
     ("ending", "kind"), [(SILENT, "silence"), (NOISE[0], "noise"), (CYCLE[0], "tone"), (None, None)]
 )
-def test_what_goes_wrong_is_made_once_more_from_before_it_did(ending, kind):
+def test_a_faulty_passage_is_regenerated(ending, kind):
     generator, steps = troubled(ending), 12 * RATE
     plain = generator.generate(steps, begun(generator, 6))
     supervised = SupervisedStream(generator, begun(generator, 6), steps)
@@ -58,7 +58,7 @@ def test_what_goes_wrong_is_made_once_more_from_before_it_did(ending, kind):
         assert torch.equal(samples[row, back[-1] :], rest[0])
 
 
-def test_neither_batch_nor_threads_nor_chunks_nor_the_end_change_a_stream(monkeypatch):
+def test_a_stream_does_not_depend_on_batch_or_chunks(monkeypatch):
     generator, steps = troubled(SILENT), 9 * RATE
     together = SupervisedStream(generator, begun(generator, 3), steps)
     samples = made(together)
@@ -75,7 +75,7 @@ def test_neither_batch_nor_threads_nor_chunks_nor_the_end_change_a_stream(monkey
     assert torch.equal(longer[:, : steps - 4 * RATE], samples[:, : steps - 4 * RATE])
 
 
-def test_the_state_goes_on_where_the_take_ends():
+def test_the_state_continues_where_the_take_ends():
     generator = troubled(SILENT)
     supervised = SupervisedStream(generator, begun(generator, 3), 30 * RATE)
     samples = made(supervised)
@@ -88,7 +88,7 @@ def test_the_state_goes_on_where_the_take_ends():
     assert torch.equal(state.queues, expected.queues)
 
 
-def test_live_the_first_block_comes_at_once_and_what_was_given_stays():
+def test_live_output_is_immediate_and_final():
     generator = troubled(SILENT)
     supervised, given, held = SupervisedStream(generator, begun(generator), None, live=True), [], []
     for chunk in supervised:
@@ -118,7 +118,7 @@ def test_an_endless_stream_takes_bounded_memory():
             break
 
 
-def test_what_cannot_be_mended_stays_and_costs_a_bounded_number_of_attempts(monkeypatch):
+def test_attempts_at_a_persistent_fault_are_bounded(monkeypatch):
     generator, drawn = troubled(NOISE[0], chance=1.0, lasting=0), []
     stream = generator.stream
     monkeypatch.setattr(
@@ -149,7 +149,7 @@ def test_what_cannot_be_mended_stays_and_costs_a_bounded_number_of_attempts(monk
 
 
 @pytest.mark.parametrize("ending", [SILENT, CYCLE[0]])
-def test_what_is_wrong_from_the_beginning_is_tried_once_more_or_several_times_if_silent(ending):
+def test_a_fault_at_the_start_is_retried(ending):
     generator = troubled(ending, chance=1.0, lasting=0)
     plain = generator.generate(12 * RATE, begun(generator, 2))
     supervised = SupervisedStream(generator, begun(generator, 2), 12 * RATE)
@@ -160,7 +160,7 @@ def test_what_is_wrong_from_the_beginning_is_tried_once_more_or_several_times_if
         assert found == [True] * tried + [False]
 
 
-def test_after_an_interrupt_what_is_held_back_can_be_had_and_gone_on_from():
+def test_an_interrupted_stream_can_be_continued():
     generator = troubled(SILENT)
     whole = made(SupervisedStream(generator, begun(generator, 2), 12 * RATE))
     supervised = SupervisedStream(generator, begun(generator, 2), 12 * RATE)
@@ -179,7 +179,7 @@ def test_after_an_interrupt_what_is_held_back_can_be_had_and_gone_on_from():
     assert torch.equal(samples[:, :done], whole[:, :done])
 
 
-def test_without_chance_or_without_anything_to_look_for_it_is_the_plain_stream():
+def test_without_randomness_or_checks_nothing_changes():
     generator = troubled(NOISE[0])
     plain = generator.generate(12 * RATE, begun(generator, 2))
     unsupervised = SupervisedStream(generator, begun(generator, 2), 12 * RATE, fault_policy=None)
@@ -190,7 +190,7 @@ def test_without_chance_or_without_anything_to_look_for_it_is_the_plain_stream()
     assert torch.equal(made(SupervisedStream(generator, start, 5 * RATE)), greedy)
 
 
-def test_who_is_told_to_be_silent_is_not_blamed():
+def test_silence_of_the_conditioning_is_no_fault():
     score, mel, both = config("score"), config("mel"), config("class+score")
     played = tune(0, 10.0)
     played = dataclasses.replace(played, onset=played.onset + 5, release=played.release + 5)
@@ -210,7 +210,7 @@ def test_who_is_told_to_be_silent_is_not_blamed():
     assert set(together(5 * RATE, 9 * RATE)) == {"noise"}
 
 
-def test_a_network_that_is_told_something_goes_back_with_it():
+def test_regeneration_rewinds_the_conditioning():
     """A random network makes noise: it is taken back once, and what it is told counts on from there."""
     settings = config("score")
     generator = Generator(network(settings), threads=1)

@@ -129,7 +129,7 @@ def test_what_outlives_the_context_stays_whole():
     assert held() == (0, 0)
 
 
-def test_a_graph_may_be_gone_through_twice():
+def test_a_graph_may_be_used_twice():
     model = network()
     samples = torch.randint(64, (2, CONFIG.receptive_field - 1 + STEPS))
     with native_layers.kept_blocks():

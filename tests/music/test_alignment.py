@@ -27,7 +27,7 @@ def test_a_shifted_score_is_detected(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_score_of_another_piece_is_not_heard(seed):
+def test_the_score_of_another_piece_does_not_match(seed):
     audio, _ = piece(seed)
     assert said(audio, piece(seed + 10)[1]) == "no onset of a note is heard"
 
@@ -38,7 +38,7 @@ def test_few_notes_and_silence_say_nothing():
     assert said(np.zeros_like(audio), piece(0)[1]) is None
 
 
-def test_stretches_are_heard_where_they_lie():
+def test_stretches_are_located():
     audio, score = piece(3)
     loudness = Loudness(len(audio) / PIECE_RATE, PIECE_RATE)
     for first, last in ((0, 30_011), (30_011, 77_777), (77_777, len(audio))):

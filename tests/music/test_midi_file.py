@@ -162,7 +162,7 @@ def test_the_pedal_holds_what_its_channel_lets_go(tmp_path):
     ]
 
 
-def test_the_pedal_stands_in_another_track(tmp_path):
+def test_the_pedal_may_be_in_another_track(tmp_path):
     tracks = [[pedal(0, 127), pedal(1440, 0)], [on(0, 60), off(480, 60)]]
     assert read(tmp_path, *tracks) == [(0.0, 1.5, 60, 64)]
 
@@ -262,7 +262,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_are_told_in_one_line(name, tmp_path):
+def test_damaged_files_give_one_line(name, tmp_path):
     path = tmp_path / "bad\nname.mid"
     path.write_bytes(BAD[name])
     started = time.perf_counter()

@@ -123,7 +123,7 @@ def test_scores_that_cannot_be(arrays, message):
         Score(*map(np.array, arrays))
 
 
-def test_shuffled_deals_the_pitches_anew():
+def test_shuffled_permutes_the_pitches():
     rng = np.random.default_rng(0)
     score = build([(10 * i, 50, int(rng.integers(30, 90)), 1 + i % 127) for i in range(200)])
     dealt = score.shuffled(1)

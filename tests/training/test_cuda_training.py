@@ -37,7 +37,7 @@ def test_a_compiled_network_learns_the_same(data, tmp_path):
         assert compiled.step() == pytest.approx(plain.step(), rel=1e-3)
 
 
-def test_a_run_goes_on_and_its_network_serves_anywhere(data, tmp_path):
+def test_a_run_resumes_and_its_network_is_portable(data, tmp_path):
     first = trainer(data, tmp_path, TRAINING, DEVICE)
     assert not first.train(lambda: first.progress.step >= 5)
     again = trainer(data, tmp_path, TRAINING, DEVICE)

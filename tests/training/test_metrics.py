@@ -50,7 +50,7 @@ def test_a_failed_write_leaves_no_partial_line(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
 
 
-def test_an_metrics_that_cannot_be_written_is_told(tmp_path):
+def test_unwritable_metrics_are_reported(tmp_path):
     told = []
     metrics = Metrics(tmp_path / "missing", told.append)
     metrics.add({"step": 1})

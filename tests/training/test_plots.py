@@ -63,7 +63,7 @@ def test_curves_show_everything(account, monkeypatch):
     assert list(speed.get_lines()[0].get_xdata()) == list(range(10, 101, 10))
 
 
-def test_a_run_without_validation_or_with_torn_lines_is_drawn(tmp_path):
+def test_plots_without_validation_or_with_torn_lines(tmp_path):
     pytest.importorskip("matplotlib")
     folder = write(tmp_path / "run", [{"step": 10, "train_bits": 5.0, "lr": 0.1}])
     with open(folder / "metrics.jsonl", "a") as file:

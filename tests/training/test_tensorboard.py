@@ -65,7 +65,7 @@ def test_a_run_is_written_as_its_account_has_it(data, tmp_path, writers, monkeyp
     assert writer.calls[-1] == ("close",)
 
 
-def test_it_changes_nothing_and_goes_on_where_a_run_does(data, tmp_path, writers):
+def test_tensorboard_continues_with_a_resumed_run(data, tmp_path, writers):
     plain = trainer(data, tmp_path / "plain", SOUNDING)
     plain.train()
     assert not writers and not (tmp_path / "plain" / "tensorboard").exists()
@@ -78,7 +78,7 @@ def test_it_changes_nothing_and_goes_on_where_a_run_does(data, tmp_path, writers
     assert equal(second.model.state_dict(), plain.model.state_dict())
 
 
-def test_a_full_disk_is_told_once_and_ends_nothing(data, tmp_path, writers, monkeypatch):
+def test_a_full_disk_is_reported_once(data, tmp_path, writers, monkeypatch):
     def full(self, *arguments, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -88,7 +88,7 @@ def test_a_full_disk_is_told_once_and_ends_nothing(data, tmp_path, writers, monk
     assert said(subject).count("no space left on device; training continues") == 1
 
 
-def test_without_tensorboard_the_extra_is_named_before_the_recordings_are_read(tmp_path):
+def test_missing_tensorboard_names_the_extra(tmp_path):
     make_audio(tmp_path / "audio")
     code = (
         "import sys; sys.modules['tensorboard'] = None\n"

@@ -35,7 +35,7 @@ def test_cross_entropy_against_numpy():
     assert float(found) == pytest.approx(-np.mean(kept), rel=1e-5)
 
 
-def test_bits_per_sample_weighs_windows_by_their_targets():
+def test_bits_per_sample_weights_windows_by_targets():
     class Fixed(torch.nn.Module):
         """Half the probability on class 0, the rest on classes 1 and 2 alike."""
 
@@ -147,7 +147,7 @@ def test_finding_checkpoints(tmp_path):
 # -- what goes wrong ----------------------------------------------------------------------------------
 
 
-def test_non_finite_steps_change_nothing_and_are_counted(data, tmp_path, monkeypatch):
+def test_non_finite_steps_are_skipped_and_counted(data, tmp_path, monkeypatch):
     subject = trainer(data, tmp_path)
     poison(subject, {1, 2}, monkeypatch)
     subject.step()
@@ -201,7 +201,7 @@ def test_a_failed_write_leaves_the_old_checkpoint_whole(data, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("failing", ["before", "between", "after"])
-def test_an_interrupt_at_any_rename_leaves_one_whole_network(tmp_path, monkeypatch, failing):
+def test_an_interrupted_rename_leaves_a_network(tmp_path, monkeypatch, failing):
     WaveNet(CONFIG).save_pretrained(tmp_path / "net")
     before = weights(tmp_path / "net")
     rename, calls = Path.rename, []
@@ -233,7 +233,7 @@ def test_a_kill_between_renames_is_made_good(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
-def test_a_validation_that_is_not_a_number_is_never_the_best(data, tmp_path, monkeypatch):
+def test_a_nan_validation_is_never_the_best(data, tmp_path, monkeypatch):
     scores = iter([math.nan, 3.0, 4.0])
     monkeypatch.setattr("wavenet.training.wavenet_objective.bits_per_sample", lambda *args: next(scores, 5.0))
     subject = trainer(data, tmp_path)
@@ -246,7 +246,7 @@ def test_a_validation_that_is_not_a_number_is_never_the_best(data, tmp_path, mon
     ]
 
 
-def test_no_better_than_counting_is_told(data, tmp_path):
+def test_no_better_than_the_unigram_is_reported(data, tmp_path):
     training = dataclasses.replace(TRAINING, warmup_steps=0, lr=1e-9)
     subject = trainer(data, tmp_path, training)
     subject.train()
