@@ -61,15 +61,15 @@ struct StreamEnd {
 // Ends a stream's step: writes its logits, or samples from them with `*uniform`. Stops the stream if the
 // logits are not finite.
 template <class Warp>
-WAVENET_DEVICE void finish_step(const Warp& warp, const Params& params, const WarpSampler<Warp>& draw,
+WAVENET_DEVICE void finish_step(const Warp& warp, const Params& params, const WarpSampler<Warp>& sampler,
                                 const float* row, int per_lane, int64_t stream, int64_t step,
                                 const float* uniform, StreamEnd end) {
   if (!end.active) return;
   const int classes = static_cast<int>(params.network.classes);
   const int64_t at = stream * params.steps + step;
   int sample = 0;
-  const bool finite = draw.finite();
-  if (finite && params.forced == nullptr) sample = draw.sample(params.sampling, *uniform);
+  const bool finite = sampler.finite();
+  if (finite && params.forced == nullptr) sample = sampler.sample(params.sampling, *uniform);
   warp.each([&](int lane) {
     if (lane != 0) return;
     if (!finite) {

@@ -49,7 +49,7 @@ class Planner {
     }
     if (!whole && !plan.resident) return plan;
     add_head(plan, StageKind::kHead, net_.head1, net_.skip_padded);
-    add_head(plan, StageKind::kDraw, net_.head2, net_.head_padded);
+    add_head(plan, StageKind::kSample, net_.head2, net_.head_padded);
     plan.mail_bytes = mail_.end();
     const size_t count = plan.blocks.size();
     plan.flag_bytes =
@@ -121,13 +121,13 @@ class Planner {
     StageBlock block{};
     block.kind = kind;
     block.first_part = static_cast<int32_t>(plan.parts.size());
-    const bool draws = kind == StageKind::kDraw;
+    const bool samples = kind == StageKind::kSample;
     OffsetAllocator allocator = begin();
-    block.box[draws ? kInput : kSkipSums] = mailbox(allocator, channels);
+    block.box[samples ? kInput : kSkipSums] = mailbox(allocator, channels);
     block.parts = allocator.allocate(sizeof(Part));
     block.biases = allocator.allocate(4 * matrix.outputs);
     block.values = allocator.allocate(channels * kChannelBytes);
-    if (draws) {
+    if (samples) {
       block.position = allocator.allocate(tiles_ * kTileStreams * 8);
       block.last = allocator.allocate(tiles_ * kTileStreams * 4);
       block.active = allocator.allocate(tiles_ * kTileStreams * 4);

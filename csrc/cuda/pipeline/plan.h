@@ -27,7 +27,7 @@ constexpr int kStageWarps = 16;
 // Maximum number of tiles in flight in one pipeline; more of them are not faster.
 constexpr int kMaxTilesInFlight = 4;
 
-enum class StageKind : int32_t { kLayers, kHead, kDraw };
+enum class StageKind : int32_t { kLayers, kHead, kSample };
 
 // The parts of a layer's weights, in the order in which they are placed in shared memory.
 enum LayerPart { kNewestTap, kResidual, kSkip, kOldTaps, kLayerParts };

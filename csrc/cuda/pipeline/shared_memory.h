@@ -39,7 +39,7 @@ class StageMemory {
       to += static_cast<int32_t>(4 * count);
     };
     if (plan_.kind == StageKind::kHead) append(net_.head1_bias, net_.head_padded);
-    if (plan_.kind == StageKind::kDraw) append(net_.head2_bias, net_.classes_padded);
+    if (plan_.kind == StageKind::kSample) append(net_.head2_bias, net_.classes_padded);
     if (plan_.kind != StageKind::kLayers) return;
     copy(thread, plan_.table, net_.layer + plan_.first_layer, plan_.layers);
     for (int number = 0; number < plan_.layers; ++number) {

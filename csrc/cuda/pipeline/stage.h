@@ -42,10 +42,10 @@ class Stage : private StageMemory {
     block_.phase([&](int thread) {
       load_weights(thread);
       if (plan_.kind == StageKind::kHead) return;
-      const bool draws = plan_.kind == StageKind::kDraw;
+      const bool has_state = plan_.kind == StageKind::kSample;
       for (int i = thread; i < tiles_ * kTileStreams && first_ + i < params_.batch; i += kThreadsHere) {
         position()[i] = params_.position[first_ + i];
-        if (!draws) continue;
+        if (!has_state) continue;
         last()[i] = static_cast<int32_t>(params_.last_sample[first_ + i]);
         active()[i] = 1;
       }
@@ -72,8 +72,8 @@ class Stage : private StageMemory {
   WAVENET_DEVICE void process() {
     if (plan_.kind == StageKind::kHead) {
       process_head();
-    } else if (plan_.kind == StageKind::kDraw) {
-      process_draw();
+    } else if (plan_.kind == StageKind::kSample) {
+      process_sampling();
     } else if (!skip_sums_next_) {
       process_layers();
       prefetch_turn(next());
@@ -91,7 +91,7 @@ class Stage : private StageMemory {
 
   // Writes the state of the streams back.
   WAVENET_DEVICE void finish() {
-    if (plan_.kind != StageKind::kDraw) return;
+    if (plan_.kind != StageKind::kSample) return;
     block_.phase([&](int thread) {
       for (int i = thread; i < tiles_ * kTileStreams && first_ + i < params_.batch; i += kThreadsHere) {
         params_.position[first_ + i] = position()[i];
@@ -320,7 +320,7 @@ class Stage : private StageMemory {
     mail_.post(index_ + 1, kInput, tile_, step_);
   }
 
-  WAVENET_DEVICE void process_draw() {
+  WAVENET_DEVICE void process_sampling() {
     float* logits = at<float>(plan_.logits);
     float* uniforms = at<float>(plan_.uniforms);
     block_.phase([&](int thread) {
@@ -349,10 +349,10 @@ class Stage : private StageMemory {
       if (s >= kTileStreams) return;
       const float* row = logits + s * pipeline_.row;
       using Warp = std::decay_t<decltype(warp)>;
-      const WarpSampler<Warp> draw(warp, row, at<float>(plan_.weights) + s * pipeline_.row,
-                                   at<double>(plan_.sums) + s * (kWarpSize + 1),
-                                   static_cast<int>(net_.classes), pipeline_.per_lane);
-      finish_step(warp, params_, draw, row, pipeline_.per_lane, stream(s), step_, uniforms + s,
+      const WarpSampler<Warp> sampler(warp, row, at<float>(plan_.weights) + s * pipeline_.row,
+                                      at<double>(plan_.sums) + s * (kWarpSize + 1),
+                                      static_cast<int>(net_.classes), pipeline_.per_lane);
+      finish_step(warp, params_, sampler, row, pipeline_.per_lane, stream(s), step_, uniforms + s,
                   {active()[of], position()[of], last()[of]});
     });
     if (!more() || step_ == params_.dropped_step) return;

@@ -215,11 +215,11 @@ class StreamCta {
   template <class Warp>
   WAVENET_DEVICE void finish(const Warp& warp, int s, int64_t step) {
     const float* row = logits() + s * plan_.row;
-    const WarpSampler<Warp> draw(warp, row, at<float>(plan_.weights) + warp.index() * plan_.row,
-                                 at<double>(plan_.sums) + warp.index() * (kWarpSize + 1),
-                                 static_cast<int>(net_.classes), plan_.per_lane);
+    const WarpSampler<Warp> sampler(warp, row, at<float>(plan_.weights) + warp.index() * plan_.row,
+                                    at<double>(plan_.sums) + warp.index() * (kWarpSize + 1),
+                                    static_cast<int>(net_.classes), plan_.per_lane);
     const int64_t number = (first_ + s) * params_.steps + step;
-    finish_step(warp, params_, draw, row, plan_.per_lane, first_ + s, step,
+    finish_step(warp, params_, sampler, row, plan_.per_lane, first_ + s, step,
                 params_.forced == nullptr ? params_.uniforms + number : nullptr,
                 {active()[s], position()[s], last()[s]});
   }
