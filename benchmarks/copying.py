@@ -53,8 +53,9 @@ class Unconditional:
 
 def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
     """Return bits per sample on the held-out recordings."""
+    from wavenet.conditioning.segments import Conditions
     from wavenet.data.dataset import DataConfig, prepare
-    from wavenet.data.labels import attach
+    from wavenet.data.labels import attach_conditions
     from wavenet.evaluation.scoring import Parallel, evaluate
     from wavenet.models import locate
     from wavenet.models.wavenet import WaveNet
@@ -74,7 +75,7 @@ def bits(directory: Path, options: argparse.Namespace) -> dict[str, float]:
         config.quantization_channels,
         settings,
     )
-    attach(model.config, data)
+    attach_conditions(data, Conditions(model.config))
     scorers: dict[str, Any] = {
         "own spectrum": Parallel(model, rows=4),
         "no conditioning": Unconditional(Parallel(model, rows=4)),

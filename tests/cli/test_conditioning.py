@@ -256,13 +256,13 @@ def test_what_a_network_with_scores_refuses(scores):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--midi-dir", "none"], "is no folder"),
+        (["--midi-dir", "none"], "is not a folder"),
         (["--midi-dir", "midi", "--augment-speed", "0.1"], "--augment-speed: changes pitches"),
         (["--midi-dir", "empty"], "no score for 4 of 4 recording(s)"),
         (["--features", "score"], "--midi-dir DIR go together"),
         (["--features", "mel", "--midi-dir", "midi"], "go together"),
         (["--hop", "40"], "--hop: says how frames are read"),
-        (["--classes", "folders"], "lies in no subfolder"),
+        (["--classes", "folders"], "is in no subfolder"),
         (["--features", "mel", "--fmax", "9000"], "half the sample rate"),
     ],
 )

@@ -21,7 +21,7 @@ from wavenet.conditioning.segments import Conditions
 from wavenet.config import ConditioningConfig
 from wavenet.data.augmentation import Augmentation
 from wavenet.data.dataset import DataConfig
-from wavenet.data.labels import attach, class_of, with_classes
+from wavenet.data.labels import attach_conditions, class_names, class_of
 from wavenet.errors import AudioError, ConfigError
 
 HOP = 50
@@ -43,13 +43,18 @@ def folder(tmp_path_factory):
     return home
 
 
+def with_class_names(config, names):
+    conditioning = dataclasses.replace(config.conditioning, class_names=names)
+    return dataclasses.replace(config, conditioning=conditioning)
+
+
 def prepared(folder, kind: str, silence_db: float | None = 40.0, **told):
     settings = {**conditioned.KINDS[kind], "hop": HOP, **told}
     config = dataclasses.replace(conditioned.BASE, conditioning=ConditioningConfig(**settings))
     data = prepare_dataset(folder / "audio", folder / "cache", config, DataConfig(silence_db=silence_db))
     if config.conditioning.class_names:
-        config = with_classes(config, data)
-    attach(config, data, folder / "midi" if "score" in kind else None)
+        config = with_class_names(config, class_names(data))
+    attach_conditions(data, Conditions(config), folder / "midi" if "score" in kind else None)
     return config, data
 
 
@@ -143,7 +148,7 @@ def test_mel_frames_of_converted_recordings(tmp_path):
         conditioned.BASE, normalization="loudness", conditioning=ConditioningConfig(**settings)
     )
     data = prepare_dataset(tmp_path / "audio", tmp_path / "cache", config, DataConfig(silence_db=None))
-    attach(config, data)
+    attach_conditions(data, Conditions(config))
     expected = mel_of(load_audio(tmp_path / "audio" / "one.wav", RATE, "loudness"), config)
     start = int(data.whole._starts[0])
     frames = data.whole.read(np.array([start]), 3000).frames
@@ -216,20 +221,20 @@ def test_dropout_tells_some_segments_nothing(folder):
 def test_what_does_not_go_together_is_named(folder, tmp_path):
     config, data = prepared(folder, "score")
     with pytest.raises(ConfigError, match="the folder with the score"):
-        attach(config, data)
-    with pytest.raises(AudioError, match="is no folder"):
-        attach(config, data, tmp_path / "none")
+        attach_conditions(data, Conditions(config))
+    with pytest.raises(AudioError, match="is not a folder"):
+        attach_conditions(data, Conditions(config), tmp_path / "none")
     with pytest.raises(
         AudioError, match=r"no score for 4 of 4 recording\(s\), as .*cello/one.wav.* and 1 more"
     ):
-        attach(config, data, tmp_path)
+        attach_conditions(data, Conditions(config), tmp_path)
     for name in NAMES:
         write_midi((tmp_path / name).with_suffix(".mid"), tune(0, 100.0 if "two" in name else SECONDS[name]))
     with pytest.raises(AudioError, match=r"1 score\(s\) do not match .*cello/two.wav \(the score lasts"):
-        attach(config, data, tmp_path)
+        attach_conditions(data, Conditions(config), tmp_path)
     (tmp_path / "cello/two.mid").write_bytes(b"no score")
     with pytest.raises(AudioError, match=r"two\.mid"):
-        attach(config, data, tmp_path)
+        attach_conditions(data, Conditions(config), tmp_path)
 
 
 def test_a_misaligned_score_is_reported(tmp_path):
@@ -240,7 +245,7 @@ def test_a_misaligned_score_is_reported(tmp_path):
     config = dataclasses.replace(conditioned.config("score"), sample_rate=PIECE_RATE)
     data = prepare_dataset(tmp_path / "audio", tmp_path / "cache", config, DataConfig())
     lines: list[str] = []
-    attach(config, data, tmp_path / "midi", tell=lines.append)
+    attach_conditions(data, Conditions(config), tmp_path / "midi", log=lines.append)
     assert len(lines) == 2 and lines[0].startswith("scores      3 read")
     assert re.match(
         r"warning: 1 score\(s\) may not be aligned .*: 2\.wav \(0\.(29|30|31) s late\);", lines[1]
@@ -249,16 +254,16 @@ def test_a_misaligned_score_is_reported(tmp_path):
 
 def test_classes_need_folders(folder, tmp_path):
     config, data = prepared(folder, "class")
-    with pytest.raises(AudioError, match="lies in no subfolder"):
+    with pytest.raises(AudioError, match="is in no subfolder"):
         class_of("alone.wav")
     other = dataclasses.replace(config.conditioning, class_names=("cello", "harp"))
     with pytest.raises(
-        AudioError, match=r"of class 'piano', which this network does not know; .*cello, harp"
+        AudioError, match=r"of class 'piano', which this network does not have; .*cello, harp"
     ):
-        attach(dataclasses.replace(config, conditioning=other), data)
+        attach_conditions(data, Conditions(dataclasses.replace(config, conditioning=other)))
     single = prepare_dataset(folder / "audio", folder / "cache", config, DataConfig(), patterns=["piano/*"])
     with pytest.raises(AudioError, match="all recordings are in one folder, cello"):
-        with_classes(config, single)
+        class_names(single)
 
 
 # -- segments at another speed --------------------------------------------------------------------------

@@ -253,8 +253,9 @@ def _data(model: Any, options: Namespace, record: Any, console: Any) -> tuple[st
     """Return the part to score and the prepared data, divided and cleaned as for training."""
     from pathlib import Path
 
+    from wavenet.conditioning.segments import Conditions
     from wavenet.data.dataset import DataConfig, prepare
-    from wavenet.data.labels import attach
+    from wavenet.data.labels import attach_conditions
     from wavenet.data.report import reason_lines
     from wavenet.training.resume import fingerprint
     from wavenet.utils.files import printable, user_cache
@@ -281,8 +282,9 @@ def _data(model: Any, options: Namespace, record: Any, console: Any) -> tuple[st
         **_sources(options, trained),
     )
     console.clear()
-    scores = options.midi_dir or (Path(trained["midi_dir"]) if trained.get("midi_dir") else None)
-    attach(model.config, data, scores)
+    if model.config.conditioning is not None:
+        scores = options.midi_dir or (Path(trained["midi_dir"]) if trained.get("midi_dir") else None)
+        attach_conditions(data, Conditions(model.config), scores)
     report = data.report
     console.line(f"data  {printable(report.audio_dir)}: {report.used} of {report.found} recordings used")
     for text in reason_lines(report.skipped):

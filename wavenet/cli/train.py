@@ -73,7 +73,8 @@ def work(options: argparse.Namespace) -> int:
 
     import torch
 
-    from wavenet.data.labels import attach, with_classes
+    from wavenet.conditioning.segments import Conditions
+    from wavenet.data.labels import attach_conditions, class_names
     from wavenet.engine import registry
     from wavenet.models import locate
     from wavenet.models.precision import resolve_precision
@@ -128,9 +129,11 @@ def work(options: argparse.Namespace) -> int:
 
     data = world.run_main_first(lambda: _prepared(options, source, config, training, console))
     if config.conditioning is not None and config.conditioning.class_names == (UNKNOWN,):
-        config = with_classes(config, data)
-    midi_dir = source.get("midi_dir")
-    attach(config, data, midi_dir and Path(midi_dir), training.condition_dropout, console.line)
+        named = dataclasses.replace(config.conditioning, class_names=class_names(data))
+        config = dataclasses.replace(config, conditioning=named)
+    if config.conditioning is not None:
+        folder = source.get("midi_dir") and Path(source["midi_dir"])
+        attach_conditions(data, Conditions(config), folder, training.condition_dropout, console.line)
     trainer = Trainer(config, training, data, options.out_dir, device, source, console, world)
     console.line(
         f"network  {config.layers} layers, {trainer.model.parameter_count:,} parameters, receptive field "
