@@ -28,7 +28,7 @@ def unconditional_bits(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_network_follows(kind, unconditional_bits, tmp_path):
+def test_a_network_follows_its_conditioning(kind, unconditional_bits, tmp_path):
     model, bits = trained(tmp_path, KINDS[kind])
     # Conditioning helps most at the start of a tone: when, which pitch, how loud.
     assert bits < unconditional_bits - 0.03

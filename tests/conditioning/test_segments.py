@@ -84,7 +84,7 @@ def test_first_frames_of_training_equal_generation(folder):
         assert expected.any()
 
 
-def test_notes_stand_where_they_sound_in_the_middle_too(folder):
+def test_notes_are_in_the_frames_where_they_sound(folder):
     from wavenet.music.midi_file import read_midi
 
     _, data = prepared(folder, "score")
@@ -169,7 +169,7 @@ def test_mel_frames_between_those_of_the_recording(folder):
     assert torch.equal(found.values[:, :, 5 - found.first : 15 - found.first], expected)
 
 
-def test_every_frame_is_of_the_class_of_its_recording(folder):
+def test_frames_have_the_class_of_their_recording(folder):
     config, data = prepared(folder, "class")
     assert config.conditioning.class_names == ("cello", "piano")
     clips = data.whole
@@ -184,7 +184,7 @@ def test_every_frame_is_of_the_class_of_its_recording(folder):
             assert frames.values[0, :, number].tolist() == expected
 
 
-def test_training_draws_come_with_their_frames(folder):
+def test_random_segments_have_frames(folder):
     """As a ring the timeline goes on past its ends, and frames with it."""
     for kind in conditioned.KINDS:
         config, data = prepared(folder, kind)
@@ -199,7 +199,7 @@ def test_training_draws_come_with_their_frames(folder):
             assert torch.equal(found.inputs, inputs) and torch.equal(found.targets, targets)
 
 
-def test_dropout_tells_some_segments_nothing(folder):
+def test_condition_dropout_masks_segments(folder):
     config, data = prepared(folder, "class+score")
     data.train.conditions.condition_dropout = 0.25
     model = conditioned.network(config)
@@ -218,7 +218,7 @@ def test_dropout_tells_some_segments_nothing(folder):
     assert data.validation.read(data.validation.places(50)[:2], 50).frames.conditioned_mask is None
 
 
-def test_what_does_not_go_together_is_named(folder, tmp_path):
+def test_unsuitable_scores_are_refused(folder, tmp_path):
     config, data = prepared(folder, "score")
     with pytest.raises(ConfigError, match="the folder with the score"):
         attach_conditions(data, Conditions(config))
@@ -303,7 +303,7 @@ def test_classes_do_not_depend_on_the_speed(tmp_path):
     assert compared > 200
 
 
-def test_spectra_are_of_what_is_heard_at_any_speed(tmp_path):
+def test_mel_frames_follow_the_changed_speed(tmp_path):
     tone = 0.5 * np.sin(2 * np.pi * 700 * np.arange(6000) / RATE)
     clips = faster([tone], tmp_path, "mel", n_mels=40, n_fft=256, hop=HOP)
     speeds = clips.augmentation.speeds(0, 12, 0)
@@ -325,7 +325,7 @@ def librosa_mel_frequencies(count, low, high):
     return librosa.mel_frequencies(count, fmin=low, fmax=high)
 
 
-def test_scores_do_not_go_with_another_speed(folder):
+def test_scores_refuse_a_changed_speed(folder):
     _, data = prepared(folder, "score")
     data.train.batch(0, 2, 100, 0)
     data.train.augmentation = Augmentation(speed=0.1)

@@ -48,14 +48,14 @@ def errors(found, expected):
 @pytest.mark.parametrize("config", [CONFIG, DEEP], ids=["plain", "deep"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("linear", [None, False, True])
-def test_gradients_are_the_same_but_for_rounding(config, dropout, linear):
+def test_gradients_are_equal_up_to_rounding(config, dropout, linear):
     expected = gradients(config, False, dropout=dropout, linear=linear)
     found = gradients(config, True, dropout=dropout, linear=linear)
     assert all(bool(each.abs().max() > 0) for each in expected)
     assert max(errors(found, expected)) < 2e-6
 
 
-def test_in_bfloat16_it_is_no_further_from_the_truth(monkeypatch):
+def test_bfloat16_gradients_are_as_accurate(monkeypatch):
     truth = gradients(DEEP, False, linear=True)
     # Against the same operators, each layer computed once.
     monkeypatch.setattr(native_layers, "usable", lambda hidden: False)
@@ -64,7 +64,7 @@ def test_in_bfloat16_it_is_no_further_from_the_truth(monkeypatch):
     assert all(0 < a < 2 * b for a, b in zip(found, plain, strict=True))
 
 
-def test_without_gradients_the_logits_are_the_same():
+def test_logits_without_gradients_are_equal():
     torch.manual_seed(0)
     model = WaveNet(DEEP).eval()
     samples = torch.randint(0, 32, (2, DEEP.receptive_field + 10))
@@ -74,7 +74,7 @@ def test_without_gradients_the_logits_are_the_same():
         assert torch.allclose(model(samples), expected, atol=1e-6)
 
 
-def test_a_run_takes_the_same_course(data, tmp_path):
+def test_a_run_has_the_same_losses(data, tmp_path):
     settings = dict(dropout=0.2, accumulate=2, label_smoothing=0.1)
     plain = trainer(data, tmp_path / "plain", dataclasses.replace(TRAINING, **settings))
     frugal = trainer(

@@ -197,6 +197,6 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
         WaveNet.from_pretrained(tmp_path / "net")
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         WaveNet.from_pretrained(tmp_path / "nowhere")

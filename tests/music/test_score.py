@@ -95,7 +95,7 @@ def test_rolls_before_and_after_the_piece_are_silent():
 
 
 @pytest.mark.parametrize(("first", "hop", "frames"), [(0, 0, 5), (0, -1, 5), (np.nan, 1, 5), (0, 1, -1)])
-def test_rolls_that_cannot_be(first, hop, frames):
+def test_invalid_rolls_are_refused(first, hop, frames):
     with pytest.raises(ConfigError, match="no roll of"):
         build([(0, 500, 60, 127)]).roll(first, hop, frames)
 
@@ -115,10 +115,10 @@ def test_notes_are_sorted_by_onset():
         (([0], [1], [128], [1]), "pitches from 128 to 128"),
         (([0], [1], [60], [0]), "velocities from 0 to 0"),
         (([1], [0], [60], [1]), "ends before it begins"),
-        (([0], [np.inf], [60], [1]), "ends before it begins, or at no time"),
+        (([0], [np.inf], [60], [1]), "ends before it begins, or its times"),
     ],
 )
-def test_scores_that_cannot_be(arrays, message):
+def test_invalid_scores_are_refused(arrays, message):
     with pytest.raises(ConfigError, match=message):
         Score(*map(np.array, arrays))
 
@@ -138,7 +138,7 @@ def test_shifted_moves_all_notes():
     assert notes(build([(0, 500, 60, 5)]).shifted(-0.25)) == [(-0.25, 0.25, 60, 5)]
 
 
-def test_score_and_recording_have_to_fit_in_length():
+def test_score_and_recording_differ_in_length():
     score = build([(0, 60_000, 60, 127)])
     assert mismatch(score, 60) is None and mismatch(score, 65) is None and mismatch(score, 59) is None
     assert mismatch(score, 30) == "the score lasts 60.0 s but the recording ends at 30.0 s"

@@ -1,4 +1,4 @@
-"""A network on disk: a directory of `config.json` and `model.safetensors`, read strictly, never a pickle."""
+"""Networks on disk: a folder with `config.json` and `model.safetensors`, and no pickles."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def sync(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk."""
+    """Flush a file, or the entries of a folder, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -39,10 +39,10 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `target` that takes its place if the block succeeds.
+    """Yield an empty folder next to `target` that replaces it if the block succeeds.
 
-    Whatever stands at `target` stays whole until the new directory is complete and on disk; if the
-    block fails, nothing is left behind.
+    An existing `target` is kept until the new folder is complete and on disk; if the block fails, the new
+    folder is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     recover(target.parent)
@@ -67,7 +67,7 @@ def new_directory(target: Path) -> Iterator[Path]:
 
 
 def recover(folder: Path) -> None:
-    """Put back the directories that a process killed between `new_directory`'s two renames has left aside."""
+    """Restore folders that a process killed between the two renames of `new_directory` did not restore."""
     for retired in folder.glob(".*.old"):
         name = retired.name[1:].rpartition(".")[0].rpartition(".")[0]
         if name and not (folder / name).exists():
@@ -103,7 +103,7 @@ def read_json(path: Path) -> Any:
 def read_tensors(path: Path, advice: str = "use another checkpoint") -> dict[str, torch.Tensor]:
     """Read a safetensors file; `CheckpointError`, with advice, if it is missing or damaged.
 
-    Weights that are all stored as float16, to take half the room, become float32.
+    Weights that are all stored as float16, to halve the size, become float32.
     """
     try:
         with open(path, "rb") as file:
@@ -121,7 +121,7 @@ def read_tensors(path: Path, advice: str = "use another checkpoint") -> dict[str
 
 
 def _check_length(path: Path, head: bytes, size: int, advice: str) -> None:
-    # The header's own length comes first; a damaged one must not decide how much is allocated.
+    # The file begins with the length of its header; a damaged length must not be allocated.
     if len(head) < 8 or struct.unpack("<Q", head)[0] + 8 > size:
         raise CheckpointError(f"{path}: is damaged (cut short at {size} bytes); {advice}")
 
@@ -132,8 +132,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def serialized(tensors: Mapping[str, torch.Tensor], notes: dict[str, str] | None = None) -> bytes:
-    """Return tensors, and notes beside them, in the safetensors format."""
-    # The same memory under two names is refused, hence the copies.
+    """Return tensors, with notes as metadata, in the safetensors format."""
+    # safetensors refuses two names for the same memory, hence the copies.
     copies = {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}
     return safetensors.torch.save(copies, metadata=notes)
 

@@ -1,8 +1,8 @@
-"""The network in its parallel form: the single source of truth for what WaveNet computes.
+"""WaveNet in its parallel form, which defines what the network computes.
 
-Logits at time t predict sample t from the samples before it. Before a recording or a stream begins lies
-endless silence; nothing is ever padded with zeros, so that the parallel form, the queues of the sample
-loop and the context of training segments all mean the same thing.
+Logits at time t predict sample t from the samples before it. Every recording and every stream is preceded by
+silence without end. Activations are never padded with zeros, so that the parallel form, the queues of the
+sample loop and the context of training segments agree.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ResidualLayer(nn.Module):
         self.context = (config.kernel_size - 1) * dilation
         channels = config.dilation_channels
         self.dilated = nn.Linear(config.kernel_size * config.residual_channels, 2 * channels)
-        # The last layer's residual output would go nowhere.
+        # Nothing reads the residual output of the last layer.
         self.residual = None if last else nn.Linear(channels, config.residual_channels)
         self.dropout = dropout
 
@@ -76,14 +76,14 @@ class ResidualLayer(nn.Module):
 class WaveNet(nn.Module):
     """A stack of dilated causal convolutions over mu-law classes.
 
-    Channels stand last inside the network, so that every convolution is one matrix product.
+    Inside the network channels are the last dimension, so that every convolution is one matrix product.
 
     Parameters
     ----------
     config : WaveNetConfig
     checkpoint_layers : bool
-        In the backward pass compute every layer again from its input, which is all that is kept of it: less
-        memory, for one more forward pass. The values are the same but for rounding.
+        Store only the input of every layer and recompute the rest in the backward pass: less memory for one
+        more forward pass. Gradients are equal up to rounding.
     dropout : float
         Probability of each value of a dilated convolution's input, in training mode.
     """
@@ -98,11 +98,11 @@ class WaveNet(nn.Module):
             ResidualLayer(config, dilation, last=index == config.layers - 1, dropout=dropout)
             for index, dilation in enumerate(config.dilations)
         )
-        # All layers' skip convolutions and their sum are one product over the concatenated gates.
+        # The skip convolutions of all layers and their sum are one product over the concatenated gates.
         self.skip = nn.Linear(config.layers * config.dilation_channels, config.skip_channels)
         self.head1 = nn.Linear(config.skip_channels, config.head_channels)
         self.head2 = nn.Linear(config.head_channels, config.quantization_channels)
-        # Last, so that the same seed begins an unconditioned network in the same way.
+        # Last, so that a seed gives the other layers the same initial weights as without conditioning.
         self.conditioner = None if config.conditioning is None else Conditioner(config)
 
     @property
@@ -136,7 +136,7 @@ class WaveNet(nn.Module):
         Raises
         ------
         ConfigError
-            If there are fewer than `receptive_field` samples.
+            If there are fewer samples than `receptive_field`.
         """
         steps = samples.shape[1] - self.config.receptive_field + 1
         if steps < 1:
@@ -171,10 +171,10 @@ class WaveNet(nn.Module):
     def _skip_frugally(
         self, hidden: torch.Tensor | None, steps: int, gate_bias: GateBias | None, end: int
     ) -> torch.Tensor:
-        """Do as `_skip` and keep no more for the backward pass than every layer's input."""
+        """Return the same as `_skip`, storing only every layer's input for the backward pass."""
 
         def compute(index: int, layer: ResidualLayer, inputs: torch.Tensor, weight: torch.Tensor) -> Any:
-            # The bias is made in here, or it would be kept for every sample.
+            # Computed in here, or the bias of every sample would be stored.
             bias = self._bias(gate_bias, index, end, inputs, layer)
             activation, outputs = layer(inputs, bias)
             return F.linear(activation[:, -steps:], weight), outputs
@@ -199,7 +199,7 @@ class WaveNet(nn.Module):
     def layer_inputs(
         self, samples: torch.Tensor, gate_bias: GateBias | None = None, position: int = 0
     ) -> list[torch.Tensor]:
-        """Return what each layer's queue holds after these samples have been fed.
+        """Return the content of each layer's queue after these samples.
 
         Parameters
         ----------
@@ -223,7 +223,7 @@ class WaveNet(nn.Module):
         return inputs
 
     def gate_bias_for(self, frames: Frames | None) -> GateBias | None:
-        """Return the gate bias of what the network is told."""
+        """Return the gate bias of frames; None for None or for an unconditional network."""
         return None if frames is None or self.conditioner is None else self.conditioner.gate_bias(frames)
 
     def _bias(
@@ -254,8 +254,8 @@ class WaveNet(nn.Module):
         config = read_config(Path(directory))
         path = Path(directory) / WEIGHTS_FILE
         tensors = read_tensors(path)
-        # Beginning values cost milliseconds; on torch's meta device, which has none, drawing them loads its
-        # compiler, which takes as long as loading torch.
+        # Initial values cost milliseconds. The meta device would avoid them, but drawing them there imports
+        # torch's compiler, which takes as long as importing torch.
         with torch.random.fork_rng(devices=[]):
             model = cls(config)
         check_tensors(path, tensors, model.state_dict())

@@ -1,4 +1,4 @@
-"""Whether the notes of a score begin when a recording grows louder: by the sound alone, without any model."""
+"""Alignment of scores with recordings: notes have to begin where the recording grows louder."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import numpy as np
 from wavenet.music.score import Score
 
 STEP = 0.01
-"""Seconds between the levels that are compared."""
+"""Seconds between successive levels."""
 
 REACH = 0.5
-"""Seconds by which a score is looked for, early and late."""
+"""Largest shift of a score that is tried, in seconds, in either direction."""
 
 _ON_TIME = (-0.03, 0.06)
-"""Seconds after which a note that is played when it says grows louder: attacks take some time."""
+"""Seconds from the onset of an aligned note to the rise of its level: attacks take some time."""
 
-_HEARD = 5.0
-"""How much more often than by chance, in standard errors, notes begin where it grows louder."""
+_SIGNIFICANT = 5.0
+"""Standard errors by which the rises at the onsets exceed those at random times."""
 
 _FEWEST = 20
-"""Onsets without which nothing is said."""
+"""Smallest number of onsets that allows a statement."""
 
 
 class Loudness:
-    """How much louder a recording grows from step to step.
+    """Rise of a recording's level from step to step.
 
     Parameters
     ----------
     seconds : float
-        Of the recording.
+        Length of the recording.
     rate : int
-        Samples a second.
+        Samples per second.
     """
 
     def __init__(self, seconds: float, rate: int):
@@ -38,7 +38,7 @@ class Loudness:
         self.energy = np.zeros(int(seconds * rate) // self.hop + 1)
 
     def add(self, start: int, audio: np.ndarray) -> None:
-        """Hear a stretch of it, float (time,), from sample `start` on; what is never heard is silent."""
+        """Add a part of the recording, float (time,), beginning at sample `start`; the rest is silence."""
         first, before = divmod(start, self.hop)
         after = -(before + len(audio)) % self.hop
         squares = np.pad(audio.astype(np.float64) ** 2, (before, after))
@@ -46,23 +46,23 @@ class Loudness:
         self.energy[first : first + len(steps)] += steps
 
     def rises(self) -> np.ndarray:
-        """Return by how much it grows louder at each step, in nepers of energy; 0 where it does not."""
-        # 40 dB below the mean nothing counts as silence broken.
+        """Return the rise of the level at each step, in nepers of energy; 0 where it falls."""
+        # Levels more than 40 dB below the mean count as silence.
         level = np.log(self.energy + 1e-4 * self.energy.mean() + 1e-12)
         return np.maximum(np.diff(level, prepend=level[:1]), 0.0)
 
 
 def alignment_problem(rises: np.ndarray, score: Score) -> str | None:
-    """Say in a few words why a score may not go with a recording; None where nothing speaks against it.
+    """Return in a few words why a score may not be aligned with a recording; None if it may be.
 
-    The rises at the score's onsets are averaged, and again for the score moved by up to `REACH`. Where notes
-    are aligned with the sound the average is far above what chance gives. Music in strict time fits as well a
-    beat off, so that only what fits twice as well elsewhere is taken for moved.
+    The rises at the score's onsets are averaged, and again for the score shifted by up to `REACH`. If notes
+    are aligned with the audio, the average is far above that of random times. Music in strict time fits
+    almost as well when shifted by a beat, so a score counts as shifted only if it fits twice as well there.
 
     Parameters
     ----------
     rises : float array (steps,)
-        Of `Loudness`.
+        From `Loudness.rises`.
     score : Score
     """
     reach = round(REACH / STEP)
@@ -73,14 +73,14 @@ def alignment_problem(rises: np.ndarray, score: Score) -> str | None:
         return None
     moved = np.arange(-reach, reach + 1)
     found = np.array([rises[onset + steps].mean() for steps in moved])
-    # Attacks are spread over neighbouring steps.
+    # An attack spreads over neighbouring steps.
     found = np.convolve(found, np.ones(3) / 3, "same")
-    heard = (found - np.median(found)) / (deviation / np.sqrt(len(onset)))
-    best = int(heard.argmax())
+    significance = (found - np.median(found)) / (deviation / np.sqrt(len(onset)))
+    best = int(significance.argmax())
     low, high = (round(seconds / STEP) + reach for seconds in _ON_TIME)
-    if heard[best] < _HEARD:
-        return "no onset of a note is heard"
-    if heard[low : high + 1].max() < heard[best] / 2:
+    if significance[best] < _SIGNIFICANT:
+        return "the recording has no attacks at its onsets"
+    if significance[low : high + 1].max() < significance[best] / 2:
         by = abs(int(moved[best])) * STEP
         return f"{by:.2f} s {'late' if moved[best] < 0 else 'early'}"
     return None

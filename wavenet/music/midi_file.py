@@ -1,4 +1,4 @@
-"""MIDI scores: which note begins when, how loud, and how long it sounds; as rows of frames for a network."""
+"""Reads scores from standard MIDI files."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from wavenet.utils.files import cause, one_line, printable
 DRUMS = 9  # Channel 10 as musicians count: its pitches are instruments.
 _SUSTAIN, _ALL_SOUND_OFF, _RESET, _ALL_NOTES_OFF = 64, 120, 121, 123
 _PEDAL_DOWN = 64
-_DEFAULT_TEMPO = 500_000  # Microseconds a quarter note.
-_MAX_BYTES = 1 << 21  # Some five hours of dense piano, and what mido reads within a quarter of a minute.
+_DEFAULT_TEMPO = 500_000  # Microseconds per quarter note.
+_MAX_BYTES = 1 << 21  # About five hours of dense piano, which mido reads within 15 s.
 _MAX_SECONDS = 24 * 3600.0
-# Numbers of the format have up to four bytes; mido adds up as many as there are, in quadratic time.
+# Numbers of the format have up to four bytes; mido reads longer ones in quadratic time.
 _ENDLESS_NUMBER = re.compile(rb"[\x80-\xff]{4096}")
 
 
 def read_midi(path: str | os.PathLike[str]) -> Score:
-    """Read the notes of a standard MIDI file, all tracks and channels but the drums together.
+    """Read the notes of a standard MIDI file, of all tracks and channels except drums.
 
-    A note ends where its key is let go, or the sustain pedal of its channel if that is later, or where its
-    pitch is struck again on its channel; without any of these at the end of its track. Two strikes of one
-    pitch on one channel at once are one note, the louder.
+    A note ends when its key is released, or the sustain pedal of its channel if that is later, or when its
+    pitch begins again on its channel; without any of these it ends with its track. Two simultaneous onsets of
+    one pitch on one channel are one note, with the higher velocity.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def read_midi(path: str | os.PathLike[str]) -> Score:
     Returns
     -------
     Score
-        Empty if the file holds no notes.
+        Empty if the file contains no notes.
 
     Raises
     ------
@@ -64,8 +64,8 @@ def read_midi(path: str | os.PathLike[str]) -> Score:
                 changes.append((tick, message.tempo))
         ends.append(tick)
     if max(ends) > 1 << 53:
-        raise _unusable(path, "damaged: it lasts for ever", "export it again")
-    # Stable: at one tick the order of the tracks, and within one that of the file.
+        raise _unusable(path, "damaged: its length exceeds 2^53 ticks", "export it again")
+    # The sort is stable: events of one tick keep the order of tracks, and of events within a track.
     for tick, number, message in sorted(events, key=lambda event: event[0]):
         keys.event(tick, number, message)
     tempos += sorted(changes, key=lambda change: change[0])
@@ -81,13 +81,13 @@ def _unusable(path: str | os.PathLike[str], reason: str, remedy: str) -> AudioEr
 
 
 def _contents(path: str | os.PathLike[str]) -> bytes:
-    """Read a regular file whole; never waits, and takes no more than a score can be large."""
+    """Read a regular file; never blocks, and reads no more than the largest score."""
 
     def no_waiting(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     try:
-        # A look before the open: opening a device can have effects of its own.
+        # Checked before opening: opening a device can have side effects.
         regular = stat.S_ISREG(os.stat(path).st_mode)
         if regular:
             with open(path, "rb", opener=no_waiting) as file:
@@ -119,13 +119,13 @@ def _parse(path: str | os.PathLike[str], data: bytes) -> Any:
         return mido.MidiFile(file=io.BytesIO(data))
     except EOFError:
         raise _unusable(path, "cut short", "get a whole copy of it") from None
-    except Exception as error:  # Whatever a parser meets in a damaged file: index, key, value, struct, ...
+    except Exception as error:  # mido raises many types for damaged files: IndexError, KeyError, ...
         why = one_line(str(error) or type(error).__name__)
         raise _unusable(path, f"damaged: {why}", "export it again") from None
 
 
 class _Note:
-    """One note: times in ticks, and the track it began in."""
+    """One note: times in ticks, and the track in which it begins."""
 
     __slots__ = ("onset", "pitch", "release", "track", "velocity")
 
@@ -135,7 +135,7 @@ class _Note:
 
 
 class _Keys:
-    """The keys and pedals of all channels, as the events of a file arrive in the order of their ticks."""
+    """State of the keys and pedals of all channels while events are read in the order of their ticks."""
 
     def __init__(self) -> None:
         self.notes: list[_Note] = []
@@ -167,7 +167,7 @@ class _Keys:
 
     def lift(self, tick: int, track: int, channel: int, pitch: int) -> None:
         note = self.sounding[channel].get(pitch)
-        # What another track lets go at the instant at which this one strikes is an earlier note.
+        # If another track releases the pitch at this note's onset, it releases an earlier note.
         if note is None or (note.onset == tick and note.track != track):
             return
         if self.pedal[channel]:
@@ -209,11 +209,12 @@ class _Keys:
 def _seconds(
     path: str | os.PathLike[str], division: int, tempos: list[tuple[int, int]], ticks: np.ndarray
 ) -> np.ndarray:
-    """Return the seconds of some ticks: `tempos` are (tick, microseconds a quarter), sorted, from tick 0."""
+    """Return ticks in seconds: `tempos` are sorted (tick, microseconds per quarter note), from tick 0."""
     units = division & 0xFF
     if division == 0 or (division < 0 and units == 0):
         raise _unusable(path, "damaged: no ticks per beat", "export it again")
-    if division < 0:  # SMPTE: minus the frames a second in the upper byte, ticks a frame in the lower.
+    # SMPTE: the upper byte is minus the frames per second, the lower byte the ticks per frame.
+    if division < 0:
         frames = 256 - (division >> 8 & 0xFF)
         return ticks / ((30000 / 1001 if frames == 29 else frames) * units)
     start = np.array([tick for tick, _ in tempos], dtype=np.float64)

@@ -1,8 +1,8 @@
-"""Small tunes by rule, two voices in a major or minor key: something to play where no score is given.
+"""Composes short tunes by rule: two voices in a major or minor key.
 
-The harmony is a chain of chords with a half close in the middle and a full close at the end. The bass walks
-through the tones of each chord; the melody takes a chord tone on each strong beat and steps along the scale
-between, and its first half comes back as its second, with another ending. One seed always gives one tune.
+The harmony is a sequence of chords with a half cadence in the middle and a full cadence at the end. The bass
+arpeggiates each chord. The melody has a chord tone on each strong beat and moves by steps of the scale
+between them; its second half repeats the first with another ending. A seed determines the tune.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ BEATS = 4
 BARS = (8, 16)
 BASS, MELODY = (36, 57), (60, 84)
 MAJOR, MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
-# Degrees of the scale on which a chord may follow another; from common practice.
+# Degrees on which a chord may follow another, from common practice.
 NEXT = {0: (3, 4, 5, 1), 1: (4,), 3: (4, 1, 0), 4: (0, 5), 5: (3, 1)}
-# Of half a bar, in eighth notes.
+# Rhythms of half a bar, in eighth notes.
 RHYTHMS = ((2, 2), (1, 1, 2), (1, 1, 1, 1), (3, 1), (2, 1, 1))
 STEPS = 8  # Compass of the melody in steps of the scale: an octave.
 
@@ -29,7 +29,7 @@ Note = tuple[int, int, int, int]  # start and length in ticks, MIDI number, velo
 
 
 def chords(rng: random.Random, bars: int) -> list[int]:
-    """Degrees of the chords, one a bar: a half close (on the fifth) in the middle, 4 to 0 at the end."""
+    """Return degrees of the chords, one per bar: a half cadence (on 4) in the middle, 4 to 0 at the end."""
     half = bars // 2
     while True:
         chain = [0]
@@ -41,18 +41,18 @@ def chords(rng: random.Random, bars: int) -> list[int]:
 
 
 def pitch(key: int, scale: tuple[int, ...], step: int, raised: bool = False) -> int:
-    """MIDI number of a step of the scale from the key up; `raised` lifts the seventh to lead to the key."""
+    """Return the MIDI pitch of a step of the scale above the key; `raised` raises the seventh degree."""
     octave, degree = divmod(step, 7)
     return key + 12 * octave + (11 if raised and degree == 6 else scale[degree])
 
 
 def melody(rng: random.Random, chain: list[int], lowest: int) -> list[tuple[int, int, int]]:
-    """(start and length in eighths, step of the scale) of the upper voice, in STEPS steps from `lowest`."""
+    """Return the upper voice, within STEPS above `lowest`: start and length in eighths, step of scale."""
     notes: list[tuple[int, int, int]] = []
     half, step, eighths = len(chain) // 2, lowest + rng.choice((4, 7)), 2 * BEATS
     for bar, chord in enumerate(chain):
         if half <= bar < len(chain) - 2:
-            # The first half again.
+            # Repeat the first half.
             notes += [
                 (start + half * eighths, length, each)
                 for start, length, each in notes
@@ -81,7 +81,7 @@ def melody(rng: random.Random, chain: list[int], lowest: int) -> list[tuple[int,
 
 
 def compose(seed: int, bars: int = 8) -> tuple[list[Note], list[Note]]:
-    """Return the melody and the bass of a tune, in the order of their starts.
+    """Return the melody and the bass of a tune, each in order of time.
 
     Raises `ConfigError` if `bars` is odd or outside BARS.
     """
@@ -111,15 +111,15 @@ def compose(seed: int, bars: int = 8) -> tuple[list[Note], list[Note]]:
 
 
 TEMPO = 96.0
-"""Quarter notes a minute."""
+"""Quarter notes per minute."""
 
-LET_GO = TICKS // 32
-"""How much earlier than written a note is let go, so that one that comes again is struck anew."""
+RELEASE_TICKS = TICKS // 32
+"""Ticks by which notes are shortened, so that repeated notes are separate."""
 
 
 def score_of(voices: tuple[list[Note], ...], tempo: float = TEMPO) -> Score:
-    """Return voices as a score, at a tempo in quarter notes a minute."""
+    """Return voices as a score, at a tempo in quarter notes per minute."""
     notes = np.array([note for voice in voices for note in voice], dtype=np.float64)
     second = 60 / tempo / TICKS
     onset = notes[:, 0] * second
-    return Score(onset, onset + (notes[:, 1] - LET_GO) * second, notes[:, 2], notes[:, 3])
+    return Score(onset, onset + (notes[:, 1] - RELEASE_TICKS) * second, notes[:, 2], notes[:, 3])

@@ -13,16 +13,16 @@ PITCHES = 128
 
 
 ROLL_CHANNELS = 3 * PITCHES
-"""Rows of a roll: the velocity of each pitch while it sounds, a mark where it begins, and how it fades."""
+"""Rows of a piano roll: velocity of each pitch while it sounds, its onset, and its decay."""
 
 
 FADING = 0.5
-"""Seconds in which the last of these falls by a factor of e, about as a piano does.
+"""Time constant of the decay in seconds, about that of a piano.
 
-So a frame says how long ago a note began; a network's own past holds a tenth of a second only."""
+The decay encodes how long ago a note began, which may be longer ago than a network's receptive field."""
 
 
-# A share of a frame: times this close to a frame's edge lie on it, whichever frame the count starts from.
+# In frames: times this close to a frame's edge count as on it, whichever frame is the first.
 _EDGE = 1e-6
 
 
@@ -34,21 +34,21 @@ _SHORTER_SECONDS, _LONGER_SECONDS = 2.0, 10.0
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """The notes of a piece, in the order in which they begin.
+    """The notes of a piece, in order of onset.
 
     Attributes
     ----------
     onset, release : float64 arrays (notes,)
-        Seconds from the start of the piece; the release is where the sound is let go, by key and pedal.
+        Seconds from the start of the piece; a note is released by key and pedal.
     pitch : int64 array (notes,)
-        0 to 127, of which 60 is the middle C.
+        0 to 127; 60 is middle C.
     velocity : int64 array (notes,)
         1 to 127.
 
     Raises
     ------
     ConfigError
-        If the arrays do not go together or hold values outside these ranges.
+        If the arrays differ in shape or contain values outside these ranges.
     """
 
     onset: np.ndarray
@@ -64,7 +64,7 @@ class Score:
             shapes = ", ".join(f"{name} {each.shape}" for name, each in arrays.items())
             raise ConfigError(f"the arrays of a score differ in shape ({shapes}): give one value per note")
         if not (np.isfinite(onset).all() and np.isfinite(release).all() and (release >= onset).all()):
-            raise ConfigError("a note of the score ends before it begins, or at no time: check its releases")
+            raise ConfigError("a note of the score ends before it begins, or its times are not finite")
         if len(onset) and not (pitch.min() >= 0 and pitch.max() < PITCHES):
             raise ConfigError(f"pitches from {pitch.min()} to {pitch.max()} in the score: use 0 to 127")
         if len(onset) and not (velocity.min() >= 1 and velocity.max() <= 127):
@@ -80,16 +80,16 @@ class Score:
 
     @property
     def seconds(self) -> float:
-        """Where the last sounding note ends; 0 without notes."""
+        """End of the last note, in seconds; 0 without notes."""
         return float(self.release.max(initial=0.0))
 
     def roll(self, first: float, hop: float, frames: int) -> np.ndarray:
-        """Return the score as frames; the cost depends on the notes nearby, not on the length of the piece.
+        """Return a piano roll; the cost depends on the notes nearby, not on the length of the piece.
 
         Parameters
         ----------
         first : float
-            Seconds at which frame 0 begins; before the piece and after its end there is silence.
+            Seconds at which frame 0 begins; the piece is preceded and followed by silence.
         hop : float
             Seconds from one frame to the next: frame f covers [first + f * hop, first + (f + 1) * hop).
         frames : int
@@ -97,10 +97,10 @@ class Score:
         Returns
         -------
         float32 array (ROLL_CHANNELS, frames)
-            Rows 0 to 127: velocity / 127 of the note of that pitch that sounds at any time within the frame,
-            the newest if there are several; a note always sounds in the frame where it begins. Rows 128 to
-            255: 1 in the frame where a note of that pitch begins. Rows 256 to 383: as the first ones, times
-            exp(-t / FADING) where the frame begins t seconds after the note.
+            Rows 0 to 127: velocity / 127 of the latest note of that pitch that sounds at any time within the
+            frame; a note always sounds in the frame where it begins. Rows 128 to 255: 1 in the frame where a
+            note of that pitch begins. Rows 256 to 383: rows 0 to 127 times exp(-t / FADING), where the frame
+            begins t seconds after the note.
 
         Raises
         ------
@@ -130,12 +130,12 @@ class Score:
         return roll
 
     def shuffled(self, seed: int) -> Score:
-        """Return the same onsets, lengths and velocities with the pitches dealt out anew among the notes."""
+        """Return the score with its pitches permuted at random among the notes."""
         pitch = np.random.default_rng(seed).permutation(self.pitch)
         return Score(self.onset, self.release, pitch, self.velocity)
 
     def shifted(self, seconds: float) -> Score:
-        """Return the same score, later by some seconds."""
+        """Return the score with all notes later by some seconds."""
         return Score(self.onset + seconds, self.release + seconds, self.pitch, self.velocity)
 
     def _near(self, start: float, stop: float) -> np.ndarray:
@@ -149,9 +149,9 @@ class Score:
 
     @cached_property
     def _sounding(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each block of notes the earlier notes that sound as it begins: (offsets, indices).
+        """Return, for each block of notes, the earlier notes that sound when it begins: (offsets, indices).
 
-        So neither one endless note nor the length of the piece makes a short roll slow.
+        With it neither a very long note nor the length of the piece makes a short roll slow.
         """
         blocks = max(1, -(-len(self) // _BLOCK))
         own = np.arange(len(self)) // _BLOCK
@@ -165,7 +165,7 @@ class Score:
 
 
 def mismatch(score: Score, seconds: float) -> str | None:
-    """Say in one sentence why a score does not go with a recording of some seconds; None if it may."""
+    """Return why a score cannot belong to a recording of so many seconds, in one sentence; None if it can."""
     if not len(score):
         return "the score has no notes"
     if seconds < score.seconds - _SHORTER_SECONDS:
