@@ -15,7 +15,7 @@ import torch
 from support.audio_device import ManualDevice, PollingDevice
 from support.commands import CONFIG, chord, make_checkpoint
 from support.conditioned import config, network
-from support.faulty_networks import SILENT, troubled
+from support.faulty_networks import SILENT, faulty_generator
 from support.trainers import write_record
 
 from wavenet.audio.wav import write_wav
@@ -36,7 +36,7 @@ def home(tmp_path_factory):
     make_checkpoint(folder / "checkpoints" / "step-00000001")
     make_checkpoint(folder / "other", dataclasses.replace(CONFIG, layers=5))
     write_wav(folder / "primer.wav", chord(1.0), 4000)
-    troubled(SILENT, chance=1 / 30000).model.save_pretrained(folder / "troubled")
+    faulty_generator(SILENT, chance=1 / 30000).model.save_pretrained(folder / "troubled")
     network(config("class")).save_pretrained(folder / "classes")
     network(config("mel")).save_pretrained(folder / "mel")
     return folder

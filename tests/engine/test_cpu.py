@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.engines import (
     INSTRUCTION_SETS,
     model_of,
@@ -15,6 +17,8 @@ from support.engines import (
 )
 
 from wavenet.engine.cpu import CpuBackend
+from wavenet.engine.sampling import uniforms
+from wavenet.engine.state import GeneratorState
 from wavenet.errors import BackendError
 
 pytestmark = needs_extension
@@ -102,3 +106,24 @@ def test_errors_of_operators_are_translated(raised, shown, monkeypatch):
 
     monkeypatch.setattr(torch.ops, "wavenet", Operators)
     assert message_of(backend, random_state(shape, 2, 0), torch.zeros(2, 1, dtype=torch.int64)) == shown
+
+
+@given(
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 2**60 - 200),
+    st.integers(0, 70),
+    st.lists(st.tuples(st.integers(0, 2**60), st.integers(0, 2**60)), min_size=1, max_size=4),
+)
+def test_uniforms_are_those_of_numpy(seed, position, steps, streams):
+    """For any number of streams at different positions, to the bit."""
+    numbers = torch.tensor(streams)
+    positions = position + torch.arange(len(streams))
+    state = GeneratorState(
+        torch.zeros(len(streams), 1, 1),
+        positions,
+        positions,
+        numbers[:, 0].clone(),
+        torch.full_like(positions, seed),
+        numbers[:, 1].clone(),
+    )
+    assert torch.equal(CpuBackend.uniforms(state, steps), uniforms(state, steps))

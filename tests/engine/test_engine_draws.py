@@ -19,6 +19,7 @@ from support.engines import (
     random_state,
 )
 
+from wavenet.engine.reference import draw
 from wavenet.engine.sampling import Sampling
 
 
@@ -125,3 +126,36 @@ def test_frequencies_over_many_draws(engine, options):
     expected[kept] = weights[kept] / weights[kept].sum() * count
     assert found[expected == 0].sum() == 0
     assert stats.chisquare(found[kept], expected[kept]).pvalue > 1e-3
+
+
+def test_reference_draw_over_100_000_draws():
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.0])
+    values = np.random.default_rng(0).random(100_000)
+    counts = np.bincount([draw(logits, float(u), Sampling(temperature=1.5)) for u in values], minlength=4)
+    expected = np.exp(logits.numpy() / 1.5)
+    assert stats.chisquare(counts, expected / expected.sum() * 100_000).pvalue > 1e-3
+
+
+@on(FP32)
+@pytest.mark.parametrize("uniform", [0.0, 2**-24, 0.5, NEARLY_ONE])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0},
+        {"temperature": 1e-4},
+        {"temperature": 1e4},
+        {"top_k": 1},
+        {"top_k": 3},
+        {"top_k": 99},
+        {"top_p": 1e-9},
+        {"top_p": 0.6},
+        {"temperature": 0.7, "top_k": 4, "top_p": 0.8},
+    ],
+    ids=str,
+)
+def test_draws_of_unusual_logits(engine, uniform, options):
+    # Ties, a class whose probability underflows, and the largest logits in the middle.
+    logits = np.array([1.0, 0.5, 1.0, -300.0, 3.0, 3.0, 0.0, -2.0])
+    found = draws(engine, logits, np.full(3, uniform), Sampling(**options))
+    assert found == [naive.draw(logits, uniform, **options)] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 
@@ -168,6 +169,26 @@ def test_samples_do_not_depend_on_threads_or_batch(engine, conditioned):
 
 
 @on(FP32_AND_CUDA)
+def test_streams_have_their_own_settings(engine):
+    """Temperature, top-k, top-p and the start of the gate bias of one stream do not affect the others."""
+    shape, _, model = random_model(33, classes=24, kernel_size=2, stacks=2, layers_per_stack=3)
+    settings = [Sampling(), Sampling(0.0), Sampling(1.5, 3), Sampling(0.8, 0, 0.5), Sampling(1.2, 10, 0.7)]
+    batch, steps = len(settings), 60
+    starts = torch.tensor([0, 500, -20, 900, 250])
+    gate = dataclasses.replace(random_gate(shape, batch, linear=True, hop=37), start=starts)
+    uniforms = random_uniforms(batch, steps)
+    runner = engine.run(model, 2)
+    state = random_state(shape, batch, 1).with_sampling(settings)
+    together = runner.generate(state, uniforms, gate)
+    for row, sampling in enumerate(settings):
+        alone = random_state(shape, batch, 1).select([row]).with_sampling(sampling)
+        bias = GateBias(gate.values[row : row + 1], gate.hop, int(starts[row]), gate.linear)
+        drawn = runner.generate(alone, uniforms[row : row + 1], bias)
+        assert torch.equal(drawn[0], together[row])
+        assert torch.equal(alone.queues[0], state.queues[row])
+
+
+@on(FP32_AND_CUDA)
 def test_logits_do_not_depend_on_the_batch(engine):
     shape, _, model = random_model(31, stacks=2, layers_per_stack=3)
     samples = random_samples(shape, 7, 50, 2)
@@ -223,10 +244,9 @@ def test_a_state_continues_on_another_engine(engine):
     pieces = random_uniforms(2, 120, 1).split(30, dim=1)
     found, queues = [], []
     for places in ((0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 0, 1), (1, 0, 1, 0)):
-        state = random_state(shape, 2, 6)
+        state = random_state(shape, 2, 6).with_sampling(Sampling(0.9, 20, 0.97))
         drawn = [
-            runners[place].generate(state.with_sampling(Sampling(0.9, 20, 0.97)), piece, gate)
-            for place, piece in zip(places, pieces, strict=True)
+            runners[place].generate(state, piece, gate) for place, piece in zip(places, pieces, strict=True)
         ]
         found.append(torch.cat(drawn, dim=1))
         queues.append(state.queues)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.faulty_networks import NOISE, RATE, begun, troubled
+from support.faulty_networks import NOISE, RATE, faulty_generator, sounding_state
 
 from wavenet.audio import faults
 from wavenet.errors import ConfigError
@@ -28,10 +28,10 @@ def test_neither_extreme_is_chosen():
 
 
 def test_each_take_is_the_typical_one_of_its_candidates():
-    generator, steps = troubled(NOISE[0]), 10 * RATE
-    state = begun(generator, 8)
-    plain = generator.generate(steps, begun(generator, 8))
-    _, surprisal = predictions(generator, begun(generator, 8), plain)
+    generator, steps = faulty_generator(NOISE[0]), 10 * RATE
+    state = sounding_state(generator, 8)
+    plain = generator.generate(steps, sounding_state(generator, 8))
+    _, surprisal = predictions(generator, sounding_state(generator, 8), plain)
     wrong = [bool(faults.troubles(generator.decode(row).numpy(), RATE)) for row in plain]
     assert any(wrong)
     expected = []
@@ -49,18 +49,18 @@ def test_each_take_is_the_typical_one_of_its_candidates():
 
 
 def test_takes_that_were_broken_off_are_chosen_from():
-    generator = troubled(None)
-    state = begun(generator, 3)
+    generator = faulty_generator(None)
+    state = sounding_state(generator, 3)
     best = BestOf(generator, state, SupervisedStream(generator, state.clone(), 60 * RATE), 3, None)
     for _, _ in zip(best, range(20), strict=False):
         pass
     rest = best.flush()
     assert rest.shape == (1, best.generated) and len(best.choices) == 1
-    assert torch.equal(rest, generator.generate(best.generated, begun(generator, 3))[best.rows])
+    assert torch.equal(rest, generator.generate(best.generated, sounding_state(generator, 3))[best.rows])
 
 
 def test_more_than_can_be_kept_is_refused():
-    generator = troubled(None)
-    state = begun(generator, 2)
+    generator = faulty_generator(None)
+    state = sounding_state(generator, 2)
     with pytest.raises(ConfigError, match="fewer seconds"):
         BestOf(generator, state, SupervisedStream(generator, state.clone(), 1 << 30), 2, None)

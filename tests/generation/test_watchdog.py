@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from support.conditioned import config, network, tune
-from support.faulty_networks import BLOCK, CYCLE, NOISE, RATE, SILENT, begun, troubled
+from support.faulty_networks import BLOCK, CYCLE, NOISE, RATE, SILENT, faulty_generator, sounding_state
 
 from wavenet.audio import faults
 from wavenet.audio.faults import KINDS
@@ -33,9 +33,9 @@ def kinds(generator: Generator, samples: torch.Tensor) -> set[str]:
     ("ending", "kind"), [(SILENT, "silence"), (NOISE[0], "noise"), (CYCLE[0], "tone"), (None, None)]
 )
 def test_a_faulty_passage_is_regenerated(ending, kind):
-    generator, steps = troubled(ending), 12 * RATE
-    plain = generator.generate(steps, begun(generator, 6))
-    supervised = SupervisedStream(generator, begun(generator, 6), steps)
+    generator, steps = faulty_generator(ending), 12 * RATE
+    plain = generator.generate(steps, sounding_state(generator, 6))
+    supervised = SupervisedStream(generator, sounding_state(generator, 6), steps)
     samples = made(supervised)
     assert samples.shape == (6, steps)
     if kind is None:
@@ -51,7 +51,7 @@ def test_a_faulty_passage_is_regenerated(ending, kind):
             continue
         assert torch.equal(samples[row, : min(back)], plain[row, : min(back)])
         # From the last time on: the sub-stream of that number, from a state that has stepped there.
-        state = begun(generator, 1, first=row)
+        state = sounding_state(generator, 1, first=row)
         generator.advance(state, samples[row : row + 1, : back[-1]])
         state = dataclasses.replace(state, substream=torch.tensor([len(back)]))
         rest = generator.generate(steps - back[-1], state)
@@ -59,29 +59,29 @@ def test_a_faulty_passage_is_regenerated(ending, kind):
 
 
 def test_a_stream_does_not_depend_on_batch_or_chunks(monkeypatch):
-    generator, steps = troubled(SILENT), 9 * RATE
-    together = SupervisedStream(generator, begun(generator, 3), steps)
+    generator, steps = faulty_generator(SILENT), 9 * RATE
+    together = SupervisedStream(generator, sounding_state(generator, 3), steps)
     samples = made(together)
     assert together.rewinds
     spread = Generator(generator.model, threads=3)
     monkeypatch.setattr("wavenet.generation.generator.CHUNK", 300)
     for row in range(3):
-        alone = SupervisedStream(spread, begun(generator, 1, first=row), steps)
+        alone = SupervisedStream(spread, sounding_state(generator, 1, first=row), steps)
         assert torch.equal(made(alone)[0], samples[row])
         assert [each.at for each in alone.rewinds] == [
             each.at for each in together.rewinds if each.row == row
         ]
-    longer = made(SupervisedStream(generator, begun(generator, 3), steps + 4 * RATE + 17))
+    longer = made(SupervisedStream(generator, sounding_state(generator, 3), steps + 4 * RATE + 17))
     assert torch.equal(longer[:, : steps - 4 * RATE], samples[:, : steps - 4 * RATE])
 
 
 def test_the_state_continues_where_the_take_ends():
-    generator = troubled(SILENT)
-    supervised = SupervisedStream(generator, begun(generator, 3), 30 * RATE)
+    generator = faulty_generator(SILENT)
+    supervised = SupervisedStream(generator, sounding_state(generator, 3), 30 * RATE)
     samples = made(supervised)
     state = supervised.state_after()
     assert len({number for number in state.substream.tolist()}) > 1
-    expected = begun(generator, 3)
+    expected = sounding_state(generator, 3)
     generator.advance(expected, samples)
     assert torch.equal(state.position, expected.position)
     assert torch.equal(state.last_sample, expected.last_sample)
@@ -89,8 +89,8 @@ def test_the_state_continues_where_the_take_ends():
 
 
 def test_live_output_is_immediate_and_final():
-    generator = troubled(SILENT)
-    supervised, given, held = SupervisedStream(generator, begun(generator), None, live=True), [], []
+    generator = faulty_generator(SILENT)
+    supervised, given, held = SupervisedStream(generator, sounding_state(generator), None, live=True), [], []
     for chunk in supervised:
         given.append(chunk)
         held.append(supervised.generated - sum(each.shape[1] for each in given))
@@ -103,13 +103,13 @@ def test_live_output_is_immediate_and_final():
     assert sum(early) == 9 and max(early) == 1
     samples = torch.cat([*given, supervised.flush()], dim=1)
     assert supervised.rewinds and kinds(generator, samples) <= {"silence"}
-    again = SupervisedStream(generator, begun(generator), samples.shape[1], live=True)
+    again = SupervisedStream(generator, sounding_state(generator), samples.shape[1], live=True)
     assert torch.equal(made(again)[:, : 40 * RATE], samples[:, : 40 * RATE])
 
 
 def test_an_endless_stream_takes_bounded_memory():
-    generator = troubled(SILENT)
-    supervised = SupervisedStream(generator, begun(generator), None, live=True)
+    generator = faulty_generator(SILENT)
+    supervised = SupervisedStream(generator, sounding_state(generator), None, live=True)
     for number, _ in enumerate(supervised):
         row = supervised._rows[0]
         assert len(row.samples) <= 2 * watchdog.HELD_BLOCKS and len(row.snapshots) <= 2
@@ -119,16 +119,16 @@ def test_an_endless_stream_takes_bounded_memory():
 
 
 def test_attempts_at_a_persistent_fault_are_bounded(monkeypatch):
-    generator, drawn = troubled(NOISE[0], chance=1.0, lasting=0), []
+    generator, drawn = faulty_generator(NOISE[0], chance=1.0, recovery=0), []
     stream = generator.stream
     monkeypatch.setattr(
         generator,
         "stream",
         lambda state, steps, **rest: [drawn.append(steps)] and stream(state, steps, **rest),
     )
-    plain = generator.generate(20 * RATE, begun(generator))
+    plain = generator.generate(20 * RATE, sounding_state(generator))
     drawn.clear()
-    supervised = SupervisedStream(generator, begun(generator), 20 * RATE)
+    supervised = SupervisedStream(generator, sounding_state(generator), 20 * RATE)
     assert torch.equal(made(supervised), plain)
     assert torch.equal(supervised.state_after().position, torch.tensor([4 + 20 * RATE]))
     assert supervised.state_after().substream.tolist() == [0]
@@ -139,7 +139,7 @@ def test_attempts_at_a_persistent_fault_are_bounded(monkeypatch):
     drawn.clear()
     supervised = SupervisedStream(
         generator,
-        begun(generator),
+        sounding_state(generator),
         20 * RATE,
         fault_policy=lambda first, stop: KINDS if first >= 2 * RATE else (),
     )
@@ -150,9 +150,9 @@ def test_attempts_at_a_persistent_fault_are_bounded(monkeypatch):
 
 @pytest.mark.parametrize("ending", [SILENT, CYCLE[0]])
 def test_a_fault_at_the_start_is_retried(ending):
-    generator = troubled(ending, chance=1.0, lasting=0)
-    plain = generator.generate(12 * RATE, begun(generator, 2))
-    supervised = SupervisedStream(generator, begun(generator, 2), 12 * RATE)
+    generator = faulty_generator(ending, chance=1.0, recovery=0)
+    plain = generator.generate(12 * RATE, sounding_state(generator, 2))
+    supervised = SupervisedStream(generator, sounding_state(generator, 2), 12 * RATE)
     assert torch.equal(made(supervised), plain)
     tried = watchdog.MAX_ATTEMPTS if ending == SILENT else watchdog.MAX_ATTEMPTS_FROM_START
     for row in range(2):
@@ -161,9 +161,9 @@ def test_a_fault_at_the_start_is_retried(ending):
 
 
 def test_an_interrupted_stream_can_be_continued():
-    generator = troubled(SILENT)
-    whole = made(SupervisedStream(generator, begun(generator, 2), 12 * RATE))
-    supervised = SupervisedStream(generator, begun(generator, 2), 12 * RATE)
+    generator = faulty_generator(SILENT)
+    whole = made(SupervisedStream(generator, sounding_state(generator, 2), 12 * RATE))
+    supervised = SupervisedStream(generator, sounding_state(generator, 2), 12 * RATE)
     given = [chunk for chunk, _ in zip(supervised, range(30), strict=False)]
     state = supervised.state_after()
     done = sum(each.shape[1] for each in given)
@@ -173,19 +173,19 @@ def test_an_interrupted_stream_can_be_continued():
     state = supervised.state_after()
     samples = torch.cat(given, dim=1)
     assert state.position.tolist() == [4 + samples.shape[1]] * 2
-    expected = begun(generator, 2)
+    expected = sounding_state(generator, 2)
     generator.advance(expected, samples)
     assert torch.equal(state.queues, expected.queues)
     assert torch.equal(samples[:, :done], whole[:, :done])
 
 
 def test_without_randomness_or_checks_nothing_changes():
-    generator = troubled(NOISE[0])
-    plain = generator.generate(12 * RATE, begun(generator, 2))
-    unsupervised = SupervisedStream(generator, begun(generator, 2), 12 * RATE, fault_policy=None)
+    generator = faulty_generator(NOISE[0])
+    plain = generator.generate(12 * RATE, sounding_state(generator, 2))
+    unsupervised = SupervisedStream(generator, sounding_state(generator, 2), 12 * RATE, fault_policy=None)
     chunks = list(unsupervised)
     assert torch.equal(torch.cat(chunks, dim=1), plain) and len(chunks) == 48
-    start = begun(generator).with_sampling(Sampling(0))
+    start = sounding_state(generator).with_sampling(Sampling(0))
     greedy = generator.generate(5 * RATE, start.clone())
     assert torch.equal(made(SupervisedStream(generator, start, 5 * RATE)), greedy)
 
