@@ -93,7 +93,7 @@ def test_a_way_from_class_to_class(classes):
 
 
 @pytest.mark.slow
-def test_a_run_with_classes_goes_on_and_is_scored(classes):
+def test_a_run_with_classes_resumes_and_is_scored(classes):
     more = run("train", "--resume", "--out-dir", "run", "--steps", "152", cwd=classes)
     assert more.returncode == 0, more.stderr
     effective = json.loads((classes / "run" / "effective.json").read_text())
@@ -157,7 +157,7 @@ def test_without_a_score_a_tune_is_composed(scores):
     assert len(soundfile.read(scores / "made.wav")[0]) == RATE // 2
 
 
-def test_a_score_goes_on_from_a_recording(scores):
+def test_a_score_continues_a_recording(scores):
     write_midi(scores / "next.mid", played([71, 55], 0.2))
     result = run(
         "generate", "--checkpoint", "run", "--midi", "next.mid", "--prime", "audio/0.wav", "--seconds", "0.4",
@@ -168,7 +168,7 @@ def test_a_score_goes_on_from_a_recording(scores):
 
 
 @pytest.mark.slow
-def test_spectra_are_taken_from_recordings_and_files(tmp_path):
+def test_spectra_from_recordings_and_files(tmp_path):
     (tmp_path / "audio").mkdir()
     rng = np.random.default_rng(0)
     for number in range(4):
