@@ -74,7 +74,7 @@ def test_unknown_missing_and_mistyped_keys_are_named(cls):
         ("layers", 21),
     ],
 )
-def test_values_out_of_range_are_refused_with_the_value(field, value):
+def test_values_out_of_range_are_errors(field, value):
     with pytest.raises(ConfigError, match=f"{field} = {value!r}"):
         dataclasses.replace(WaveNetConfig(), **{field: value})
 

@@ -88,7 +88,7 @@ def test_from_a_folder_to_a_run(trained):
     assert all(abs(line["validation_bits"] - 6) < 0.2 for line in validations)
 
 
-def test_what_a_run_tells(trained):
+def test_messages_of_a_run(trained):
     _, result = trained
     labels = {line[:12].rstrip() for line in result.stderr.splitlines()}
     assert {"data", "files", "audio", "source", "becomes", "level", "silence", "bits/sample"} <= labels
@@ -108,7 +108,7 @@ def test_the_run_generates_a_wav(trained, tmp_path):
     assert (len(audio), rate) == (1000, 4000) and audio.std() > 0
 
 
-def test_dry_run_tells_the_time_and_writes_no_run(tmp_path):
+def test_dry_run_reports_the_time_and_writes_no_run(tmp_path):
     make_audio(tmp_path / "audio")
     result = train("--audio-dir", "audio", "--out-dir", "new", "--dry-run", *SHORT, cwd=tmp_path)
     assert result.returncode == 0 and "3 found, 3 used" in result.stderr
@@ -125,7 +125,7 @@ def test_its_own_output_is_not_trained_on(home):
     assert result.returncode == 0 and "3 found, 3 used" in result.stderr
 
 
-def test_a_run_from_prepared_audio_needs_no_audio_library(home):
+def test_prepared_audio_needs_no_audio_library(home):
     shutil.rmtree(home / "audio")
     code = (
         "import sys\n"
@@ -151,7 +151,7 @@ def test_an_existing_run_is_not_written_over(home):
     assert {path: path.read_bytes() for path in (home / "run").rglob("*") if path.is_file()} == before
 
 
-def test_resuming_a_finished_run_says_so_and_more_steps_go_on(home):
+def test_a_finished_run_continues_with_more_steps(home):
     before = metrics(home / "run")
     weights = (home / "run/step-00000005/model.safetensors").read_bytes()
     result = train("--resume", "--out-dir", "run", cwd=home)
@@ -183,7 +183,7 @@ def test_resuming_with_another_network_is_refused(trained, arguments, fragments)
     assert_one_line_error(result, *fragments, "when resuming")
 
 
-def test_a_run_goes_on_from_prepared_audio_when_its_recordings_are_gone(trained, tmp_path):
+def test_a_run_resumes_without_its_recordings(trained, tmp_path):
     shutil.copytree(trained[0] / "audio", tmp_path / "audio")
     arguments = ["--cache-dir", "cache", "--out-dir", "run"]
     assert train("--audio-dir", "audio", *arguments, *SHORT, cwd=tmp_path).returncode == 0
@@ -199,7 +199,7 @@ def test_resuming_uses_as_many_threads_as_before(home):
     assert json.loads((home / "run/step-00000006/training.json").read_text())["threads"] == 1
 
 
-def test_large_pages_are_asked_for_unless_the_user_says_otherwise(monkeypatch):
+def test_large_pages_are_the_default(monkeypatch):
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     wavenet.training.environment.prepare()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
@@ -208,7 +208,7 @@ def test_large_pages_are_asked_for_unless_the_user_says_otherwise(monkeypatch):
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
 
 
-def test_threads_that_wait_sleep_unless_the_user_says_otherwise(trained, monkeypatch):
+def test_waiting_threads_sleep_by_default(trained, monkeypatch):
     home, _ = trained
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
 
@@ -260,7 +260,7 @@ def uninterrupted(trained):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stopped_run_saves_and_its_own_words_resume_it_to_the_bit(trained, uninterrupted, number):
+def test_a_stopped_run_resumes_to_the_bit(trained, uninterrupted, number):
     home, _ = trained
     name = f"it's {number.name}"
     process = subprocess.Popen(
@@ -360,7 +360,7 @@ def refusing(tmp_path_factory):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_a_place_that_cannot_be_written_is_told_before_the_recordings_are_read(refusing):
+def test_an_unwritable_folder_is_reported_first(refusing):
     result = train("--audio-dir", "audio", "--out-dir", "/proc/wavenet/run", cwd=refusing)
     assert_one_line_error(result, "--out-dir /proc/wavenet/run", "choose another place")
     assert "found" not in result.stderr and not (refusing / "xdg").exists()
@@ -413,7 +413,7 @@ def test_silence_is_no_recording(tmp_path):
     assert_one_line_error(result, "none of the 1", "still.wav", "silent")
 
 
-def test_bad_files_among_good_ones_are_skipped_and_named(tmp_path):
+def test_damaged_files_are_skipped_and_named(tmp_path):
     folder = make_audio(tmp_path / "audio", files=4)
     whole = (folder / "take-3.wav").read_bytes()
     (folder / "take-3.wav").write_bytes(whole[: len(whole) // 2])

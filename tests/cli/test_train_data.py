@@ -65,7 +65,7 @@ def test_what_was_in_effect_makes_the_same_run(home):
 
 
 @pytest.mark.parametrize("more", [[], ["--cache-dir", "xdg/wavenet"], ["--val-dir", "held"]])
-def test_a_run_goes_on_to_the_bit(home, more):
+def test_a_run_resumes_to_the_bit(home, more):
     home, _ = home
     shutil.copytree(home / "run", home / "part")
     shutil.rmtree(home / "part" / "step-00000004")
@@ -84,7 +84,7 @@ def test_a_weight_for_no_folder_is_refused(home):
     assert not (home / "new").exists()
 
 
-def test_resuming_with_another_folder_for_validation_is_refused(home):
+def test_resuming_needs_the_same_validation_folder(home):
     home, _ = home
     result = train("--resume", "--out-dir", "run", "--val-dir", "one", cwd=home)
     assert_one_line_error(result, "--val-dir one", f"has {home}/held", "leave it out when resuming")

@@ -98,7 +98,7 @@ def test_a_file_that_is_missing_is_one_line(home):
     assert_one_line_error(result, "--config none.json: cannot be read: no such file")
 
 
-def test_what_was_in_effect_is_saved_and_makes_the_same_run(home):
+def test_saved_settings_repeat_the_run(home):
     effective = json.loads((home / "run" / "effective.json").read_text())
     expected = {"layers": 6, "stacks": 1, "steps": 6, "lr": 4e-3, "schedule": "cosine", "device": "cpu"}
     assert {name: effective[name] for name in expected} == expected
@@ -109,7 +109,7 @@ def test_what_was_in_effect_is_saved_and_makes_the_same_run(home):
     assert json.loads((home / "again" / "effective.json").read_text()) == effective
 
 
-def test_a_file_may_stay_when_a_run_goes_on(home, tmp_path):
+def test_a_settings_file_may_stay_when_a_run_resumes(home, tmp_path):
     path = settings_file(tmp_path, {**json.loads((home / "run/effective.json").read_text()), "steps": 8})
     begun = train("--config", path, "--out-dir", "part", "--steps", 2, "--validate-every", 0, cwd=home)
     assert begun.returncode == 0, begun.stderr
@@ -144,7 +144,7 @@ def test_what_is_no_length_of_time(text):
         seconds(text)
 
 
-def test_a_run_whose_time_is_over_is_saved_and_says_how_to_go_on(home):
+def test_a_run_at_its_time_limit_can_be_resumed(home):
     arguments = [*NETWORK_FLAGS, *SHORT, "--steps", "1000000", "--checkpoint-every", "0"]
     result = train("--audio-dir", "audio", "--out-dir", "timed", *arguments, "--max-time", "1s", cwd=home)
     assert result.returncode == 0, result.stderr
@@ -161,7 +161,7 @@ def test_a_run_whose_time_is_over_is_saved_and_says_how_to_go_on(home):
 # -- starting from another network -----------------------------------------------------------------------
 
 
-def test_starting_from_a_network_takes_its_weights_and_its_format(home):
+def test_initial_network_gives_weights_and_format(home):
     result = train(
         "--audio-dir", "audio", "--init-from", "run", "--out-dir", "tuned", *SHORT, "--steps", 1,
         "--lr", "1e-9", cwd=home,
@@ -185,7 +185,7 @@ def test_starting_from_a_network_takes_its_weights_and_its_format(home):
     assert not equal(weights(home / "tuned/step-00000002"), before)
 
 
-def test_a_network_that_plays_scores_goes_on_without(home, tmp_path):
+def test_a_score_network_continues_without_scores(home, tmp_path):
     """The conditioner is left out; what the network was where it was told nothing, it stays."""
     torch.manual_seed(0)
     told = WaveNet(

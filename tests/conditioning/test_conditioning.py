@@ -234,7 +234,7 @@ def test_unknown_classes_list_the_known():
     assert mixture(["a", "b"], {"b": 0.25}).tolist() == [0, 0.25]
 
 
-def test_features_of_another_shape_say_what_is_expected():
+def test_features_of_another_shape_are_an_error():
     told = config("mel")
     for values in (torch.zeros(5, 9), torch.zeros(6), torch.zeros(2, 3, 6, 9), torch.zeros(6, 9).long()):
         with pytest.raises(ConfigError, match=r"expected floating point \(6, frames\)"):

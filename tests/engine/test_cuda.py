@@ -246,7 +246,7 @@ def test_the_check_passes_a_right_engine_once(engine_on_the_cpu, monkeypatch):
 
 @needs_extension
 @pytest.mark.parametrize("name", ["layers.2.dilated.weight", "head2.bias"])
-def test_the_check_stops_an_engine_that_is_a_little_off(engine_on_the_cpu, monkeypatch, name):
+def test_the_check_finds_small_errors_of_weights(engine_on_the_cpu, monkeypatch, name):
     real = cuda.pack
 
     def a_little_off(model: WaveNet):

@@ -271,7 +271,7 @@ def test_ties_go_to_the_lower_class():
         assert drawn[:, 0].tolist() == expected
 
 
-def test_a_stream_that_fails_stops_and_the_others_go_on():
+def test_a_failed_stream_does_not_stop_the_others():
     shape, weights, _ = shaped(0)
     weights["embedding.weight"][1] = np.nan
     kernel = HostKernel(model_of(shape, weights))
@@ -317,7 +317,7 @@ def test_inputs_out_of_range_move_nothing():
         assert report[2] == 3 and same(state, before)
 
 
-def test_a_block_of_the_networks_in_use_fits_its_device():
+def test_blocks_of_common_networks_fit_their_devices():
     widths = {"stacks": 3, "layers_per_stack": 10, "kernel_size": 2}
     _, _, model = random_model(0, residual=64, dilation=64, skip=256, head=256, classes=256, **widths)
     shared = [HostKernel(model, streams).shared_bytes() for streams in TILES]

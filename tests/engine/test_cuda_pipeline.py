@@ -174,7 +174,7 @@ def test_any_order_of_turns_and_any_division(seed):
     assert (report == NONE).all() and torch.equal(found, expected) and same(state, whole)
 
 
-def test_a_stream_that_fails_stops_and_the_others_go_on():
+def test_a_failed_stream_does_not_stop_the_others():
     shape, weights, _ = shaped(0)
     weights["embedding.weight"][1] = np.nan
     model = model_of(shape, weights)

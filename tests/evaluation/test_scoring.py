@@ -129,7 +129,7 @@ def test_precisions_are_compared_on_the_same_samples(clips, model):
         assert difference.bits == pytest.approx(found.bits(name) - found.bits("fp32"))
 
 
-def test_a_network_that_knows_nothing_scores_as_uniform(clips):
+def test_an_uninformed_network_scores_as_uniform(clips):
     model = WaveNet(CONFIG)
     for parameter in (model.head2.weight, model.head2.bias):
         torch.nn.init.zeros_(parameter)
@@ -153,7 +153,7 @@ def test_a_limit_is_spread_over_the_recordings(clips, model):
     assert 1 <= evaluate(clips, {"network": Parallel(model)}, 100, max_samples=4).total <= 4
 
 
-def test_progress_and_probabilities_that_are_no_numbers(clips, model):
+def test_progress_and_probabilities_that_are_nan(clips, model):
     seen = []
     evaluate(clips, {}, 10, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)

@@ -60,7 +60,7 @@ def test_roll_is_what_a_loop_over_frames_finds(rows, first, hop, frames):
     np.testing.assert_allclose(found, plain_roll(rows, first, hop, frames), rtol=1e-6)
 
 
-def test_roll_of_many_blocks_with_notes_of_every_length():
+def test_roll_of_many_blocks_and_note_lengths():
     rng = np.random.default_rng(3)
     lengths = (10 ** rng.uniform(0, 4.5, 700)).astype(int)
     columns = (rng.integers(0, 20_000, 700), lengths, rng.integers(40, 60, 700), rng.integers(1, 128, 700))

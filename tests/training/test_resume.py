@@ -90,7 +90,7 @@ def finished(data, tmp_path_factory):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [cut, emptied, holed, flipped])
-def test_whatever_is_torn_the_checkpoint_before_is_used(finished, tmp_path, name, damage):
+def test_after_damage_the_previous_checkpoint_is_used(finished, tmp_path, name, damage):
     run = shutil.copytree(finished, tmp_path / "run")
     latest, before = checkpoint.numbered(run)
     (latest / name).write_bytes(damage((latest / name).read_bytes()))

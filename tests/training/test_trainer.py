@@ -184,7 +184,7 @@ def test_a_full_disk_does_not_end_training(data, tmp_path, monkeypatch):
     assert [path.name for path in checkpoint.numbered(tmp_path)] == ["step-00000012", "step-00000008"]
 
 
-def test_a_failed_write_leaves_the_old_checkpoint_whole(data, tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_checkpoint(data, tmp_path, monkeypatch):
     model = WaveNet(CONFIG)
     model.save_pretrained(tmp_path / "net")
     before = weights(tmp_path / "net")
