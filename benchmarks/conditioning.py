@@ -67,14 +67,14 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     def begin(kind: str) -> tuple[Any, Any, Any]:
         generator = Generator(models[kind], options.backend, threads=1, precision=options.precision)
-        steering = generator.gate_bias_provider(source(generator.config)) if kind == "conditioned" else None
-        state = generator.start(gate_bias=steering)
-        generator.generate(CHUNK, state, gate_bias=steering)
-        return generator, steering, state
+        gate_bias = generator.gate_bias_provider(source(generator.config)) if kind == "conditioned" else None
+        state = generator.start(gate_bias=gate_bias)
+        generator.generate(CHUNK, state, gate_bias=gate_bias)
+        return generator, gate_bias, state
 
-    generator, steering, state = begin("conditioned")
+    generator, gate_bias, state = begin("conditioned")
     before = peak_memory()
-    for _ in generator.stream(state, MEMORY_SECONDS * RATE, gate_bias=steering):
+    for _ in generator.stream(state, MEMORY_SECONDS * RATE, gate_bias=gate_bias):
         pass
     grown = peak_memory() - before
     rates: dict[str, list[float]] = {kind: [] for kind in models}
@@ -82,10 +82,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         for kind in models:
             # New memory for every repeat: page placement decides how much of the weights the L2 cache holds,
             # which changes the rate by several percent for networks of about its size.
-            generator, steering, state = begin(kind)
+            generator, gate_bias, state = begin(kind)
             begun, done = time.perf_counter(), 0
             while time.perf_counter() - begun < options.seconds / options.repeats:
-                generator.generate(CHUNK, state, gate_bias=steering)
+                generator.generate(CHUNK, state, gate_bias=gate_bias)
                 done += CHUNK
             rates[kind].append(done / (time.perf_counter() - begun))
     plain, conditioned = (statistics.median(rates[kind]) for kind in ("plain", "conditioned"))

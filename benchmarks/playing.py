@@ -41,13 +41,13 @@ def held_out(checkpoint: Path, audio_dir: Path) -> dict[str, np.ndarray]:
 
 def play(generator: Any, source: Any, steps: int, options: argparse.Namespace) -> np.ndarray:
     """Return the beginning of a take that follows a frame source, float32 (steps,)."""
-    from wavenet.engine.sampling import Sampling
+    from wavenet import Sampling
 
-    steering = generator.gate_bias_provider(source, guidance=options.guidance)
+    gate_bias = generator.gate_bias_provider(source, guidance=options.guidance)
     with torch.inference_mode():
         sampling = Sampling(temperature=options.temperature)
-        state = generator.start(seed=options.seed, gate_bias=steering, sampling=sampling)
-        samples = generator.generate(steps, state, gate_bias=steering)
+        state = generator.start(seed=options.seed, gate_bias=gate_bias, sampling=sampling)
+        samples = generator.generate(steps, state, gate_bias=gate_bias)
     return generator.decode(samples[0]).numpy()
 
 

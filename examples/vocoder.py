@@ -37,14 +37,14 @@ def vocode(generator: wavenet.Generator, pieces: Iterator[np.ndarray], seed: int
     """Yield audio, float32 (samples,), as soon as the frames that it needs have arrived."""
     first = torch.from_numpy(next(pieces))
     frames = SuppliedFrames(generator.config, first, closed=False)
-    steering = generator.gate_bias_provider(frames)
+    gate_bias = generator.gate_bias_provider(frames)
     state, generated = None, 0
     # The end is known only when no further piece arrives; the last samples are generated then.
     for piece in itertools.chain([first[:, :0]], map(torch.from_numpy, pieces), [None]):
         frames.append(first[:, :0] if piece is None else piece, last=piece is None)
         if frames.ready > generated:
-            state = state or generator.start(seed=seed, gate_bias=steering)
-            samples = generator.generate(frames.ready - generated, state, gate_bias=steering)
+            state = state or generator.start(seed=seed, gate_bias=gate_bias)
+            samples = generator.generate(frames.ready - generated, state, gate_bias=gate_bias)
             generated = frames.ready
             yield generator.decode(samples)[0].numpy()
 

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from wavenet.config import PRESETS, TrainingConfig, WaveNetConfig, preset
+    from wavenet.engine.sampling import Sampling
     from wavenet.errors import AudioError, BackendError, CheckpointError, ConfigError, WaveNetError
     from wavenet.generation.generator import Generator, GeneratorState
     from wavenet.models.wavenet import WaveNet
@@ -26,6 +27,7 @@ _MODULES = {
     "WaveNetError": "errors",
     "Generator": "generation.generator",
     "GeneratorState": "generation.generator",
+    "Sampling": "engine.sampling",
     "WaveNet": "models.wavenet",
 }
 
@@ -37,6 +39,7 @@ __all__ = [
     "ConfigError",
     "Generator",
     "GeneratorState",
+    "Sampling",
     "TrainingConfig",
     "WaveNet",
     "WaveNetConfig",
