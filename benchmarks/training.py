@@ -73,7 +73,7 @@ def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -
     targets = torch.randint(classes, (options.batch, options.segment))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     seconds = []
-    with native_layers.kept_blocks() if kind == "wavenet" else contextlib.nullcontext():
+    with native_layers.reuse_blocks() if kind == "wavenet" else contextlib.nullcontext():
         for _ in range(WARM_UP + options.steps):
             start = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)

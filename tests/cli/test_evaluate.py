@@ -175,7 +175,7 @@ def test_one_recording_has_no_interval(home, monkeypatch, capsys):
     code, output, _ = evaluate(home, monkeypatch, capsys, *arguments, "--json", "-")
     assert code == 0 and json.loads(output)["scores"][0]["interval"] is None
     code, output, _ = evaluate(home, monkeypatch, capsys, *arguments)
-    assert code == 0 and "none: one recording only" in output
+    assert code == 0 and "none: only one recording" in output
 
 
 # -- what it refuses ----------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_what_was_there_before_changes_no_bit():
     plain, kept = network(), network()
     expected = losses(plain)
     assert held() == (0, 0)
-    with native_layers.kept_blocks():
+    with native_layers.reuse_blocks():
         dirty = [block(megabytes).fill_(torch.nan) for megabytes in (1, 2, 3, 4, 5, 5, 6, 8, 12, 16)]
         del dirty
         assert losses(kept) == expected
@@ -68,7 +68,7 @@ def test_what_was_there_before_changes_no_bit():
 
 
 def test_blocks_are_reused_and_memory_is_bounded():
-    with native_layers.kept_blocks():
+    with native_layers.reuse_blocks():
         first = block(8)
         address = first.data_ptr()
         del first
@@ -94,7 +94,7 @@ def test_blocks_are_reused_and_memory_is_bounded():
 
 def test_later_steps_hold_no_more_than_the_first():
     model, sums = network(), []
-    with native_layers.kept_blocks():
+    with native_layers.reuse_blocks():
         for length in [STEPS] * 4 + [STEPS // 2] * 3 + [STEPS] * 2:
             losses(model, 1, (length,))
             sums.append(sum(held()))
@@ -104,8 +104,8 @@ def test_later_steps_hold_no_more_than_the_first():
 def test_nothing_is_kept_outside_the_contexts():
     losses(network(), 1)
     assert held() == (0, 0)
-    with pytest.raises(KeyError), native_layers.kept_blocks():
-        with native_layers.kept_blocks():
+    with pytest.raises(KeyError), native_layers.reuse_blocks():
+        with native_layers.reuse_blocks():
             losses(network(), 1)
         assert held()[1] > 0
         raise KeyError
@@ -117,7 +117,7 @@ def test_what_outlives_the_context_stays_whole():
     model = network()
     with torch.no_grad():
         expected = model(samples)
-    with native_layers.kept_blocks():
+    with native_layers.reuse_blocks():
         logits = model(samples)
         loss = cross_entropy(logits, samples[:, -STEPS:])
     assert held()[0] > 0 and held()[1] == 0
@@ -132,7 +132,7 @@ def test_what_outlives_the_context_stays_whole():
 def test_a_graph_may_be_used_twice():
     model = network()
     samples = torch.randint(64, (2, CONFIG.receptive_field - 1 + STEPS))
-    with native_layers.kept_blocks():
+    with native_layers.reuse_blocks():
         loss = cross_entropy(model(samples), samples[:, -STEPS:])
         once = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
         losses(network(), 1)
@@ -143,7 +143,7 @@ def test_a_graph_may_be_used_twice():
 
 def test_networks_in_several_threads():
     expected = losses(network())
-    with native_layers.kept_blocks(), ThreadPoolExecutor(3) as pool:
+    with native_layers.reuse_blocks(), ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda model: losses(model), [network() for _ in range(3)]))
     assert found == [expected] * 3
     assert held() == (0, 0)

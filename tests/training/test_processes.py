@@ -34,9 +34,9 @@ for line in sys.stdin:
             try:
                 os.chdir(folder)
                 os.environ.update(values)
-                if "LIMIT" in values:
-                    seconds = datetime.timedelta(seconds=int(values["LIMIT"]))
-                    wavenet.utils.distributed.LIMIT = seconds
+                if "TIMEOUT" in values:
+                    seconds = datetime.timedelta(seconds=int(values["TIMEOUT"]))
+                    wavenet.utils.distributed.COLLECTIVE_TIMEOUT = seconds
                 errors = os.open("errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(errors, 2)
                 code = getattr(wavenet.cli, program).main(arguments)
@@ -203,7 +203,7 @@ def test_a_killed_process_stops_the_other(server, killed):
 
 
 def test_a_stopped_process_stops_the_other(server):
-    children = server.start("frozen", *[flags(server.home, *LONG)] * 2, LIMIT=8)
+    children = server.start("frozen", *[flags(server.home, *LONG)] * 2, TIMEOUT=8)
     wait_for(server.home / "frozen" / "rank0" / "run" / "metrics.jsonl")
     os.kill(children[1], signal.SIGSTOP)
     try:

@@ -85,9 +85,9 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     found = [World(2 + rank, 4, rank, 2).device(torch.device("cuda")) for rank in range(2)]
     assert found == chosen == [torch.device("cuda:0"), torch.device("cuda:1")]
     assert World(1, 2, 1, 2).device(torch.device("cpu")) == torch.device("cpu")
-    with pytest.raises(ConfigError, match=r"3 processes and 2 CUDA devices.*--nproc-per-node 2"):
+    with pytest.raises(ConfigError, match=r"3 processes, but 2 CUDA devices.*start 2 processes"):
         World(2, 3, 2, 3).device(torch.device("cuda"))
-    with pytest.raises(ConfigError, match="say --device cuda"):
+    with pytest.raises(ConfigError, match="each process uses its own GPU; use cuda"):
         World(1, 2, 1, 2).device(torch.device("cuda:0"))
 
 

@@ -1,4 +1,4 @@
-"""What classical signal processing makes of the same audio: linear prediction with a Laplace residual."""
+"""A classical baseline for the same audio: linear prediction with a Laplace-distributed residual."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ORDER = 32
 """Past samples in a prediction."""
 
 SAMPLES_PER_COEFFICIENT = 16
-"""A short stretch gets a lower order, lest its description outgrow it."""
+"""Limits the order in short stretches, whose coefficients would cost more than they save."""
 
-# Of the mean square of the signal: keeps the equations solvable where few coefficients would do.
+# Share of the mean square of the signal: keeps the equations solvable if fewer coefficients would do.
 _RIDGE = 1e-9
 
 
 def class_edges(quantization_channels: int) -> np.ndarray:
-    """Return the amplitudes between which `mulaw.encode` gives each class, float64 (classes + 1,).
+    """Return the amplitudes at which `mulaw.encode` changes its class, float64 (classes + 1,).
 
     The outermost are infinite: amplitudes beyond full scale are clipped into the first and the last class.
     """
@@ -33,11 +33,11 @@ def class_edges(quantization_channels: int) -> np.ndarray:
 
 
 def laplace_nats(low: np.ndarray, high: np.ndarray, scale: float) -> np.ndarray:
-    """Return -ln of what a Laplace density around 0 holds between `low` and `high`, element by element.
+    """Return -ln of the probability between `low` and `high` of a Laplace density around 0, by element.
 
-    Exact however far out the interval lies; `scale` is the mean absolute value.
+    Exact however far the interval is from 0; `scale` is the mean absolute value.
     """
-    # The density is symmetric: intervals left of 0 are reflected, so that differences stay accurate.
+    # The density is symmetric: intervals left of 0 are reflected to keep differences accurate.
     reflected = low + high < 0
     near = np.where(reflected, -high, low) / scale
     far = np.where(reflected, -low, high) / scale
@@ -54,20 +54,20 @@ def fit(past: np.ndarray, signal: np.ndarray) -> np.ndarray:
     if order == 0:
         return np.zeros(0)
     gram = past.T @ past
-    # Never zero, not even for silence.
+    # Never zero, even for silence.
     gram[np.diag_indices(order)] += _RIDGE * (np.trace(gram) / order + 1.0)
     return np.linalg.solve(gram, past.T @ signal)
 
 
 class LinearPrediction:
-    """Scores audio as a coder would that fits linear prediction to every stretch it is given.
+    """Scores audio like a coder that fits linear prediction to every stretch of it.
 
-    A stretch is the unbroken targets of one clip in one window (about a second). Its decoded amplitudes are
-    predicted from the `ORDER` before each by coefficients that least squares fit to this very stretch; the
-    residual is taken for Laplace-distributed, with a scale fitted to the stretch too, and a class gets the
-    probability that this density holds between the class's edges: over all classes that is 1. Since such a
-    coder must send what it fitted, each number costs log2(samples) / 2 bits (Rissanen 1978), spread evenly
-    over the stretch; for a second at 16 kHz that is 0.01 bits per sample.
+    A stretch is the contiguous targets of one clip in one window (about a second). Its decoded amplitudes are
+    predicted from the `ORDER` before each, with coefficients fitted to the stretch by least squares. The
+    residual is modelled by a Laplace density with a scale fitted to the stretch too, and the probability of a
+    class is that between its edges; over all classes it sums to 1. Such a coder must send the fitted numbers:
+    each costs log2(samples) / 2 bits (Rissanen 1978), spread evenly over the stretch; for a second at 16 kHz
+    that is 0.01 bits per sample.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class LinearPrediction:
         for row, (given, wanted) in enumerate(zip(inputs.numpy(), targets.numpy(), strict=True)):
             time = len(wanted)
             context = given[: len(given) - time + 1]
-            # A network that sees less than `ORDER` samples has windows with less context.
+            # Windows of a network with a shorter receptive field than `ORDER` have less context.
             lacking = max(0, ORDER - len(context))
             known = np.concatenate([np.full(lacking, context[0]), given])[-(ORDER + time - 1) :]
             past = np.lib.stride_tricks.sliding_window_view(self.amplitudes[known], ORDER)
@@ -102,7 +102,7 @@ class LinearPrediction:
         order = min(ORDER, count // SAMPLES_PER_COEFFICIENT)
         past = past[:, ORDER - order :]
         predicted = past @ fit(past, self.amplitudes[classes])
-        # The mean absolute residual, but not below what quantisation blurs.
+        # The mean absolute residual, but not below the quantisation error.
         scale = float(np.abs(self.amplitudes[classes] - predicted).mean())
         scale = max(scale, float(self.widths[classes].mean()) / 16)
         costs = laplace_nats(self.edges[classes] - predicted, self.edges[classes + 1] - predicted, scale)

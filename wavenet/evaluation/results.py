@@ -1,4 +1,4 @@
-"""What an evaluation found: bits per sample by recording, with confidence intervals, as table or JSON."""
+"""Results of an evaluation: bits per sample by recording, with confidence intervals, as table or JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wavenet.utils.statistics import CONFIDENCE, METHOD, entropy, ratio_interval
 
 @dataclass(frozen=True)
 class Sums:
-    """Bits that one scorer needs: float64 (recordings,), and the same by window, float64 (windows,)."""
+    """Total bits of one scorer by recording, float64 (recordings,), and by window, float64 (windows,)."""
 
     recordings: np.ndarray
     windows: np.ndarray
@@ -22,14 +22,14 @@ class Sums:
 
 @dataclass(frozen=True)
 class Difference:
-    """Bits per sample that one score is above another on the same samples.
+    """Difference of two scores on the same samples, in bits per sample.
 
     Attributes
     ----------
     bits : float
     interval : (float, float) or None
     units : str
-        What was paired: "recordings", or "windows" where there is but one recording.
+        The paired units: "recordings", or "windows" if there is only one recording.
     """
 
     bits: float
@@ -44,14 +44,14 @@ class Evaluation:
     Attributes
     ----------
     names : list of str
-        Recordings.
+        Names of the recordings.
     samples : int64 array (recordings,)
-        How many of each were scored; a limited evaluation may pass some over.
+        Scored samples of each; 0 for recordings that a limited evaluation skips.
     window_samples : int64 array (windows,)
     histogram : int64 array (classes,)
-        How often each class was scored.
+        Number of scored samples of each class.
     sums : dict of Sums
-        By scorer.
+        By the name of the scorer.
     """
 
     names: list[str]
@@ -67,12 +67,12 @@ class Evaluation:
 
     @property
     def uniform_bits(self) -> float:
-        """Score of a guess that knows nothing."""
+        """Score of the uniform distribution."""
         return math.log2(len(self.histogram))
 
     @property
     def unigram_bits(self) -> float:
-        """Entropy of the single samples that were scored."""
+        """Entropy of the histogram of the scored samples."""
         return entropy(self.histogram.tolist())
 
     def bits(self, name: str) -> float:
@@ -84,7 +84,7 @@ class Evaluation:
         return ratio_interval(self.sums[name].recordings, self.samples)
 
     def difference(self, name: str, other: str) -> Difference:
-        """Return what `name` needs beyond `other`, paired by recording (by window if there is but one)."""
+        """Return the bits of `name` minus those of `other`, paired by recording, or by window."""
         one, two = self.sums[name], self.sums[other]
         bits = self.bits(name) - self.bits(other)
         if np.count_nonzero(self.samples) > 1:
@@ -102,11 +102,11 @@ class Evaluation:
         Parameters
         ----------
         networks : dict
-            The names of the network's scores, with what else is to be said of each.
+            Names of the network's scores, with further values of each.
         baseline : str
             Name of the linear prediction's score.
         reference : str
-            The score that the other networks are compared with.
+            Name of the score with which the other networks are compared.
         """
         scores = []
         for name, facts in networks.items():
@@ -152,9 +152,9 @@ class Evaluation:
         return [("uniform", self.uniform_bits, None), ("unigram", self.unigram_bits, None), *found]
 
     def table(self, networks: list[str], baseline: str, reference: str, rate: int) -> str:
-        """Return the scores as lines for a person; parameters as in `as_dict`, and the sample rate in Hz."""
-        told = [*networks, baseline]
-        width = max(map(len, [*told, "unigram"])) + 2
+        """Return the scores as a text table; parameters as in `as_dict`, and the sample rate in Hz."""
+        columns_of = [*networks, baseline]
+        width = max(map(len, [*columns_of, "unigram"])) + 2
         lines = [f"{'':{width}}bits per sample"]
         lines.append(f"{'uniform':{width}}{self.uniform_bits:8.4f}")
         lines.append(f"{'unigram':{width}}{self.unigram_bits:8.4f}")
@@ -173,17 +173,17 @@ class Evaluation:
                     + f", paired over {found.units}"
                 )
         count = len(self.scored())
-        told_of = f"{count} recordings, taken as a random choice" if count > 1 else "none: one recording only"
-        lines.append(f"intervals: {told_of}")
+        units = f"{count} recordings, taken as a random sample" if count > 1 else "none: only one recording"
+        lines.append(f"intervals: {units}")
         lines.append("")
-        columns = [f"{name:>{max(8, len(name))}}" for name in told]
+        columns = [f"{name:>{max(8, len(name))}}" for name in columns_of]
         names = [printable(self.names[index]) for index in self.scored()]
         widest = max(map(len, [*names, "recording"]))
         lines.append("  ".join([f"{'recording':{widest}}", f"{'seconds':>8}", *columns]))
         for index, name in zip(self.scored(), names, strict=True):
             cells = [
                 f"{self._of(each, index):{len(column)}.4f}"
-                for each, column in zip(told, columns, strict=True)
+                for each, column in zip(columns_of, columns, strict=True)
             ]
             seconds = f"{int(self.samples[index]) / rate:8.1f}"
             lines.append("  ".join([f"{name:{widest}}", seconds, *cells]))

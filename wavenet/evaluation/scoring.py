@@ -1,4 +1,4 @@
-"""Bits per sample: how well a network predicts audio, on the scale of an ideal compressor.
+"""Bits per sample: the cost of audio in an ideal compressor that uses a network's predictions.
 
 Training's validation and `wavenet-evaluate` both score windows of `dataset.Clips` with a `Scorer`:
 the parallel form of a network, the sample loop of a generator, or a baseline.
@@ -27,14 +27,14 @@ from wavenet.models.wavenet import WaveNet
 from wavenet.utils.files import printable
 
 BATCH = 16
-"""Windows scored together: streams of the sample loop, which share the reading of its weights."""
+"""Windows scored together; the streams of the sample loop read its weights once per step."""
 
 _LOOP_LOGITS = 1 << 22
 _PASS_BYTES = 1 << 28
 
 
 class Scorer(Protocol):
-    """Whatever gives every class a probability, knowing the samples before it."""
+    """A model that assigns a probability to every class, given the samples before it."""
 
     def nats(self, inputs: torch.Tensor, targets: torch.Tensor, frames: Frames | None = None) -> np.ndarray:
         """Return -ln of the probability of each target, float (batch, time), 0 where it is `IGNORED`.
@@ -60,7 +60,7 @@ class Parallel:
     precision : str
         "fp32" or "bf16" (matrix products by autocast).
     rows : int, optional
-        Most windows in one pass; by default all that are given.
+        Maximum number of windows in one pass; by default all.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class Parallel:
 
 
 class Loop:
-    """Scores with the sample loop of a generator, which is given the audio instead of drawing it.
+    """Scores with the sample loop of a generator, which reads the audio instead of drawing samples.
 
-    Every window is a stream of its own, primed with the window's context; logits are never held for more
-    than a part of it.
+    Every window is a separate stream, primed with the window's context. Only a part of its logits is in
+    memory at any time.
 
     Parameters
     ----------
     generator : Generator
-        Its backend and precision are what is scored.
+        Its backend and precision are scored.
     """
 
     def __init__(self, generator: Generator):
@@ -109,7 +109,7 @@ class Loop:
         """Return the cost of each target; see `Scorer`."""
         config = self.generator.config
         context = config.receptive_field
-        # Past the end of a recording nothing is scored, and any class will do.
+        # Beyond the end of a recording nothing is scored: any class is valid input.
         last = targets[:, -1:].where(targets[:, -1:] != IGNORED, config.silence)
         fed = torch.cat([inputs[:, context:], last], dim=1)
         gate_bias = self.generator.gate_bias(frames, context)
@@ -124,7 +124,7 @@ class Loop:
 
 def rows_per_pass(config: WaveNetConfig, segment: int) -> int:
     """Return how many windows of `segment` samples the parallel form takes at once in bounded memory."""
-    # The gates of all layers are held twice, as parts and put together.
+    # The gates of all layers are stored twice, as parts and concatenated.
     channels = 2 * config.layers * config.dilation_channels + 4 * config.residual_channels
     channels += config.skip_channels + config.head_channels + 3 * config.quantization_channels
     return max(1, min(BATCH, _PASS_BYTES // (4 * channels * (segment + config.receptive_field))))
@@ -147,7 +147,7 @@ def bits_per_sample(
     device, precision
         As in `Parallel`.
     sums : callable
-        Given the nats and the samples of these windows, returns those of all processes.
+        Takes nats and samples of these windows, and returns those of all processes.
     """
     scorer = Parallel(model, device, precision)
     nats, count = 0.0, 0
@@ -171,16 +171,16 @@ def evaluate(
     Parameters
     ----------
     clips : Clips
-        Every real sample is scored once, with its whole context.
+        Every real sample is scored once, with its complete context.
     scorers : dict of Scorer
-        By the names that their scores get.
+        By the names of their scores.
     segment : int
-        Samples per window; it bounds the memory and changes no more than rounding (but a baseline that is
-        fitted to windows depends on it).
+        Samples per window. It limits memory and changes only rounding, except for a baseline that is fitted
+        to windows.
     max_samples : int, optional
-        About how many samples to score, in windows evenly spread; by default all.
+        Approximate number of samples to score, in evenly spread windows; by default all.
     progress : callable, optional
-        Called with (windows done, windows in all).
+        Called with (windows done, windows in total).
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""The parallel form's layers, its heads and the loss, each one step of autograd, on the CPU.
+"""Layers, heads and loss of WaveNet's parallel form on the CPU, each as one autograd function.
 
-In the compiled extension a block of samples goes through a layer - products, biases, gate, residual path -
-while it is in the processor's cache; between layers only the residual path and the two halves of the gate are
-kept. The heads' products are torch's, into memory that the extension keeps from step to step. The network is
-the one of `wavenet.models.wavenet`, which computes it with torch's operators where this cannot be used.
+The compiled extension computes a layer (products, biases, gate, residual path) block by block while a block
+is in the processor's cache; between layers it stores only the residual path and the two halves of the gate.
+The products of the heads are torch's, with memory that the extension reuses from step to step. The network is
+the one of `wavenet.models.wavenet`, which uses torch's operators where the extension cannot be used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LayerWeights(NamedTuple):
 
 
 def usable(hidden: torch.Tensor) -> bool:
-    """Return whether a stack that begins with these activations can run here."""
+    """Return whether the extension can compute layers of these activations."""
     if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
     if not torch.is_autocast_enabled("cpu"):
@@ -56,16 +56,16 @@ def _can_train(bf16: bool) -> bool:
     try:
         return load_extension() is None and torch.ops.wavenet.cpu_can_train(bf16)
     except RuntimeError:
-        # WAVENET_CPU names an instruction set that is not there, which the engine for generation will tell.
+        # WAVENET_CPU names an instruction set that this CPU lacks; the generation engine reports that.
         return False
 
 
 @contextlib.contextmanager
-def kept_blocks() -> Iterator[None]:
-    """Keep the memory that one step of training has freed for the next, to the end of the context.
+def reuse_blocks() -> Iterator[None]:
+    """Reuse the memory that one step of training frees in the next, to the end of the context.
 
-    The system gives memory page by page, filled with zeros, which takes up to a tenth of a step. At most as
-    much is kept as was in use at one time. Contexts may lie in each other; after the last all is given back.
+    The system returns memory page by page, filled with zeros, which takes up to a tenth of a step. At most as
+    much is kept as was in use at one time. Contexts can be nested; the outermost frees the memory at its end.
     """
     usable = _can_train(False)
     if usable:
@@ -80,7 +80,7 @@ def kept_blocks() -> Iterator[None]:
 def gates(
     hidden: torch.Tensor, layers: Sequence[LayerWeights], steps: int, gate_bias: GateBias | None, end: int
 ) -> torch.Tensor:
-    """Take activations through gated layers.
+    """Compute gated layers.
 
     Under autocast to bfloat16, products are of values rounded to it and summed in float32; the residual path
     stays float32.
@@ -90,10 +90,10 @@ def gates(
     hidden : float32 tensor (batch, time, residual_channels)
     layers : sequence of LayerWeights
     steps : int
-        How many of the last outputs of each layer are wanted.
+        Number of last outputs of each layer to return.
     gate_bias : GateBias or None
     end : int
-        Position after the last one of `hidden`, as `gate_bias` counts.
+        Position in the stream after the last one of `hidden`; matters only to `gate_bias`.
 
     Returns
     -------
@@ -101,12 +101,12 @@ def gates(
         All layers' gated activations side by side.
     """
     bf16 = torch.is_autocast_enabled("cpu")
-    told = (1, 0, False) if gate_bias is None else (gate_bias.hop, int(gate_bias.start), gate_bias.linear)
+    settings = (1, 0, False) if gate_bias is None else (gate_bias.hop, int(gate_bias.start), gate_bias.linear)
     values = None
     if gate_bias is not None:
         values = gate_bias.values.expand(len(hidden), -1, -1, -1).contiguous()
     dilations = tuple(layer.dilation for layer in layers)
-    plan = _Plan(dilations, steps, end, *told, bf16, torch.is_grad_enabled())
+    plan = _Plan(dilations, steps, end, *settings, bf16, torch.is_grad_enabled())
     flat = [tensor for layer in layers for tensor in layer[1:]]
     return _Stack.apply(plan, hidden.contiguous(), values, *flat)
 
@@ -122,7 +122,7 @@ class _Plan(NamedTuple):
     keep: bool
 
     def settings(self, index: int, steps: int) -> tuple[int, int, int, bool, bool]:
-        """Return what the operators take for a layer whose outputs are the `steps` before the end."""
+        """Return the operators' settings for a layer with outputs at the `steps` positions before the end."""
         start = self.start - (self.end - steps)
         return self.dilations[index], self.hop, start, self.linear, self.bf16
 
@@ -160,7 +160,7 @@ class _Stack(torch.autograd.Function):
         (found,) = gradients
         found = found.contiguous()
         channels = found.shape[2] // count
-        told = None if values is None else torch.empty_like(values)
+        bias_gradient = None if values is None else torch.empty_like(values)
         weights_gradients: list[torch.Tensor | None] = [None] * (4 * count)
         above: torch.Tensor | None = None
         for index in reversed(range(count)):
@@ -173,26 +173,26 @@ class _Stack(torch.autograd.Function):
             )
             last = weights[2] is None
             weights_gradients[4 * index : 4 * index + 4] = [*each[:2], *([None, None] if last else each[2:])]
-            if told is not None:
-                told[:, :, index] = frames
-        return None, above, told, *weights_gradients
+            if bias_gradient is not None:
+                bias_gradient[:, :, index] = frames
+        return None, above, bias_gradient, *weights_gradients
 
 
 def heads(gates: torch.Tensor, weights: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Take gated activations through matrix products, with rectifiers between them.
+    """Compute matrix products of gated activations, with rectifiers between them.
 
-    The products are torch's; rectifiers and their gradients are made in place.
+    The products are torch's; rectifiers and their gradients are computed in place.
 
     Parameters
     ----------
     gates : float32 tensor (batch, steps, channels), or bfloat16
-        Of `gates`; what is computed is rounded to its type.
+        From `gates`; results are rounded to its dtype.
     weights : sequence of (float32 tensor (outputs, inputs), float32 tensor (outputs,))
         Weights and biases of the products, in order.
 
     Returns
     -------
-    tensor (batch, steps, outputs of the last product), of the type of `gates`
+    tensor (batch, steps, outputs of the last product), of the dtype of `gates`
     """
     flat = [tensor for pair in weights for tensor in pair]
     return _Heads.apply(torch.is_grad_enabled(), gates, *flat)
@@ -242,7 +242,7 @@ def can_score(logits: torch.Tensor) -> bool:
 
 
 def cross_entropy_per_target(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of each target, here where possible and with torch elsewhere.
+    """Return the cross-entropy of each target with the extension if possible, else with torch.
 
     A `wavenet.models.losses.PerTarget`.
     """
@@ -254,8 +254,8 @@ def cross_entropy_per_target(logits: torch.Tensor, targets: torch.Tensor) -> tor
 def cross_entropies(logits: torch.Tensor, targets: torch.Tensor, ignored: int) -> torch.Tensor:
     """Return -ln of the targets' probabilities, 0 where they are `ignored`.
 
-    A row goes through exp, sum and logarithm in float32 while it is in the processor's cache, forwards and
-    backwards; of the probabilities nothing is kept.
+    Exponential, sum and logarithm of a row are computed in float32 while it is in the processor's cache, in
+    both passes; probabilities are not stored.
 
     Parameters
     ----------
@@ -270,7 +270,7 @@ def cross_entropies(logits: torch.Tensor, targets: torch.Tensor, ignored: int) -
     Raises
     ------
     RuntimeError
-        If a target is none of the classes.
+        If a target is not one of the classes.
     """
     return _CrossEntropies.apply(logits.contiguous(), targets.contiguous(), ignored)
 

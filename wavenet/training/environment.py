@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 
-WISHES = {
-    # Pages of 2 MB for large blocks, where Linux has them: what a step takes anew costs a fault a page.
+VARIABLES = {
+    # Pages of 2 MB for large blocks, where Linux supports them: each new page of a step costs a page fault.
     "THP_MEM_ALLOC_ENABLE": "1",
-    # A thread that waits for the others sleeps. If it spun, it would take their time where other programs
+    # A thread that waits for the others sleeps. A spinning thread would take their time if other programs
     # run.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Values of variables; what they gain stands in benchmarks/RESULTS.md."""
+"""Names and values; benchmarks/RESULTS.md has the measured gain."""
 
 
 def prepare() -> None:
-    """Set what the user has not set. To be called before torch is loaded."""
-    for name, value in WISHES.items():
+    """Set the variables that the user has not set; call it before torch is imported."""
+    for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)

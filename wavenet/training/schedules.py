@@ -1,4 +1,4 @@
-"""What changes in the course of a run by the step alone: the learning rate and the weights' averaging."""
+"""Schedules of the learning rate and of weight averaging, as functions of the step alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from wavenet.config import TrainingConfig
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Return the learning rate of a step: a linear warm-up, on a fall to `final_lr_fraction` of the peak.
+    """Return the learning rate of a step: a linear warm-up times a decay to `final_lr_fraction` of the peak.
 
-    The fall is a cosine (Loshchilov and Hutter 2017), exponential, or none, as `training.schedule` says.
+    The decay is a cosine (Loshchilov and Hutter 2017), exponential, or none, by `training.schedule`.
     """
     warm = min(1.0, (step + 1) / max(1, training.warmup_steps))
     progress = min(1.0, step / training.steps)
@@ -23,5 +23,5 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
 
 
 def ema_decay(training: TrainingConfig, updates: int) -> float:
-    """Return the averaging decay after so many updates: short at first, so that the start is forgotten."""
+    """Return the averaging decay after so many updates; small at first, to forget the random start."""
     return min(training.ema_decay, (1 + updates) / (10 + updates))

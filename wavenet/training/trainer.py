@@ -215,7 +215,7 @@ class Trainer:
                 self.board = Board(self.run / BOARD, self.progress.step, self.log)
                 stack.callback(self.board.close)
             stack.callback(self.loader.close)
-            stack.enter_context(native_layers.kept_blocks())
+            stack.enter_context(native_layers.reuse_blocks())
             return self._train(stop)
 
     def _synchronize(self) -> None:

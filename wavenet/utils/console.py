@@ -1,4 +1,4 @@
-"""What a command says while it works: lines that stay and one status line that is rewritten."""
+"""Messages of a running command: permanent lines, and one status line that is rewritten."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wavenet.utils.files import one_line
 
 
 class Console:
-    """Writes to standard error, or another text stream; nowhere if that is closed, or it is to be silent.
+    """Writes to standard error, or another text stream; to nothing if that is closed, or if `silent`.
 
     Control characters are escaped. On a terminal the status line is rewritten in place; elsewhere it is
     written as a line now and then, so that log files stay readable.
@@ -31,7 +31,7 @@ class Console:
         self._write("".join(one_line(each) + "\n" for each in text.split("\n")))
 
     def status(self, text: str) -> None:
-        """Show what is going on, if the last time is long enough ago."""
+        """Show a status line, unless the last one was written a moment ago."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -40,7 +40,7 @@ class Console:
         if not self.terminal:
             self._write(text + "\n")
             return
-        # Slow to load, and most commands never come here.
+        # Imported here: it is slow, and most commands do not use it.
         import shutil
 
         text = text[: shutil.get_terminal_size().columns - 1]
@@ -56,7 +56,7 @@ class Console:
     def _write(self, text: str) -> None:
         if self.stream is None:
             return
-        # A reader of standard error that has gone away must not end hours of work.
+        # A closed pipe at standard error must not end hours of work.
         with contextlib.suppress(OSError):
             self.stream.write(text)
             self.stream.flush()
@@ -80,13 +80,13 @@ class Meter:
         self.rate = rate if self.rate == 0 else self.smoothing * self.rate + (1 - self.smoothing) * rate
 
     def share(self, seconds: float) -> float:
-        """Return which share of the working time counted since the last call these seconds are."""
+        """Return these seconds as a share of the working time counted since the last call."""
         worked, self._worked = self._worked, 0.0
         return min(1.0, seconds / max(worked, 1e-9))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time of a block out of the account."""
+        """Exclude the time of a block."""
         start = time.perf_counter()
         try:
             yield
@@ -95,7 +95,7 @@ class Meter:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time in the unit a person would use."""
+    """Return a length of time in seconds, minutes or hours, whichever is easiest to read."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

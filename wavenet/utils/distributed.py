@@ -1,7 +1,7 @@
-"""Several processes, on one machine or more, that work as one; started by torchrun or in its manner.
+"""Several processes, on one machine or more, that work together; started by torchrun or a similar launcher.
 
-What a process is told comes in its environment (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR,
-MASTER_PORT). Without that it is alone, and nothing here costs it anything: torch is loaded where they meet.
+A process reads its place from the environment (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR,
+MASTER_PORT). Without these variables it is a single process, and torch is not imported here.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from wavenet.errors import ConfigError, WaveNetError
 if TYPE_CHECKING:
     import torch
 
-LIMIT = datetime.timedelta(minutes=10)
-"""How long a process waits for the others where all do the same; a process that ended is noticed at once."""
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+"""How long a process waits for the others in a collective operation; the end of one is noticed at once."""
 
-PATIENCE = datetime.timedelta(days=7)
-"""The same where the others wait for one that prepares recordings, generates or saves."""
+MAIN_TIMEOUT = datetime.timedelta(days=7)
+"""How long the others wait for the main process while it prepares recordings, generates or saves."""
 
-_LONGEST_NAP = 0.05
+_LONGEST_SLEEP = 0.05
 
 _Result = TypeVar("_Result")
 
 
 def _number(name: str, default: int, low: int, high: int | None = None) -> int:
-    """Return a whole number from the environment; `ConfigError` if it is none in its range."""
+    """Return a whole number from the environment; raise `ConfigError` if it is not in its range."""
     text = os.environ.get(name, str(default))
     number = int(text) if text.isdecimal() else -1
     if number < low or (high is not None and number > high):
@@ -50,12 +50,12 @@ def _require(name: str, size: int) -> None:
 
 @dataclass
 class World:
-    """The processes that work together, and which of them this one is.
+    """The processes that work together, and the place of this one among them.
 
     Attributes
     ----------
     rank : int
-        Number of this process among all; the first, 0, writes what there is to write.
+        Number of this process among all; the main process, 0, writes all files.
     size : int
         Number of processes.
     local_rank, local_size : int
@@ -70,9 +70,9 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
-        """Return the world that torchrun tells of; a process by itself where nothing is told.
+        """Return the world that the environment describes; a single process without WORLD_SIZE.
 
-        Raises `ConfigError` if what is told is no such world.
+        Raises `ConfigError` if the variables are not consistent.
         """
         size = _number("WORLD_SIZE", 1, 1)
         if size == 1:
@@ -84,41 +84,41 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the main process, which writes the files."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Return which of `count` things are this process's: consecutive ones, a fair share."""
+        """Return this process's part of `count` items: consecutive ones, in nearly equal parts."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def device(self, device: torch.device) -> torch.device:
-        """Return the device of this process: on a machine with several, each has a GPU of its own.
+        """Return the device of this process: with several on a machine, each uses its own GPU.
 
-        Raises `ConfigError` if there are not enough of them, or one is named by its number.
+        Raises `ConfigError` if there are too few GPUs, or if `device` has an index.
         """
         import torch
 
         if device.type != "cuda" or self.size == 1:
             return device
         if device.index is not None and self.local_size > 1:
-            raise ConfigError(f"--device {device}: each process takes a GPU of its own; say --device cuda")
+            raise ConfigError(f"{device}: each process uses its own GPU; use cuda", argument="device")
         if device.index is None:
             count = torch.cuda.device_count()
             if self.local_size > count:
                 raise ConfigError(
-                    f"{self.local_size} processes and {count} CUDA devices on this machine: start with "
-                    f"--nproc-per-node {count}, or add --device cpu"
+                    f"{self.local_size} processes, but {count} CUDA devices on this machine: start "
+                    f"{count} processes, or use the device cpu"
                 )
             device = torch.device("cuda", self.local_rank)
         torch.cuda.set_device(device)
         return device
 
-    # -- meeting -------------------------------------------------------------------------------------
+    # -- connection -------------------------------------------------------------------------------------
 
     def join(self, device: torch.device) -> None:
-        """Meet the other processes; `WaveNetError` if they do not come.
+        """Connect to the other processes; raise `WaveNetError` if they do not answer.
 
-        Small numbers go from CPU to CPU, gradients from where they are: over gloo, and nccl between GPUs.
+        Tensors on CPUs are sent with gloo, those on GPUs with nccl.
         """
         if self.size == 1:
             return
@@ -128,28 +128,29 @@ class World:
 
         with self._contact():
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=LIMIT)
-            self._waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+            self._waiting = dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
 
     def leave(self) -> None:
-        """Wait until all have come here, so that none ends another's work by its own end; then part."""
+        """Wait for all processes, because one that ends would interrupt the others; then disconnect."""
         if self.size == 1:
             return
         import torch.distributed as dist
 
-        self._wait(0, LIMIT)
+        self._wait(0, COLLECTIVE_TIMEOUT)
         dist.destroy_process_group()
 
     @contextlib.contextmanager
     def _contact(self) -> Iterator[None]:
-        """Say in one line what it means if the others cannot be reached."""
+        """Turn a failed connection into a one-line error."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
             why = " ".join(str(error).split())
             raise WaveNetError(
-                "the connection to the other processes is lost: one has ended (its own message says why), or "
-                f"did not answer for {LIMIT.seconds // 60} minutes; start all of them again ({why[:200]})"
+                "the connection to the other processes is lost: one has ended (see its own message), or "
+                f"did not answer for {COLLECTIVE_TIMEOUT.seconds // 60} minutes; start all of them again "
+                f"({why[:200]})"
             ) from error
 
     def _reduced(self, values: Any, operation: str, dtype: str) -> list[Any]:
@@ -161,28 +162,28 @@ class World:
             dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
         return tensor.tolist()
 
-    def _wait(self, value: int, patience: datetime.timedelta = PATIENCE) -> int:
-        """Return the largest value that a process brings, once all have brought theirs."""
+    def _wait(self, value: int, timeout: datetime.timedelta = MAIN_TIMEOUT) -> int:
+        """Return the maximum of a value over all processes, after all have called this."""
         import torch
         import torch.distributed as dist
 
-        tensor, nap = torch.tensor([value]), 1e-4
-        end = time.monotonic() + patience.total_seconds()
+        tensor, pause = torch.tensor([value]), 1e-4
+        end = time.monotonic() + timeout.total_seconds()
         with self._contact():
             work: Any = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._waiting, async_op=True)
-            # Asked rather than waited for, so that signals are heeded.
+            # Polled, because a blocking wait would not handle signals.
             while not work.is_completed():
                 if time.monotonic() > end:
-                    raise RuntimeError("waited in vain")
-                time.sleep(nap)
-                nap = min(2 * nap, _LONGEST_NAP)
+                    raise RuntimeError("timeout")
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_SLEEP)
             work.wait()
         return int(tensor)
 
-    # -- what all take part in -----------------------------------------------------------------------
+    # -- collective operations -----------------------------------------------------------------------
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether a flag is set in any process."""
+        """Return whether a flag is set in any process."""
         return flag if self.size == 1 else bool(self._reduced([int(flag)], "MAX", "int64")[0])
 
     def count(self, number: int) -> int:
@@ -194,17 +195,17 @@ class World:
         return numbers if self.size == 1 else tuple(self._reduced(numbers, "SUM", "float64"))
 
     def run_on_main(self, work: Callable[[], object]) -> bool:
-        """Let the first process work while the others wait; return whether what it returned is true."""
+        """Call `work` in the main process while the others wait; return its truth value in all of them."""
         found = bool(work()) if self.is_main else False
         if self.size == 1:
             return found
-        # The one that worked comes last.
-        return bool(self._wait(int(found), LIMIT if self.is_main else PATIENCE))
+        # The main process arrives last.
+        return bool(self._wait(int(found), COLLECTIVE_TIMEOUT if self.is_main else MAIN_TIMEOUT))
 
     def run_main_first(self, work: Callable[[], _Result]) -> _Result:
-        """Work in the first process, then in the first of every other machine, then in all others.
+        """Call `work` in the main process, then in the first of every other machine, then in all others.
 
-        So what one leaves on a disk serves the others, whether the machines share it or not.
+        The later ones can use the files of the first, whether or not the machines share a disk.
         """
         if self.size == 1:
             return work()
@@ -216,10 +217,10 @@ class World:
         return found[0]
 
     def agree(self, values: Mapping[str, object]) -> None:
-        """Raise `WaveNetError` naming the first value that is not the same in all processes, as it prints."""
+        """Raise `WaveNetError` naming the first value whose `repr` is not the same in all processes."""
         if self.size == 1:
             return
-        import hashlib  # A cryptographic library, which commands answer --help without.
+        import hashlib  # Imported here: it loads a cryptographic library.
 
         digests = [hashlib.sha256(repr(value).encode()).digest() for value in values.values()]
         numbers = [int.from_bytes(digest[:7], "big") for digest in digests]
@@ -231,7 +232,7 @@ class World:
                 )
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite float32 tensors with those of the first process."""
+        """Overwrite float32 tensors with those of the main process."""
         if self.size == 1:
             return
         import torch
@@ -247,7 +248,7 @@ class World:
     def all_reduce_gradients(self, parameters: Iterable[torch.Tensor], loss: float) -> float:
         """Replace the gradients of float32 parameters by their sums over all processes; return a loss's sum.
 
-        A process that has no gradient adds zero.
+        A process without a gradient adds zero.
         """
         if self.size == 1:
             return loss
@@ -266,10 +267,10 @@ class World:
 
 
 ALONE = World()
-"""A process by itself."""
+"""A single process."""
 
 
 def process_prefix() -> str:
-    """Return what an error begins with where several processes may tell of one: "process 1: "."""
+    """Return the prefix of error messages with several processes, "process 1: "; empty for a single one."""
     several = os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
     return f"process {os.environ.get('RANK', '?')}: " if several else ""
