@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from wavenet.errors import ConfigError
-from wavenet.music.rule_composer import BASS, BEATS, LET_GO, MELODY, TEMPO, TICKS, Note, compose
+from wavenet.music.rule_composer import BASS, BEATS, MELODY, RELEASE_TICKS, TEMPO, TICKS, Note, compose
 
 __all__ = ["BASS", "MELODY", "compose", "write_midi"]
 
@@ -32,7 +32,7 @@ def write_midi(path: Path, voices: tuple[list[Note], ...], tempo: float) -> None
             track.append(mido.MetaMessage("set_tempo", tempo=round(60e6 / tempo)))
         events = [(start, 1, number, velocity) for start, _, number, velocity in voice]
         # Release a little early, so that a repeated note is struck again.
-        events += [(start + length - LET_GO, 0, number, 0) for start, length, number, _ in voice]
+        events += [(start + length - RELEASE_TICKS, 0, number, 0) for start, length, number, _ in voice]
         now = 0
         for tick, begins, number, velocity in sorted(events):
             name = "note_on" if begins else "note_off"

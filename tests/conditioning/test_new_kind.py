@@ -16,9 +16,10 @@ from wavenet.cli.generate_options import build_parser
 from wavenet.conditioning import registry
 from wavenet.conditioning.base import Input, Kind, as_tensor
 from wavenet.conditioning.inputs import source_for
+from wavenet.conditioning.segments import Conditions
 from wavenet.config import ConditioningConfig, TrainingConfig
 from wavenet.data.dataset import DataConfig
-from wavenet.data.labels import attach
+from wavenet.data.labels import attach_conditions
 from wavenet.errors import ConfigError
 from wavenet.generation.generator import Generator
 from wavenet.training.trainer import Trainer
@@ -78,7 +79,7 @@ def test_a_new_kind_trains_and_generates(config, tmp_path):
         audio = noise(1.0, RATE, seed=number, amplitude=0.3) * np.repeat([1.0, 0.1, 0.6, 0.3], RATE // 4)
         save(tmp_path / "audio" / f"{number}.wav", audio.astype(np.float32), RATE)
     data = prepare_dataset(tmp_path / "audio", tmp_path / "cache", config, DataConfig(silence_db=None))
-    attach(config, data)
+    attach_conditions(data, Conditions(config))
     training = TrainingConfig(
         batch=4, segment=0.1, precision="fp32", validate_every=0, checkpoint_every=0, sample_every=0
     )
@@ -98,7 +99,7 @@ def test_a_new_kind_trains_and_generates(config, tmp_path):
         frames.values[:, :, -frames.first :], found.source.read(0, frames.values.shape[2] + frames.first)
     )
     generator = Generator(model, "reference")
-    biases = generator.steering(found.source)
+    biases = generator.gate_bias_provider(found.source)
     state = generator.start(1, seed=1, gate_bias=biases)
     assert generator.generate(100, state, gate_bias=biases).shape == (1, 100)
 
