@@ -1,4 +1,4 @@
-"""What is wrong with a take: on sounds made by formula, quantised as a network would have them."""
+"""Faults in synthetic sounds, quantised like the output of a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def quantised(wave: np.ndarray, classes: int = 256) -> np.ndarray:
 
 
 def kinds(wave: np.ndarray, rate: int = RATE) -> set[str]:
-    return {each.kind for each in faults.troubles(quantised(wave), rate)}
+    return {each.kind for each in faults.find_faults(quantised(wave), rate)}
 
 
 def times(seconds: float, rate: int = RATE) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_noise_at_any_audible_level(level):
 
 def test_noise_of_uniform_classes_and_overload():
     classes = np.random.default_rng(0).integers(0, 256, 2 * RATE)
-    assert {each.kind for each in faults.troubles(mulaw.decode(classes, 256), RATE)} == {"noise"}
+    assert {each.kind for each in faults.find_faults(mulaw.decode(classes, 256), RATE)} == {"noise"}
     assert kinds(np.sign(tone(2, 50))) == {"noise"}
 
 
@@ -93,29 +93,34 @@ def test_offsets_and_quantisation_are_silence():
 
 def test_start_and_stop_of_faults():
     wave = np.concatenate([melody(3), white(2.5), np.zeros(4 * RATE), melody(3)])
-    noise, silence = faults.troubles(quantised(wave), RATE)
+    noise, silence = faults.find_faults(quantised(wave), RATE)
     assert (noise.kind, silence.kind) == ("noise", "silence")
     assert noise.start == pytest.approx(3, abs=0.26) and noise.stop == pytest.approx(5.5, abs=0.26)
     assert silence.start == pytest.approx(5.5, abs=0.26) and silence.stop == pytest.approx(9.5, abs=0.26)
-    assert faults.troubles(quantised(wave), RATE, kinds=("tone", "silence")) == [silence]
+    assert faults.find_faults(quantised(wave), RATE, kinds=("tone", "silence")) == [silence]
 
 
-def heard(wave: np.ndarray, bits: float | None) -> list[faults.Heard]:
+def measured(wave: np.ndarray, bits: float | None) -> list[faults.AudioStatistics]:
     size = faults.block_samples(RATE)
     entropy = None if bits is None else np.array([bits])
     return [
-        faults.hear(wave[None, start : start + size], RATE, entropy, 256)
+        faults.measure_block(wave[None, start : start + size], RATE, entropy, 256)
         for start in range(0, len(wave) - size + 1, size)
     ]
 
 
 def test_entropy_finds_faults_that_audio_does_not():
-    """Pink noise passes for music by its spectrum, and a fading note is no tone by its level."""
+    """Pink noise has the spectrum of music, and a fading note has no constant level."""
     pink = np.cumsum(white(1.1, 0.01)) * 0.3
-    assert faults.judge(heard(pink, None)) is None and faults.judge(heard(pink, 6.9)) is None
-    assert faults.judge(heard(pink, 7.1)) == "noise"
+    assert (
+        faults.detect_fault(measured(pink, None)) is None and faults.detect_fault(measured(pink, 6.9)) is None
+    )
+    assert faults.detect_fault(measured(pink, 7.1)) == "noise"
     fading = tone(3) * np.exp(-times(3))
-    assert faults.judge(heard(fading, None)) is None and faults.judge(heard(fading, 0.5)) is None
-    assert faults.judge(heard(fading, 0.01)) == "tone"
-    assert faults.judge(heard(fading, 0.01), {"noise"}) is None
-    assert faults.judge(heard(0 * fading, 0.0)) == "silence"
+    assert (
+        faults.detect_fault(measured(fading, None)) is None
+        and faults.detect_fault(measured(fading, 0.5)) is None
+    )
+    assert faults.detect_fault(measured(fading, 0.01)) == "tone"
+    assert faults.detect_fault(measured(fading, 0.01), {"noise"}) is None
+    assert faults.detect_fault(measured(0 * fading, 0.0)) == "silence"

@@ -14,7 +14,7 @@ import torch
 from support.commands import assert_one_line_error, run
 
 import wavenet
-from wavenet.audio.faults import troubles
+from wavenet.audio.faults import find_faults
 from wavenet.conditioning.score import ScoreSource, Tunes
 from wavenet.models import locate
 from wavenet.models.serialization import WEIGHTS_FILE, read_config
@@ -133,4 +133,4 @@ def test_ten_takes_neither_fall_silent_nor_break(generator):
         steering = generator.gate_bias_provider(Tunes(generator.config, seed))
         state = generator.start(seed=seed, gate_bias=steering)
         samples = generator.generate(SECONDS * rate, state, gate_bias=steering)
-        assert not troubles(generator.decode(samples[0]).numpy(), rate), seed
+        assert not find_faults(generator.decode(samples[0]).numpy(), rate), seed

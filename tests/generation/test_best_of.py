@@ -32,7 +32,7 @@ def test_each_take_is_the_typical_one_of_its_candidates():
     state = sounding_state(generator, 8)
     plain = generator.generate(steps, sounding_state(generator, 8))
     _, surprisal = predictions(generator, sounding_state(generator, 8), plain)
-    wrong = [bool(faults.troubles(generator.decode(row).numpy(), RATE)) for row in plain]
+    wrong = [bool(faults.find_faults(generator.decode(row).numpy(), RATE)) for row in plain]
     assert any(wrong)
     expected = []
     for first in (0, 4):

@@ -26,7 +26,7 @@ def made(supervised: SupervisedStream) -> torch.Tensor:
 
 
 def kinds(generator: Generator, samples: torch.Tensor) -> set[str]:
-    return {each.kind for row in generator.decode(samples).numpy() for each in faults.troubles(row, RATE)}
+    return {each.kind for row in generator.decode(samples).numpy() for each in faults.find_faults(row, RATE)}
 
 
 @pytest.mark.parametrize(

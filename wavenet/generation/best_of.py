@@ -162,6 +162,6 @@ class BestOf:
         for first in range(0, len(whole), self.candidates):
             some = slice(first, first + self.candidates)
             audio = [self.generator.decode(row.to(torch.int64)).numpy() for row in whole[some]]
-            faulty = [self.reject_faulty and bool(faults.troubles(each, rate)) for each in audio]
+            faulty = [self.reject_faulty and bool(faults.find_faults(each, rate)) for each in audio]
             self.choices.append(most_typical(bits[some], faulty, self.typical))
         return whole[self.rows].to(torch.int64)

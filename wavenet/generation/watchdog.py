@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from wavenet.audio import faults
-from wavenet.audio.faults import KINDS, NOISE, SILENCE, TONE, WINDOWS, Heard
+from wavenet.audio.faults import KINDS, NOISE, SILENCE, TONE, WINDOWS, AudioStatistics
 from wavenet.conditioning.base import CombinedSource, FrameSource
 from wavenet.conditioning.classes import Classes
 from wavenet.conditioning.score import ScoreSource
@@ -102,7 +102,7 @@ class _Original:
     since: int
     blocks: int
     samples: list[torch.Tensor]
-    statistics: list[Heard]
+    statistics: list[AudioStatistics]
     snapshots: list[tuple[int, GeneratorState]]
     state: GeneratorState
 
@@ -119,7 +119,7 @@ class _Row:
         The earliest block whose samples are kept.
     samples : list of tensors (samples,)
         The blocks from there on.
-    statistics : list of Heard
+    statistics : list of AudioStatistics
         Of the latest blocks.
     snapshots : list of (blocks, state)
         One or two, `HELD_BLOCKS` apart, from which any later state can be recomputed.
@@ -135,7 +135,7 @@ class _Row:
     blocks: int = 0
     first: int = 0
     samples: list[torch.Tensor] = field(default_factory=list)
-    statistics: list[Heard] = field(default_factory=list)
+    statistics: list[AudioStatistics] = field(default_factory=list)
     attempts: int = 0
     fault_at: int = -HELD_BLOCKS
     original: _Original | None = None
@@ -308,11 +308,13 @@ class SupervisedStream:
                 row.snapshots = [row.snapshots[-1], (row.blocks, self.state.select([number]))]
         self._consistent = True
 
-    def _analyse(self, before: GeneratorState, drawn: torch.Tensor) -> Heard:
+    def _analyse(self, before: GeneratorState, drawn: torch.Tensor) -> AudioStatistics:
         config = self.generator.config
         entropy, _ = predictions(self.generator, before, drawn[:, :PROBE], self.gate_bias)
         audio = self.generator.decode(drawn).numpy()
-        return faults.hear(audio, config.sample_rate, entropy.mean(axis=1), config.quantization_channels)
+        return faults.measure_block(
+            audio, config.sample_rate, entropy.mean(axis=1), config.quantization_channels
+        )
 
     def _fault(self, number: int) -> str | None:
         """Return the kind of fault in the latest blocks of a stream, or None."""
@@ -324,8 +326,8 @@ class SupervisedStream:
             for kind, blocks in WINDOWS.items()
             if len(row.statistics) >= blocks and kind in self.fault_policy(stop - blocks * self._size, stop)
         ]
-        row.ignored = {kind for kind in row.ignored if faults.judge(row.statistics, [kind])}
-        return faults.judge(row.statistics, [kind for kind in kinds if kind not in row.ignored])
+        row.ignored = {kind for kind in row.ignored if faults.detect_fault(row.statistics, [kind])}
+        return faults.detect_fault(row.statistics, [kind for kind in kinds if kind not in row.ignored])
 
     def _check_for_faults(self, number: int) -> None:
         """Go back if a stream is faulty, or return to the original after the last attempt."""
