@@ -326,7 +326,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(home):
         (["--validation-seconds", "inf"], ["validation_seconds = inf"]),
         (
             ["--batch", "65536", "--segment", "3600"],
-            ["--batch 65536 x --segment 3600", "GB", "try --batch 1"],
+            ["batch=65536 segment=3600", "GB", "try batch=1"],
         ),
         (["--device", "toaster"], ["--device toaster", "cpu"]),
         (["--device", "cuda:99"], ["--device cuda:99", "cpu"]),
