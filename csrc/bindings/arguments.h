@@ -119,7 +119,7 @@ inline void check_range(const char* name, const int64_t* values, int64_t count, 
 constexpr int64_t kMaxSamples = int64_t{1} << 60;
 
 inline void bind_gate_bias(GateBias& gate, const Tensor& values, const Network& network, int64_t batch,
-                           int64_t hop, int64_t start, bool linear, const Place& place) {
+                           int64_t hop, const Tensor& start, bool linear, const Place& place) {
   check_kind("gate_bias", values, ScalarType::Float, place);
   check_shape("gate_bias", values, {batch, -1, network.layers, 2 * network.dilated});
   const int64_t frames = values.size(1);
@@ -130,12 +130,15 @@ inline void bind_gate_bias(GateBias& gate, const Tensor& values, const Network& 
               (frames == 1 || values.stride(1) == network.layers * row),
           "gate_bias is not contiguous within a stream: call .contiguous() first");
   require(hop > 0 && hop < kMaxSamples, "hop = ", hop, ": must be at least 1 sample per frame");
-  require(start > -kMaxSamples && start < kMaxSamples, "gate_start = ", start, ": is out of range");
+  check("gate_start", start, ScalarType::Long, {batch}, place);
+  if (!place.cuda) {
+    check_range("gate_start", start.const_data_ptr<int64_t>(), batch, 1 - kMaxSamples, kMaxSamples);
+  }
   gate.values = values.const_data_ptr<float>();
   gate.batch_stride = values.stride(0);
   gate.frames = frames;
   gate.hop = hop;
-  gate.start = start;
+  gate.starts = start.const_data_ptr<int64_t>();
   gate.linear = linear;
 }
 
@@ -147,7 +150,8 @@ struct Arguments {
   const Tensor& position;
   const Tensor& last_sample;
   const std::optional<Tensor>& gate_bias;
-  int64_t hop, gate_start;
+  int64_t hop;
+  const Tensor& gate_start;
   bool linear;
   int64_t threads;
   const std::string& kernel;  // CUDA only: name of the kernel; empty selects the best one
@@ -185,12 +189,23 @@ Params make_params(const Arguments& arguments, const Place& place, std::vector<L
   return params;
 }
 
-inline Sampling make_sampling(double temperature, int64_t top_k, double top_p) {
-  require(std::isfinite(temperature) && temperature >= 0.0, "temperature = ", temperature,
-          ": must be 0 or more");
-  require(top_k >= 0, "top_k = ", top_k, ": must be 0 (all classes) or more");
-  require(top_p > 0.0 && top_p <= 1.0, "top_p = ", top_p, ": must be more than 0 and at most 1");
-  return {temperature, top_k, top_p};
+// The settings of all streams; values on a CUDA device are not checked, as that would wait for the device.
+inline BatchSampling make_sampling(const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+                                   int64_t batch, const Place& place) {
+  check("temperature", temperature, ScalarType::Double, {batch}, place);
+  check("top_k", top_k, ScalarType::Long, {batch}, place);
+  check("top_p", top_p, ScalarType::Double, {batch}, place);
+  const BatchSampling sampling{temperature.const_data_ptr<double>(), top_k.const_data_ptr<int64_t>(),
+                               top_p.const_data_ptr<double>()};
+  for (int64_t row = 0; !place.cuda && row < batch; ++row) {
+    const Sampling own = sampling_of(sampling, row);
+    require(std::isfinite(own.temperature) && own.temperature >= 0.0, "temperature contains ",
+            own.temperature, ": must be 0 or more");
+    require(own.top_k >= 0, "top_k contains ", own.top_k, ": must be 0 (all classes) or more");
+    require(own.top_p > 0.0 && own.top_p <= 1.0, "top_p contains ", own.top_p,
+            ": must be more than 0 and at most 1");
+  }
+  return sampling;
 }
 
 }  // namespace wavenet::binding

@@ -33,8 +33,7 @@ Tensor run_advance(const Arguments& arguments, const Tensor& samples) {
   return logits;
 }
 
-Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, double temperature, int64_t top_k,
-                    double top_p) {
+Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p) {
   std::vector<wavenet::Layer> layers;
   wavenet::cpu::Params params = cpu_params(arguments, layers);
   check("uniforms", uniforms, ScalarType::Float, {params.batch, -1});
@@ -44,7 +43,7 @@ Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, double t
     const float uniform = params.uniforms[index];
     require(uniform >= 0.0f && uniform < 1.0f, "uniforms contains ", uniform, ": must be in [0, 1)");
   }
-  params.sampling = make_sampling(temperature, top_k, top_p);
+  params.sampling = make_sampling(temperature, top_k, top_p, params.batch, kCpu);
   Tensor output = allocate(arguments.position, {params.batch, params.steps});
   params.output = output.mutable_data_ptr<int64_t>();
   wavenet::cpu::run(params, arguments.threads);
@@ -53,7 +52,7 @@ Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, double t
 
 Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
                const Tensor& position, const Tensor& last_sample, const Tensor& samples,
-               const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start, bool linear,
+               const std::optional<Tensor>& gate_bias, int64_t hop, const Tensor& gate_start, bool linear,
                int64_t threads, std::string kernel) {
   return marked([&] {
     return run_advance({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
@@ -63,9 +62,8 @@ Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tenso
 }
 
 Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
-                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, double temperature,
-                int64_t top_k, double top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
-                int64_t gate_start, bool linear, int64_t threads, std::string kernel) {
+                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
+                const Tensor& gate_start, bool linear, int64_t threads, std::string kernel) {
   return marked([&] {
     return run_generate({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
                          threads, kernel},
@@ -73,11 +71,12 @@ Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tens
   });
 }
 
-Tensor uniforms(int64_t seed, const Tensor& stream, const Tensor& substream, const Tensor& position,
+Tensor uniforms(const Tensor& seed, const Tensor& stream, const Tensor& substream, const Tensor& position,
                 int64_t steps) {
   return marked([&] {
     const int64_t batch = stream.dim() == 1 ? stream.size(0) : -1;
     check("stream", stream, ScalarType::Long, {batch});
+    check("seed", seed, ScalarType::Long, {batch});
     check("substream", substream, ScalarType::Long, {batch});
     check("position", position, ScalarType::Long, {batch});
     check_range("position", position.const_data_ptr<int64_t>(), batch, 0, kMaxSamples);
@@ -87,7 +86,7 @@ Tensor uniforms(int64_t seed, const Tensor& stream, const Tensor& substream, con
       const auto word = [row](const Tensor& of) {
         return static_cast<uint64_t>(of.const_data_ptr<int64_t>()[row]);
       };
-      wavenet::uniforms({static_cast<uint64_t>(seed), word(stream), word(substream)}, word(position), steps,
+      wavenet::uniforms({word(seed), word(stream), word(substream)}, word(position), steps,
                         output.mutable_data_ptr<float>() + row * steps);
     }
     return output;
@@ -134,13 +133,13 @@ std::string instruction_sets() { return marked(wavenet::cpu::available_instructi
 STABLE_TORCH_LIBRARY(wavenet, m) {
   m.def(
       "advance(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
-      "Tensor(c!) last_sample, Tensor samples, Tensor? gate_bias, int hop, int gate_start, bool linear, "
+      "Tensor(c!) last_sample, Tensor samples, Tensor? gate_bias, int hop, Tensor gate_start, bool linear, "
       "int threads, str kernel=\"\") -> Tensor");
   m.def(
       "generate(Tensor weights, int[] geometry, Tensor(a!) queues, Tensor(b!) position, "
-      "Tensor(c!) last_sample, Tensor uniforms, float temperature, int top_k, float top_p, "
-      "Tensor? gate_bias, int hop, int gate_start, bool linear, int threads, str kernel=\"\") -> Tensor");
-  m.def("uniforms(int seed, Tensor stream, Tensor substream, Tensor position, int steps) -> Tensor");
+      "Tensor(c!) last_sample, Tensor uniforms, Tensor temperature, Tensor top_k, Tensor top_p, "
+      "Tensor? gate_bias, int hop, Tensor gate_start, bool linear, int threads, str kernel=\"\") -> Tensor");
+  m.def("uniforms(Tensor seed, Tensor stream, Tensor substream, Tensor position, int steps) -> Tensor");
   m.def("frame_bias(Tensor weights, int[] entries, float limit, Tensor frames) -> Tensor");
   m.def("cpu_read_rate(Tensor data, float seconds) -> float");
   m.def("cpu_multiply_add_rate(bool int8, float seconds) -> float");

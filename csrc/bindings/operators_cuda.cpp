@@ -62,8 +62,7 @@ Tensor run_advance(const Arguments& arguments, const Tensor& samples) {
   return logits;
 }
 
-Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, double temperature, int64_t top_k,
-                    double top_p, int64_t dropped_step = -1) {
+Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, int64_t dropped_step = -1) {
   const Place place = place_of(arguments.queues);
   const DeviceGuard guard(place.index);
   std::vector<wavenet::Layer> layers;
@@ -71,7 +70,7 @@ Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, double t
   check("uniforms", uniforms, ScalarType::Float, {params.batch, -1}, place);
   params.steps = uniforms.size(1);
   params.uniforms = uniforms.const_data_ptr<float>();
-  params.sampling = make_sampling(temperature, top_k, top_p);
+  params.sampling = make_sampling(temperature, top_k, top_p, params.batch, place);
   Tensor output = allocate(arguments.position, {params.batch, params.steps});
   params.output = output.mutable_data_ptr<int64_t>();
   params.dropped_step = dropped_step;
@@ -81,7 +80,7 @@ Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, double t
 
 Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
                const Tensor& position, const Tensor& last_sample, const Tensor& samples,
-               const std::optional<Tensor>& gate_bias, int64_t hop, int64_t gate_start, bool linear,
+               const std::optional<Tensor>& gate_bias, int64_t hop, const Tensor& gate_start, bool linear,
                int64_t threads, std::string kernel) {
   return marked([&] {
     return run_advance({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
@@ -91,9 +90,8 @@ Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tenso
 }
 
 Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
-                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, double temperature,
-                int64_t top_k, double top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
-                int64_t gate_start, bool linear, int64_t threads, std::string kernel) {
+                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
+                const Tensor& gate_start, bool linear, int64_t threads, std::string kernel) {
   return marked([&] {
     return run_generate({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
                          threads, kernel},
@@ -108,8 +106,14 @@ Tensor drop_step(const Tensor& weights, std::vector<int64_t> geometry, const Ten
                  std::string kernel, int64_t step) {
   return marked([&] {
     const std::optional<Tensor> none;
-    return run_generate({weights, geometry, queues, position, last_sample, none, 1, 0, false, 1, kernel},
-                        uniforms, 1.0, 0, 1.0, step);
+    const int64_t batch = queues.size(0);
+    Tensor temperature = allocate(queues, {batch}, ScalarType::Double), top_p = allocate(queues, {batch}, ScalarType::Double);
+    Tensor top_k = allocate(queues, {batch}, ScalarType::Long);
+    torch::stable::fill_(temperature, 1.0);
+    torch::stable::fill_(top_p, 1.0);
+    torch::stable::zero_(top_k);
+    return run_generate({weights, geometry, queues, position, last_sample, none, 1, position, false, 1, kernel},
+                        uniforms, temperature, top_k, top_p, step);
   });
 }
 

@@ -35,6 +35,8 @@ struct Case {
   std::vector<wavenet::Layer> layers;
   std::vector<unsigned char> weights;
   std::vector<float> queues, uniforms, gate;
+  std::vector<double> temperature, top_p;
+  std::vector<int64_t> top_k;
   std::vector<int64_t> position, last_sample, samples;
   int64_t batch, steps, frames;
   Params params{};
@@ -171,8 +173,12 @@ Case random_case(unsigned seed, int64_t precision) {
     c.samples.push_back(pick(random, 0, net.classes - 1));
     c.uniforms.push_back(static_cast<float>(pick(random, 0, (1 << 24) - 1)) / 16777216.0f);
   }
-  c.params.sampling = {pick(random, 0, 3) * 0.5, std::max<int64_t>(0, pick(random, -20, 20)),
-                       pick(random, 0, 1) == 0 ? 1.0 : 0.7};
+  for (int64_t row = 0; row < c.batch; ++row) {
+    c.temperature.push_back(pick(random, 0, 3) * 0.5);
+    c.top_k.push_back(std::max<int64_t>(0, pick(random, -20, 20)));
+    c.top_p.push_back(pick(random, 0, 1) == 0 ? 1.0 : 0.7);
+  }
+  c.params.sampling = {c.temperature.data(), c.top_k.data(), c.top_p.data()};
   if (pick(random, 0, 1) == 1) {
     c.params.gate = {c.gate.data(),
                      c.frames * net.layers * 2 * net.dilated,

@@ -18,6 +18,7 @@ struct GateBias {
   int64_t hop;    // samples per frame
   int64_t start;  // position of the first sample of frame 0
   bool linear;    // interpolate between frames instead of repeating them
+  const int64_t* starts = nullptr;  // (batch): `start` of each stream; null if all have the same
 };
 
 // The frame at one position of one stream, and the next frame with its weight for interpolation.
@@ -31,7 +32,7 @@ struct GateFrame {
 // one copy for all of them.
 WAVENET_HOST_DEVICE static inline GateFrame gate_frame(const GateBias& bias, int64_t row, int64_t position,
                                                        int64_t frame_size) {
-  const int64_t offset = position - bias.start;
+  const int64_t offset = position - (bias.starts == nullptr ? bias.start : bias.starts[row]);
   int64_t frame = offset / bias.hop;
   if (frame * bias.hop > offset) --frame;
   const int64_t last = bias.frames - 1;

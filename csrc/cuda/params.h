@@ -14,7 +14,7 @@ namespace wavenet::cuda {
 struct Params {
   Network network;
   GateBias gate;
-  Sampling sampling;
+  BatchSampling sampling;
   int64_t batch, steps;
   float* queues;          // (batch, queue_steps, residual): one ring per layer
   int64_t* position;      // (batch): number of samples of the stream so far

@@ -13,6 +13,7 @@ pytestmark = needs_extension
 
 SHAPE, _, MODEL = random_model(50, kernel_size=2, stacks=1, layers_per_stack=2, classes=16)
 PACKED = pack(MODEL)
+ONES = torch.ones(2, dtype=torch.float64)
 
 
 def arguments(operator: str, precision: str = "fp32") -> dict:
@@ -28,9 +29,20 @@ def arguments(operator: str, precision: str = "fp32") -> dict:
     if operator == "advance":
         values["samples"] = torch.ones(2, 5, dtype=torch.int64)
     else:
-        values |= {"uniforms": torch.full((2, 5), 0.5), "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        values |= {
+            "uniforms": torch.full((2, 5), 0.5),
+            "temperature": ONES,
+            "top_k": ONES.long(),
+            "top_p": ONES,
+        }
     gate = torch.randn(2, 3, len(SHAPE.dilations), 2 * SHAPE.dilation)
-    return values | {"gate_bias": gate, "hop": 4, "gate_start": 0, "linear": True, "threads": 1}
+    return values | {
+        "gate_bias": gate,
+        "hop": 4,
+        "gate_start": torch.zeros(2, dtype=torch.int64),
+        "linear": True,
+        "threads": 1,
+    }
 
 
 def call(operator: str, **changes) -> torch.Tensor:
@@ -72,10 +84,13 @@ def test_nothing_to_do_is_no_error(batch, steps):
         "position": torch.zeros(batch, dtype=torch.int64),
         "last_sample": torch.zeros(batch, dtype=torch.int64),
         "gate_bias": None,
+        "gate_start": torch.zeros(batch, dtype=torch.int64),
     }
     samples = torch.zeros(batch, steps, dtype=torch.int64)
     assert call("advance", **state, samples=samples).shape == (batch, steps, 16)
-    assert call("generate", **state, uniforms=torch.zeros(batch, steps)).shape == (batch, steps)
+    settings = {"temperature": ONES[:batch], "top_k": ONES[:batch].long(), "top_p": ONES[:batch]}
+    drawn = call("generate", **state, **settings, uniforms=torch.zeros(batch, steps))
+    assert drawn.shape == (batch, steps)
 
 
 def geometry(**changes: int) -> list[int]:
@@ -128,7 +143,7 @@ REFUSED = [
     ({"gate_bias": torch.zeros(3, 3, 2, 2 * SHAPE.dilation)}, "gate_bias is .* must be"),
     ({"gate_bias": torch.zeros(2, 2, 3, 2 * SHAPE.dilation).transpose(1, 2)}, "gate_bias is not contiguous"),
     ({"hop": 0}, "hop = 0"),
-    ({"gate_start": -INT64_MAX}, "gate_start = -9223372036854775807"),
+    ({"gate_start": torch.tensor([0, -INT64_MAX])}, "gate_start contains -9223372036854775807"),
     ({"threads": 0}, "threads = 0"),
     ({"threads": -2}, "threads = -2"),
 ]
@@ -143,12 +158,12 @@ REFUSED_BY_GENERATE = [
     ({"uniforms": torch.full((2, 5), np.nan)}, "uniforms contains nan"),
     ({"uniforms": torch.full((2, 5), -0.1)}, "uniforms contains -0.1"),
     ({"uniforms": torch.zeros(2, 5).double()}, "uniforms is Double"),
-    ({"temperature": -1.0}, "temperature = -1"),
-    ({"temperature": float("nan")}, "temperature = nan"),
-    ({"temperature": float("inf")}, "temperature = inf"),
-    ({"top_k": -1}, "top_k = -1"),
-    ({"top_p": 0.0}, "top_p = 0"),
-    ({"top_p": 1.5}, "top_p = 1.5"),
+    ({"temperature": ONES * -1.0}, "temperature contains -1"),
+    ({"temperature": ONES * float("nan")}, "temperature contains nan"),
+    ({"temperature": ONES * float("inf")}, "temperature contains inf"),
+    ({"top_k": -ONES.long()}, "top_k contains -1"),
+    ({"top_p": ONES * 0.0}, "top_p contains 0"),
+    ({"top_p": ONES * 1.5}, "top_p contains 1.5"),
 ]
 
 

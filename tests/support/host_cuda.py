@@ -140,7 +140,8 @@ class HostKernel:
         whole = forced if forced is not None else uniforms
         assert whole is not None
         batch, steps = whole.shape
-        sampling = state.sampling(0)
+        start = 0 if gate is None else gate.start
+        starts = torch.as_tensor(start).expand(batch).contiguous()
         report = torch.full((4 + batch,), NONE)
         values = None if gate is None else gate.values
         frames, stride = (0, 0) if values is None else (values.shape[1], values[0].numel())
@@ -150,9 +151,9 @@ class HostKernel:
             *(count(batch), count(steps)),
             *map(_pointer, (state.queues, state.position, state.last_sample)),
             *map(_pointer, (forced, logits, uniforms, output)),
-            *(ctypes.c_double(sampling.temperature), count(sampling.top_k), ctypes.c_double(sampling.top_p)),
+            *map(_pointer, (state.temperature, state.top_k, state.top_p)),
             *(_pointer(values), count(frames), count(stride)),
-            *(count(gate.hop if gate else 1), count(gate.start if gate else 0)),
+            *(count(gate.hop if gate else 1), _pointer(starts)),
             ctypes.c_int(bool(gate and gate.linear)),
             *(_pointer(report), ctypes.c_int(self.streams), ctypes.c_int(self.backward)),
             *(*self.stages.room(), count(self.stages.seed), count(self.stages.dropped)),

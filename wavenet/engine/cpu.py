@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import re
 from collections.abc import Callable
@@ -140,12 +139,8 @@ class CpuBackend:
     @staticmethod
     def uniforms(state: GeneratorState, steps: int) -> torch.Tensor:
         """Return the same numbers as `wavenet.engine.sampling.uniforms`, faster."""
-        values = torch.empty(state.batch, steps)
-        numbers = [each.cpu() for each in (state.stream, state.substream, state.position)]
-        for seed in set(state.seed.tolist()):
-            rows = (state.seed == seed).cpu()
-            values[rows] = torch.ops.wavenet.uniforms(seed, *(each[rows] for each in numbers), steps)
-        return values
+        numbers = (state.seed, state.stream, state.substream, state.position)
+        return torch.ops.wavenet.uniforms(*(each.cpu().contiguous() for each in numbers), steps)
 
     def _kernel_for(self, batch: int) -> str:
         """Return the kernel to use for a number of streams, or "" for the engine's own choice."""
@@ -155,55 +150,30 @@ class CpuBackend:
         self, state: GeneratorState, samples: torch.Tensor, gate_bias: GateBias | None = None
     ) -> torch.Tensor:
         """Feed given samples; see `Backend.advance`."""
-        return self._by_settings("advance", state, samples, gate_bias)
+        return self._call("advance", state, samples, (), gate_bias)
 
     def generate(
         self, state: GeneratorState, uniforms: torch.Tensor, gate_bias: GateBias | None = None
     ) -> torch.Tensor:
         """Draw samples with given uniforms; see `Backend.generate`."""
-        return self._by_settings("generate", state, uniforms, gate_bias)
-
-    def _by_settings(
-        self, operator: str, state: GeneratorState, inputs: torch.Tensor, gate_bias: GateBias | None
-    ) -> torch.Tensor:
-        """Call an operator once for all streams that share their settings."""
-        starts = [0] * state.batch
-        if gate_bias is not None:
-            starts = torch.as_tensor(gate_bias.start).expand(state.batch).tolist()
-        settings = (state.temperature.tolist(), state.top_k.tolist(), state.top_p.tolist(), starts)
-        keys = list(zip(*settings, strict=True))
-        if len(set(keys)) <= 1:
-            *options, start = keys[0] if keys else (1.0, 0, 1.0, 0)
-            gate = None if gate_bias is None else dataclasses.replace(gate_bias, start=start)
-            return self._call(operator, state, inputs, options if operator == "generate" else [], gate)
-        found: torch.Tensor | None = None
-        for key in set(keys):
-            rows = [row for row, each in enumerate(keys) if each == key]
-            part, gate = state.select(rows), None
-            if gate_bias is not None:
-                gate = dataclasses.replace(gate_bias, values=gate_bias.values[rows], start=key[-1])
-            own = self._call(operator, part, inputs[rows], list(key[:-1]) * (operator == "generate"), gate)
-            state.put(rows, part)
-            if found is None:
-                found = own.new_empty(state.batch, *own.shape[1:])
-            found[rows] = own
-        assert found is not None
-        return found
+        settings = (state.temperature, state.top_k, state.top_p)
+        return self._call("generate", state, uniforms, settings, gate_bias)
 
     def _call(
         self,
         operator: str,
         state: GeneratorState,
         inputs: torch.Tensor,
-        options: list[Any],
+        settings: tuple[torch.Tensor, ...],
         gate_bias: GateBias | None,
     ) -> torch.Tensor:
         for name in ("queues", "position", "last_sample"):
             # The operator writes into these, so the state has to own the contiguous copy.
             setattr(state, name, getattr(state, name).contiguous())
-        gate: tuple[Any, ...] = (None, 1, 0, False)
+        gate: tuple[Any, ...] = (None, 1, state.position, False)
         if gate_bias is not None:
-            gate = (_frames(gate_bias.values), gate_bias.hop, gate_bias.start, gate_bias.linear)
+            starts = torch.as_tensor(gate_bias.start).to(state.position).expand(state.batch).contiguous()
+            gate = (_frames(gate_bias.values), gate_bias.hop, starts, gate_bias.linear)
         call: Callable[..., torch.Tensor] = getattr(torch.ops.wavenet, operator)
         try:
             return call(
@@ -213,7 +183,7 @@ class CpuBackend:
                 state.position,
                 state.last_sample,
                 inputs.contiguous(),
-                *options,
+                *(each.contiguous() for each in settings),
                 *gate,
                 self.threads,
                 self._kernel_for(state.batch),

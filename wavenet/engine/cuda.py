@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
@@ -144,7 +143,7 @@ class CudaBackend(CpuBackend):
         operator: str,
         state: GeneratorState,
         inputs: torch.Tensor,
-        options: list[Any],
+        settings: tuple[torch.Tensor, ...],
         gate_bias: GateBias | None,
     ) -> torch.Tensor:
         if gate_bias is not None:
@@ -152,7 +151,7 @@ class CudaBackend(CpuBackend):
             # Of a batch expanded from one row, one row goes to the device.
             once = values[:1] if values.shape[0] > 1 and values.stride(0) == 0 else values
             gate_bias = dataclasses.replace(gate_bias, values=once.to(self.device).expand(values.shape))
-        return super()._call(operator, state, inputs, options, gate_bias)
+        return super()._call(operator, state, inputs, settings, gate_bias)
 
 
 def _device_named(name: str) -> torch.device:

@@ -21,13 +21,16 @@ struct Streams {
   std::vector<int64_t> output = std::vector<int64_t>(kBatch * kSteps, -1);
   std::vector<int64_t> report = std::vector<int64_t>(cuda::report_words(kBatch), cuda::kNone);
 
+  std::vector<double> temperature = std::vector<double>(kBatch, 0.9), top_p = temperature;
+  std::vector<int64_t> top_k = std::vector<int64_t>(kBatch, 5);
+
   explicit Streams(const Network& network)
       : queues(static_cast<size_t>(kBatch * network.queue_steps * network.residual), 0.1f) {}
 
   cuda::Params params(const Network& network) {
     cuda::Params params{};
     params.network = network;
-    params.sampling = {0.9, 5, 0.9};
+    params.sampling = {temperature.data(), top_k.data(), top_p.data()};
     params.batch = kBatch;
     params.steps = kSteps;
     params.queues = queues.data();
