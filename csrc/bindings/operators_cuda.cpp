@@ -107,7 +107,8 @@ Tensor drop_step(const Tensor& weights, std::vector<int64_t> geometry, const Ten
   return marked([&] {
     const std::optional<Tensor> none;
     const int64_t batch = queues.size(0);
-    Tensor temperature = allocate(queues, {batch}, ScalarType::Double), top_p = allocate(queues, {batch}, ScalarType::Double);
+    Tensor temperature = allocate(queues, {batch}, ScalarType::Double);
+    Tensor top_p = allocate(queues, {batch}, ScalarType::Double);
     Tensor top_k = allocate(queues, {batch}, ScalarType::Long);
     torch::stable::fill_(temperature, 1.0);
     torch::stable::fill_(top_p, 1.0);

@@ -69,7 +69,9 @@ WAVENET_DEVICE void finish_step(const Warp& warp, const Params& params, const Wa
   const int64_t at = stream * params.steps + step;
   int sample = 0;
   const bool finite = sampler.finite();
-  if (finite && params.forced == nullptr) sample = sampler.sample(sampling_of(params.sampling, stream), *uniform);
+  if (finite && params.forced == nullptr) {
+    sample = sampler.sample(sampling_of(params.sampling, stream), *uniform);
+  }
   warp.each([&](int lane) {
     if (lane != 0) return;
     if (!finite) {

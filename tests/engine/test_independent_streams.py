@@ -1,4 +1,4 @@
-"""Streams of different seeds, settings and conditioning in one batch have the samples that they have alone."""
+"""Streams of different seeds, settings and conditioning in one batch equal the same streams alone."""
 
 from __future__ import annotations
 
