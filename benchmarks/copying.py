@@ -107,7 +107,6 @@ def main(arguments: list[str] | None = None) -> int:
     add_sampling(parser)
     options = parser.parse_args(arguments)
 
-    from wavenet.audio.mulaw import decode
     from wavenet.conditioning.mel import MelSource
     from wavenet.generation.generator import Generator
     from wavenet.models import locate
@@ -116,15 +115,11 @@ def main(arguments: list[str] | None = None) -> int:
     generator = Generator.from_pretrained(directory)
     rate = generator.config.sample_rate
     steps = round(options.seconds * rate)
-    classes = {
-        name: generator.encode(audio[:steps])
-        for name, audio in held_out(directory, options.audio_dir).items()
-    }
-    names = list(classes)
+    recordings = {name: audio[:steps] for name, audio in held_out(directory, options.audio_dir).items()}
+    names = list(recordings)
     results: dict[str, dict[str, float]] = {}
     for index, name in enumerate(names):
-        audio = decode(classes[name], generator.config.quantization_channels).numpy()
-        other = decode(classes[names[index - 1]], generator.config.quantization_channels).numpy()
+        audio, other = recordings[name], recordings[names[index - 1]]
         unconditional = argparse.Namespace(**{**vars(options), "guidance": 0.0})
         source = MelSource(generator.config, audio)
         takes = {
