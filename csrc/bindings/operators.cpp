@@ -33,7 +33,8 @@ Tensor run_advance(const Arguments& arguments, const Tensor& samples) {
   return logits;
 }
 
-Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p) {
+Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, const Tensor& temperature,
+                    const Tensor& top_k, const Tensor& top_p) {
   std::vector<wavenet::Layer> layers;
   wavenet::cpu::Params params = cpu_params(arguments, layers);
   check("uniforms", uniforms, ScalarType::Float, {params.batch, -1});
@@ -62,7 +63,8 @@ Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tenso
 }
 
 Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
-                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
+                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms,
+                const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
                 const Tensor& gate_start, bool linear, int64_t threads, std::string kernel) {
   return marked([&] {
     return run_generate({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,

@@ -62,7 +62,8 @@ Tensor run_advance(const Arguments& arguments, const Tensor& samples) {
   return logits;
 }
 
-Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, int64_t dropped_step = -1) {
+Tensor run_generate(const Arguments& arguments, const Tensor& uniforms, const Tensor& temperature,
+                    const Tensor& top_k, const Tensor& top_p, int64_t dropped_step = -1) {
   const Place place = place_of(arguments.queues);
   const DeviceGuard guard(place.index);
   std::vector<wavenet::Layer> layers;
@@ -90,7 +91,8 @@ Tensor advance(const Tensor& weights, std::vector<int64_t> geometry, const Tenso
 }
 
 Tensor generate(const Tensor& weights, std::vector<int64_t> geometry, const Tensor& queues,
-                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
+                const Tensor& position, const Tensor& last_sample, const Tensor& uniforms,
+                const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const std::optional<Tensor>& gate_bias, int64_t hop,
                 const Tensor& gate_start, bool linear, int64_t threads, std::string kernel) {
   return marked([&] {
     return run_generate({weights, geometry, queues, position, last_sample, gate_bias, hop, gate_start, linear,
@@ -113,7 +115,8 @@ Tensor drop_step(const Tensor& weights, std::vector<int64_t> geometry, const Ten
     torch::stable::fill_(temperature, 1.0);
     torch::stable::fill_(top_p, 1.0);
     torch::stable::zero_(top_k);
-    return run_generate({weights, geometry, queues, position, last_sample, none, 1, position, false, 1, kernel},
+    return run_generate({weights, geometry, queues, position, last_sample, none, 1, position, false, 1,
+                         kernel},
                         uniforms, temperature, top_k, top_p, step);
   });
 }

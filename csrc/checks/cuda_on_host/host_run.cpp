@@ -92,7 +92,8 @@ int run(const int64_t* entries, int64_t entry_count, Params params, const void* 
 extern "C" __attribute__((visibility("default"))) int wavenet_cuda_host_run(
     const int64_t* geometry, int64_t entries, const void* weights, int64_t bytes, int64_t batch,
     int64_t steps, float* queues, int64_t* position, int64_t* last_sample, const int64_t* forced,
-    float* logits, const float* uniforms, int64_t* output, const double* temperature, const int64_t* top_k, const double* top_p,
+    float* logits, const float* uniforms, int64_t* output, const double* temperature, const int64_t* top_k,
+    const double* top_p,
     const float* gate, int64_t frames, int64_t frame_stride, int64_t hop, const int64_t* starts, int linear,
     int64_t* report, int streams, int backward, int64_t tiles, int64_t blocks, int64_t shared_bytes,
     int mail_is_shared, int64_t seed, int64_t dropped, int max_polls) {
