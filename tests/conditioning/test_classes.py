@@ -1,4 +1,4 @@
-"""Classes as timbres: the same pitches in two kinds of sound, played, mixed, turned into each other."""
+"""Classes as timbres: the same pitches with two spectra, generated, mixed and interpolated over time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 RATE = 4000
 HERTZ = np.array([180.0, 202.0, 227.0, 255.0])
-"""Of the tones of both timbres."""
+"""Fundamentals of both timbres, in Hz."""
 
 TIMBRES = {"bright": np.array([0.35, 1.0, 0.8, 0.6]), "soft": np.array([1.0, 0.1])}
 """Amplitudes of the harmonics, from the fundamental on."""
@@ -71,9 +71,9 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def played(home: Path, told: str, *arguments: str) -> np.ndarray:
+def played(home: Path, classes: str, *arguments: str) -> np.ndarray:
     result = run(
-        "generate", "--checkpoint", "run", "--class", told, "--seconds", "3", "--seed", "1", *arguments,
+        "generate", "--checkpoint", "run", "--class", classes, "--seconds", "3", "--seed", "1", *arguments,
         "--force", "take.wav", cwd=home,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -110,6 +110,6 @@ def test_one_timbre_becomes_the_other(home):
     parts = [share(part, OVERTONES) for part in np.array_split(glide, 5)]
     assert parts == sorted(parts)
     assert parts[0] < 0.15 and 0.15 < parts[2] < 0.85 and parts[4] > 0.75
-    # After the last point the last class holds.
+    # The last class continues after the last point.
     early = played(home, "0:soft 1:bright")
     assert share(early[RATE * 3 // 2 :], OVERTONES) > 0.85

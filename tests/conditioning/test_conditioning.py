@@ -1,4 +1,4 @@
-"""What a network is told: the same by formula, in training, and on every backend step by step."""
+"""Conditioning: every backend and the parallel form against formulas in numpy."""
 
 import numpy as np
 import pytest
@@ -23,33 +23,33 @@ POINTS = {"class": "0:cello 0.05:flute:0.5,piano:2 0.1:piano", "class+score": "c
 
 
 def source_for(config: WaveNetConfig, seed: int = 0):
-    told = config.conditioning
-    assert told is not None
+    settings = config.conditioning
+    assert settings is not None
     features = None
-    if told.features == "score":
+    if settings.features == "score":
         features = ScoreSource(config, tune(seed, 0.3))
-    elif told.features == "mel":
+    elif settings.features == "mel":
         noise = np.random.default_rng(seed).uniform(-0.5, 0.5, round(0.3 * RATE)).astype(np.float32)
         features = MelSource(config, noise)
-    if not told.class_names:
+    if not settings.class_names:
         return features
-    kind = next(name for name, values in KINDS.items() if values.get("class_names") == told.class_names)
+    kind = next(name for name, values in KINDS.items() if values.get("class_names") == settings.class_names)
     classes = Classes(config, class_points(POINTS[kind]))
     return classes if features is None else CombinedSource(classes, features)
 
 
 def naive_logits(model: WaveNet, source, start: int, position: int, fed: np.ndarray) -> np.ndarray:
     """Logits in float64 for the samples after each complete context; fed[i] goes in at position + i."""
-    told = model.config.conditioning
-    assert told is not None
-    reach = 0 if told.features == "none" else 7
-    low = (position - start) // told.hop - 1
-    high = (position + len(fed) - start) // told.hop + 2
+    settings = model.config.conditioning
+    assert settings is not None
+    reach = 0 if settings.features == "none" else 7
+    low = (position - start) // settings.hop - 1
+    high = (position + len(fed) - start) // settings.hop + 2
     frames = source.read(low - reach, high - low + 2 * reach)[0].numpy()
     values = conditioned.gate_bias(model, frames)
-    begun = start + low * told.hop
+    begun = start + low * settings.hop
     positions = range(position, position + len(fed))
-    rows = naive.gate_rows(values, told.hop, begun, told.linear, positions)
+    rows = naive.gate_rows(values, settings.hop, begun, settings.linear, positions)
 
     config = model.config
     shape = naive.Shape(
@@ -80,19 +80,23 @@ def test_step_by_step_equals_the_formula(backend, kind, interpolation):
     fed = np.concatenate([silence, primer, samples])[:-1]
     expected = naive_logits(model, source, 11, 1 - context, fed)[len(primer) :]
     np.testing.assert_allclose(torch.cat(found, dim=2)[0].T.cpu(), expected, rtol=2e-4, atol=2e-5)
-    # What is told matters at all.
-    told = naive_logits(model, source, 5000, 1 - context, fed)[len(primer) :]
-    assert np.abs(expected - told).max() > 0.01 or source.constant
+    # The conditioning has an effect.
+    other = naive_logits(model, source, 5000, 1 - context, fed)[len(primer) :]
+    assert np.abs(expected - other).max() > 0.01 or source.constant
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parallel_form_equals_the_formula(kind):
     model = network(config(kind))
-    source, told, context = source_for(model.config), model.config.conditioning, model.config.receptive_field
+    source, settings, context = (
+        source_for(model.config),
+        model.config.conditioning,
+        model.config.receptive_field,
+    )
     fed = np.random.default_rng(2).integers(0, 32, context - 1 + 60)
     # Position 0 is that of the first prediction, which the last of the first `context` samples makes.
-    first = -(-context // told.hop) + 8
-    frames = Frames(source.read(-first, first + 60 // told.hop + 10), -first)
+    first = -(-context // settings.hop) + 8
+    frames = Frames(source.read(-first, first + 60 // settings.hop + 10), -first)
     found = model(torch.from_numpy(fed)[None], model.gate_bias_for(frames))[0].T
     expected = naive_logits(model, source, 0, 1 - context, fed)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
@@ -235,16 +239,16 @@ def test_unknown_classes_list_the_known():
 
 
 def test_features_of_another_shape_are_an_error():
-    told = config("mel")
+    mel = config("mel")
     for values in (torch.zeros(5, 9), torch.zeros(6), torch.zeros(2, 3, 6, 9), torch.zeros(6, 9).long()):
         with pytest.raises(ConfigError, match=r"expected floating point \(6, frames\)"):
-            SuppliedFrames(told, values)
+            SuppliedFrames(mel, values)
     values = torch.zeros(6, 9)
     values[2, 4] = torch.nan
     with pytest.raises(ConfigError, match="frame 4 contains NaN"):
-        SuppliedFrames(told, values)
+        SuppliedFrames(mel, values)
     with pytest.raises(ConfigError, match="trained with mel features, not with score"):
-        ScoreSource(told, tune(0, 1.0))
+        ScoreSource(mel, tune(0, 1.0))
     with pytest.raises(ConfigError, match="this network is unconditional"):
         ScoreSource(conditioned.BASE, tune(0, 1.0))
     with pytest.raises(ConfigError, match="trained with no features"):
@@ -264,8 +268,8 @@ def test_a_network_for_features_wants_some():
 
 def test_no_weight_at_all_adds_nothing():
     model = network(config("class"))
-    told = model.gate_bias_for(Frames(torch.zeros(1, 3, 4)))
-    assert told is not None and not told.values.any()
+    bias = model.gate_bias_for(Frames(torch.zeros(1, 3, 4)))
+    assert bias is not None and not bias.values.any()
 
 
 def test_a_conditioned_network_reads_back(tmp_path):
@@ -312,9 +316,9 @@ def test_training_starts_as_an_unconditional_network():
     torch.manual_seed(0)
     plain = WaveNet(conditioned.BASE).state_dict()
     torch.manual_seed(0)
-    told = WaveNet(config("class+score")).state_dict()
-    assert all(torch.equal(told[name], value) for name, value in plain.items())
-    assert not told["conditioner.projection.weight"].any()
+    conditioned_weights = WaveNet(config("class+score")).state_dict()
+    assert all(torch.equal(conditioned_weights[name], value) for name, value in plain.items())
+    assert not conditioned_weights["conditioner.projection.weight"].any()
 
 
 def test_an_empty_score_plays():

@@ -1,4 +1,4 @@
-"""Conditions that count more or less than in training."""
+"""Guidance scales the effect of the conditioning."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""What comes with training segments: the same that generation reads, wherever a segment lies."""
+"""Frames of training segments equal those that generation reads, wherever a segment begins."""
 
 import dataclasses
 import re
@@ -48,8 +48,8 @@ def with_class_names(config, names):
     return dataclasses.replace(config, conditioning=conditioning)
 
 
-def prepared(folder, kind: str, silence_db: float | None = 40.0, **told):
-    settings = {**conditioned.KINDS[kind], "hop": HOP, **told}
+def prepared(folder, kind: str, silence_db: float | None = 40.0, **changes):
+    settings = {**conditioned.KINDS[kind], "hop": HOP, **changes}
     config = dataclasses.replace(conditioned.BASE, conditioning=ConditioningConfig(**settings))
     data = prepare_dataset(folder / "audio", folder / "cache", config, DataConfig(silence_db=silence_db))
     if config.conditioning.class_names:
@@ -59,7 +59,7 @@ def prepared(folder, kind: str, silence_db: float | None = 40.0, **told):
 
 
 def clip_at(clips, place: int):
-    """The clip whose sound or gap holds a place of the timeline, and the place of its first sample."""
+    """Return the clip that contains a place, or the gap of which precedes it, and its first place."""
     for index, (start, end) in enumerate(zip(clips._starts, clips._ends, strict=True)):
         if place < end:
             return clips.clips[index], int(start)
@@ -76,7 +76,7 @@ def test_first_frames_of_training_equal_generation(folder):
         frames = segments.frames
         played = ScoreSource(config, read_midi((folder / "midi" / clip.name).with_suffix(".mid")))
         expected = played.read(frames.first, frames.values.shape[2])
-        # Before the silence that the receptive field sees lies another recording, and one after its end.
+        # Another recording precedes the silence of the receptive field, and one follows its end.
         within = slice(
             -frames.first - clips.receptive_field // HOP, -frames.first + min(clip.length, 1000) // HOP
         )
@@ -269,9 +269,9 @@ def test_classes_need_folders(folder, tmp_path):
 # -- segments at another speed --------------------------------------------------------------------------
 
 
-def faster(arrays, folder, kind, labels=None, **told):
+def faster(arrays, folder, kind, labels=None, **changes):
     """Clips with conditions, whose segments are played at other speeds."""
-    settings = {**conditioned.KINDS[kind], "hop": HOP, **told}
+    settings = {**conditioned.KINDS[kind], "hop": HOP, **changes}
     config = dataclasses.replace(
         conditioned.BASE, quantization_channels=256, conditioning=ConditioningConfig(**settings)
     )
@@ -290,15 +290,18 @@ def test_classes_do_not_depend_on_the_speed(tmp_path):
     compared = 0
     for step in range(20):
         _, targets, frames = clips.batch(step, 4, 600, 0)
-        for row, told in zip(targets.numpy(), frames.values.numpy(), strict=True):
+        for row, frame_values in zip(targets.numpy(), frames.values.numpy(), strict=True):
             for frame in range(600 // HOP):
-                heard = row[frame * HOP]
+                value = row[frame * HOP]
                 # Near a border the filter swings.
                 around = row[max(0, frame * HOP - 40) : frame * HOP + 40]
-                if heard < 0 or (around < 0).any():
+                if value < 0 or (around < 0).any():
                     continue
-                number = 0 if heard > 128 else 1
-                assert told[number, frame - frames.first] == 1 and told[1 - number, frame - frames.first] == 0
+                number = 0 if value > 128 else 1
+                assert (
+                    frame_values[number, frame - frames.first] == 1
+                    and frame_values[1 - number, frame - frames.first] == 0
+                )
                 compared += 1
     assert compared > 200
 
@@ -309,9 +312,9 @@ def test_mel_frames_follow_the_changed_speed(tmp_path):
     speeds = clips.augmentation.speeds(0, 12, 0)
     _, targets, frames = clips.batch(0, 12, 1000, 0)
     tops = {}
-    for row, told, speed in zip(targets.numpy(), frames.values.numpy(), speeds, strict=True):
+    for row, frame_values, speed in zip(targets.numpy(), frames.values.numpy(), speeds, strict=True):
         if (row >= 0).all():
-            tops[speed] = int(np.argmax(told[:, 10 - frames.first]))
+            tops[speed] = int(np.argmax(frame_values[:, 10 - frames.first]))
     rates = sorted(tops)
     assert len(rates) > 5 and rates[-1] / rates[0] > 1.3
     bands = librosa_mel_frequencies(42, 50.0, 2000.0)[1:-1]

@@ -1,4 +1,4 @@
-"""Memory that steps of training keep from each other: the same numbers, no more of it, and none left."""
+"""The block cache reuses memory between training steps: equal results, bounded memory, nothing leaked."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_training_keeps_blocks_and_gives_them_back(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_the_operator_keeps_its_promises(bf16):
+def test_the_operator_passes_opcheck(bf16):
     given = (torch.empty(2), [3, 5], bf16)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.wavenet.cpu_block.default, given, test_utils=checks)

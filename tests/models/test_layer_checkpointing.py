@@ -1,4 +1,4 @@
-"""Layers that are computed twice instead of being kept: the same losses and gradients, the same runs."""
+"""Checkpointed layers are recomputed in the backward pass: equal losses, gradients and runs."""
 
 from __future__ import annotations
 

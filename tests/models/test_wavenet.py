@@ -1,4 +1,4 @@
-"""The network: causality, receptive field, and what is saved of it."""
+"""The network: causality, receptive field, saving and loading."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Scores that are not played when they say: found by the sound, and told."""
+"""Misaligned scores are detected from the audio."""
 
 import numpy as np
 import pytest
@@ -21,9 +21,9 @@ def test_a_shifted_score_is_detected(seed):
     assert said(audio, shifted(score, 0.02)) is None
     for by in (0.13, 0.4):
         for sign, word in ((1, "late"), (-1, "early")):
-            told = said(audio, shifted(score, sign * by))
-            assert told is not None and told.endswith(f" s {word}")
-            assert abs(float(told.split()[0]) - by) <= 0.02
+            found = said(audio, shifted(score, sign * by))
+            assert found is not None and found.endswith(f" s {word}")
+            assert abs(float(found.split()[0]) - by) <= 0.02
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,4 +1,4 @@
-"""Scores: files built with mido against times known beforehand, and files that are none."""
+"""MIDI files built with mido against known times, and files that are not MIDI."""
 
 from __future__ import annotations
 

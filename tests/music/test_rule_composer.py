@@ -1,4 +1,4 @@
-"""Composed tunes as something to play: the frames of one after the other, however they are asked for."""
+"""Composed tunes, and their frames one tune after another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores without files: their rolls against a loop over frames, and what is made of them."""
+"""Scores: piano rolls against a loop over frames, and derived scores."""
 
 from __future__ import annotations
 
