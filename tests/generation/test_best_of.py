@@ -27,7 +27,7 @@ def test_neither_extreme_is_chosen():
     assert most_typical([5.0], [True], None).row == 0
 
 
-def test_each_take_is_the_typical_one_of_its_candidates():
+def test_each_take_is_its_most_typical_candidate():
     generator, steps = faulty_generator(NOISE[0]), 10 * RATE
     state = sounding_state(generator, 8)
     plain = generator.generate(steps, sounding_state(generator, 8))
