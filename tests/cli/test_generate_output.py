@@ -100,7 +100,7 @@ def test_several_takes_go_on_together(generate, home):
         parts = [audio(home / f"{name}-{take}.wav") for name in ("begun", "ended")]
         assert np.array_equal(np.concatenate(parts), audio(home / f"whole-{take}.wav"))
     code, _, told = generate("--from-state", "two.state", "x.wav")
-    assert code == 1 and "two.state: holds 2 takes; go on with all, --batch 2" in told
+    assert code == 1 and "two.state: contains 2 takes; continue all of them with --batch 2" in told
 
 
 def test_conditioning_continues_with_the_state(generate, home):
@@ -124,7 +124,7 @@ def test_conditioning_continues_with_the_state(generate, home):
         assert np.array_equal(np.concatenate(parts), audio(home / "frames.wav"))
     generate(*told, "--seconds", 1, "--save-state", "over.state", "over.wav")
     code, _, errors = generate(*told, "--from-state", "over.state", "x.wav")
-    assert code == 1 and "what is to be played ended 0.6 s before; give --seconds" in errors
+    assert code == 1 and "the conditioning ended 0.6 s earlier; continue with --seconds" in errors
 
 
 def test_states_that_cannot_be_continued(generate, home):
@@ -315,7 +315,7 @@ def test_playing_alone_writes_nothing(generate, home, speaker):
     before = set(home.iterdir())
     code, out, told = generate("--play", "--seconds", 0.5, "--best-of", 2)
     assert code == 0 and out == b"" and "played  0.50 s" in told and set(home.iterdir()) == before
-    assert "plays once the best take is chosen" in told and len(sounding(speaker)) >= 2000
+    assert "playback starts when the best take has been selected" in told and len(sounding(speaker)) >= 2000
 
 
 def test_an_interrupt_while_playing_keeps_the_audio(generate, home, speaker, monkeypatch):
@@ -347,7 +347,7 @@ def test_an_interrupt_while_playing_keeps_the_audio(generate, home, speaker, mon
 
 def test_the_speed_of_playback_is_reported_first(generate, home, speaker, monkeypatch):
     for times, words in (
-        (8.0, "8.00 x as fast as it plays: it keeps up"),
+        (8.0, "this machine generates at 8.00x real time"),
         (0.5, "does not keep up; it starts 0.5 s ahead, which is enough"),
         (0.001, "does not keep up; it starts 0.7 s ahead, which is enough"),
     ):

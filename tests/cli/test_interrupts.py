@@ -68,7 +68,7 @@ def test_an_interrupt_replaces_no_whole_file_by_a_part(home):
     # The second take has no predecessor, and gets its own name.
     ended, errors = interrupt_underway(folder, "--force", "--batch", 2, "out.wav")
     assert ended == 130 and "interrupted: out-0-interrupted-1.wav ... out-1.wav" in errors
-    assert "left as before: out-0.wav" in errors
+    assert "unchanged: out-0.wav" in errors
     assert (
         (folder / "out-0.wav").read_bytes() == (folder / "out-0-interrupted.wav").read_bytes() == b"precious"
     )

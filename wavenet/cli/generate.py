@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wavenet.cli.common import Parser
-    from wavenet.generation.session import Beginning, Job
+    from wavenet.cli.generate_job import Job
+    from wavenet.generation.session import StreamStart
     from wavenet.utils.distributed import World
 
 PROGRAM = "wavenet-generate"
 
 SECONDS = 4.0
-"""The length of a take where nothing says another."""
+"""Default length of a take."""
 
 GROUP = 256
-"""Takes of a folder made together."""
+"""Takes generated together with --out-dir."""
 
 
 def build_parser() -> Parser:
@@ -44,12 +45,12 @@ def work(options: Namespace) -> int:
     import secrets
 
     from wavenet.cli.common import device_named
-    from wavenet.cli.generate_job import beginning_of, source, typical_bits
+    from wavenet.cli.generate_job import Job, source, stream_start, take_settings, typical_bits
     from wavenet.cli.signals import interrupts
     from wavenet.engine.sampling import Sampling
     from wavenet.generation.generator import Generator
     from wavenet.generation.saved_state import load_state
-    from wavenet.generation.session import Job
+    from wavenet.generation.session import Session
     from wavenet.models import locate
     from wavenet.utils.console import Console
 
@@ -58,30 +59,32 @@ def work(options: Namespace) -> int:
     console = Console(silent=not world.is_main)
     directory = locate.find(options.checkpoint) if options.checkpoint else locate.default_checkpoint()
     if directory == locate.SHIPPED and not options.checkpoint:
-        console.line("no checkpoint lies under ./checkpoints: the piano that comes with wavenet plays")
+        console.line("no checkpoint under ./checkpoints: using the piano that ships with wavenet")
     device = options.device if world.size == 1 else str(world.device(device_named(options.device)))
     generator = Generator.from_pretrained(
         directory, options.backend, device, options.threads, options.precision
     )
     if generator.fallback_reason:
         console.line(generator.fallback_reason)
-    left_off = None if options.from_state is None else load_state(options.from_state, generator)
+    saved = None if options.from_state is None else load_state(options.from_state, generator)
     seed = options.seed
     if seed is None:
-        seed = secrets.randbelow(2**31) if left_off is None else int(left_off.seed[0])
+        seed = secrets.randbelow(2**31) if saved is None else int(saved.seed[0])
     rate = generator.config.sample_rate
     console.line(
         f"checkpoint {locate.display_name(directory)}  {rate} Hz  "
         f"backend {generator.backend.name}  {generator.backend.precision}  seed {seed}"
     )
-    told, length = source(options, generator.config, seed, console)
-    beginning = beginning_of(generator, options, seed, console, told, left_off)
-    seconds = _seconds(options, length, beginning, rate)
+    frames, length = source(options, generator.config, seed, console)
+    start = stream_start(generator, options, seed, console, frames, saved)
+    seconds = _seconds(options, length, start, rate)
     steps = None if seconds == 0 else max(1, round(seconds * rate))
-    typical = typical_bits(directory, beginning, told) if options.best_of else None
-    job = Job(generator, options, console, seed, beginning, told, steps, typical)
+    typical = typical_bits(directory, start, frames) if options.best_of else None
+    job = Job(
+        Session(generator, take_settings(options), start, frames, steps, typical), options, console, seed
+    )
     interrupts.check()
-    code = _make(job, paths, world)
+    code = _generate(job, paths, world)
     if options.json is not None:
         from wavenet.cli.generate_report import write_json
 
@@ -89,37 +92,37 @@ def work(options: Namespace) -> int:
     return code
 
 
-def _seconds(options: Namespace, length: float | None, beginning: Beginning, rate: int) -> float:
-    """Return how long takes become: as asked, or what is left of that which is to be played."""
+def _seconds(options: Namespace, length: float | None, start: StreamStart, rate: int) -> float:
+    """Return the length of takes in seconds: the option, or the rest of the conditioning."""
     from wavenet.errors import ConfigError
 
     if options.seconds is not None:
         return options.seconds
     if length is None:
         return SECONDS
-    left = length - (beginning.position - beginning.told_from) / rate
+    left = length - (start.position - start.conditioning_start) / rate
     if left <= 0:
         raise ConfigError(
-            f"--from-state: what is to be played ended {-left:.1f} s before; give --seconds to go on"
+            f"--from-state: the conditioning ended {-left:.1f} s earlier; continue with --seconds"
         )
     return left
 
 
-def _make(job: Job, paths: list[Path], world: World) -> int:
-    """Make takes, those of a folder in groups; return the exit code."""
+def _generate(job: Job, paths: list[Path], world: World) -> int:
+    """Generate the takes, those of a folder in groups; return the exit code."""
     from wavenet.cli import generate_output
     from wavenet.cli.signals import interrupts
 
     options = job.options
     if options.out_dir is None:
-        return generate_output.write(job, job.streams(0, options.batch), paths)
+        return generate_output.write(job, job.session.streams(0, options.batch), paths)
     options.out_dir.mkdir(parents=True, exist_ok=True)
     if world.size > 1:
-        job.console.line(f"{world.size} processes; told of here are the first one's {len(paths)} takes")
-    first, group = world.share(options.batch).start, max(1, GROUP // job.candidates)
+        job.console.line(f"{world.size} processes; this one reports its {len(paths)} takes")
+    first, group = world.share(options.batch).start, max(1, GROUP // job.session.candidates)
     for done in range(0, len(paths), group):
         some = paths[done : done + group]
-        state = job.streams(first + done, len(some))
+        state = job.session.streams(first + done, len(some))
         interrupts.check()
         if code := generate_output.write(job, state, some):
             return code

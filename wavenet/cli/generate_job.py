@@ -1,10 +1,12 @@
-"""What `wavenet-generate` is asked to play, a class, a score or a spectrum, and where it begins."""
+"""The job of `wavenet-generate`: conditioning, settings and start of its takes, from parsed options."""
 
 from __future__ import annotations
 
 import dataclasses
 from argparse import Namespace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,13 +20,45 @@ from wavenet.engine.state import GeneratorState
 from wavenet.errors import ConfigError
 from wavenet.generation.conditioned import GateBiasProvider
 from wavenet.generation.generator import Generator
-from wavenet.generation.session import Beginning
+from wavenet.generation.session import Session, StreamStart, TakeSettings
 from wavenet.training.checkpoint import read_record
 from wavenet.utils.console import Console
 from wavenet.utils.files import printable
 
-LOOK_AHEAD = 10.0
-"""Seconds in which a take's first sound is looked for."""
+MAX_LEADING_SILENCE = 10.0
+"""Seconds of silence that are skipped at most at the start of a take."""
+
+
+@dataclass
+class Job:
+    """One call of `wavenet-generate`.
+
+    Attributes
+    ----------
+    session : Session
+    options : Namespace
+        The parsed options.
+    console : Console
+    seed : int
+    records : list of dict
+        One record per finished take, for --json.
+    """
+
+    session: Session
+    options: Namespace
+    console: Console
+    seed: int
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+def take_settings(options: Namespace) -> TakeSettings:
+    """Return the settings of takes."""
+    return TakeSettings(
+        best_of=options.best_of,
+        supervise=not options.no_watchdog,
+        keep_state=options.save_state is not None,
+        entropy=bool(options.entropy or options.plot),
+    )
 
 
 def source(
@@ -32,12 +66,12 @@ def source(
 ) -> tuple[FrameSource | None, float | None]:
     """Return the source of conditioning frames, and its length in seconds if it has one.
 
-    A network that plays scores and is given none plays tunes that are composed by rule from the seed.
+    Without a score, a network conditioned on scores plays tunes composed by rule from the seed.
 
     Raises
     ------
     ConfigError, AudioError
-        If an option does not suit the network, is missing, or names an unusable file.
+        If an option does not fit the network, is missing, or names an unusable file.
     """
     arguments = {name: getattr(options, name) for name in feature_inputs()}
     arguments["class"] = options.classes
@@ -50,50 +84,43 @@ def source(
     return found.source, found.seconds
 
 
-def beginning_of(
+def stream_start(
     generator: Generator,
     options: Namespace,
     seed: int,
     console: Console,
-    told: FrameSource | None,
-    left_off: GeneratorState | None = None,
-) -> Beginning:
-    """Return the streams to go on from: in silence, after the recording given, or where others were left."""
-    if left_off is not None:
-        return _left_off(generator, options, seed, told, left_off)
+    source: FrameSource | None,
+    saved: GeneratorState | None = None,
+) -> StreamStart:
+    """Return the start of the streams: from silence, after a primer, or from a saved state."""
+    provider = None if source is None else generator.gate_bias_provider(source, options.guidance)
+    if saved is not None:
+        return _saved_start(options, seed, provider, saved)
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     if options.prime is None:
-        steering = None if told is None else generator.gate_bias_provider(told, options.guidance)
-        begun = generator.start(1, seed, gate_bias=steering, sampling=sampling)
-        if options.keep_silence or (told is not None and not told.constant):
-            return Beginning(lambda first, batch: begun.fan_out(batch, first), steering)
-        return Beginning(
-            lambda first, batch: _sounding(
-                generator, options, begun.fan_out(batch, first), console, steering
-            ),
-            steering,
+        state = generator.start(1, seed, gate_bias=provider, sampling=sampling)
+        if options.keep_silence or (source is not None and not source.constant):
+            return StreamStart(lambda first, batch: state.fan_out(batch, first), provider)
+        return StreamStart(
+            lambda first, batch: _without_silence(generator, state.fan_out(batch, first), console, provider),
+            provider,
         )
 
     config = generator.config
     audio = load_audio(options.prime, config.sample_rate, config.normalization)
     used = min(len(audio), config.receptive_field) / config.sample_rate
     console.line(f"primed with the last {used:.2f} s of {printable(options.prime)}")
-    # What is to be played begins where the recording ends.
-    steering = None if told is None else generator.gate_bias_provider(told, options.guidance)
-    primed = generator.prime(generator.encode(audio), seed, 0, steering, sampling, len(audio))
-    return Beginning(
-        lambda first, batch: primed.fan_out(batch, first), steering, len(audio), len(audio), False
+    # The conditioning begins where the recording ends.
+    primed = generator.prime(generator.encode(audio), seed, 0, provider, sampling, len(audio))
+    return StreamStart(
+        lambda first, batch: primed.fan_out(batch, first), provider, len(audio), len(audio), False
     )
 
 
-def _left_off(
-    generator: Generator,
-    options: Namespace,
-    seed: int,
-    told: FrameSource | None,
-    state: GeneratorState,
-) -> Beginning:
-    """Return the streams of a saved state, or branches of its only one."""
+def _saved_start(
+    options: Namespace, seed: int, provider: GateBiasProvider | None, state: GeneratorState
+) -> StreamStart:
+    """Return the streams of a saved state, or copies of its only stream."""
     shown = printable(options.from_state)
     if options.seed is not None:
         state = dataclasses.replace(state, seed=torch.full_like(state.seed, seed))
@@ -101,42 +128,38 @@ def _left_off(
     several = state.batch > 1
     if several and (options.batch != state.batch or options.out_dir is not None or options.best_of):
         raise ConfigError(
-            f"--from-state {shown}: holds {state.batch} takes; go on with all, --batch {state.batch} and OUT"
+            f"--from-state {shown}: contains {state.batch} takes; continue all of them with "
+            f"--batch {state.batch} and OUT"
         )
     own = int(state.stream[0])
 
     def streams(first: int, batch: int) -> GeneratorState:
         return state.clone() if several else state.fan_out(batch, own + first)
 
-    steering = None if told is None else generator.gate_bias_provider(told, options.guidance)
     start = int(state.conditioning_start[0])
-    return Beginning(streams, steering, start, int(state.position.max()), False)
+    return StreamStart(streams, provider, start, int(state.position.max()), False)
 
 
-def _sounding(
-    generator: Generator,
-    options: Namespace,
-    state: GeneratorState,
-    console: Console,
-    steering: GateBiasProvider | None,
+def _without_silence(
+    generator: Generator, state: GeneratorState, console: Console, provider: GateBiasProvider | None
 ) -> GeneratorState:
-    """Return streams without the silence before their first sound."""
-    limit = round(LOOK_AHEAD * generator.config.sample_rate)
-    began = generator.skip_silence(state, limit, steering)
-    skipped = (began.position - state.position).tolist()
+    """Return the streams advanced to their first sound."""
+    limit = round(MAX_LEADING_SILENCE * generator.config.sample_rate)
+    advanced = generator.skip_silence(state, limit, provider)
+    skipped = (advanced.position - state.position).tolist()
     if max(skipped):
         longest = max(skipped) / generator.config.sample_rate
         console.line(f"skipped {'up to ' if state.batch > 1 else ''}{longest:.1f} s of silence")
-    return began
+    return advanced
 
 
 def _flag(name: str) -> str:
     return name.replace("_", "-")
 
 
-def typical_bits(directory: Path, beginning: Beginning, told: FrameSource | None) -> float | None:
-    """Return what the network needed for held-out recordings; None where that is no measure for a take."""
-    if told is not None or not beginning.fresh:
+def typical_bits(directory: Path, start: StreamStart, source: FrameSource | None) -> float | None:
+    """Return the bits per sample of held-out recordings; None if takes are not comparable with them."""
+    if source is not None or not start.from_silence:
         return None
     record = read_record(directory)
     return None if record is None else record.progress.validation_bits

@@ -1,4 +1,4 @@
-"""Where generated audio goes: files that appear whole, or standard output; and what an interrupt leaves."""
+"""Writes generated audio: to files that appear complete or not at all, to standard output, to a player."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 
 from wavenet.audio.playback import BUFFER_SECONDS, HEADROOM, Device, Player, lead_for, real_time_factor
 from wavenet.audio.wav import WavWriter
-from wavenet.cli.generate_report import Look
+from wavenet.cli.generate_job import Job
+from wavenet.cli.generate_report import TakeReport
 from wavenet.cli.signals import interrupts
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import AudioError
 from wavenet.generation.generator import Generator
 from wavenet.generation.saved_state import save_state
-from wavenet.generation.session import Job
 from wavenet.utils.files import atomic_output, cause, free_name, printable
 
 
@@ -30,11 +30,11 @@ class Take:
     Attributes
     ----------
     path : Path
-        As asked for.
+        The requested path.
     whole : bool
-        Whether it got the length asked for.
+        Whether the take has its full length.
     name : Path
-        Where it went: a part of a take does not replace what stands at `path`.
+        The path written: an interrupted take does not replace an existing file at `path`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,46 +44,46 @@ class Take:
     def final(self) -> Path:
         """Choose and return `name`."""
         if not self.whole and self.path.exists():
-            # Beside the file itself, which a link at the path may have on another disk.
+            # Next to the file itself; a link may point to another disk.
             beside = Path(os.path.realpath(self.path)) if self.path.is_symlink() else self.path
             self.name = free_name(beside, "interrupted")
         return self.name
 
 
 def write(job: Job, state: GeneratorState, paths: list[Path]) -> int:
-    """Make takes of streams and write or play them; return the exit code.
+    """Generate takes and write or play them; return the exit code.
 
-    An interrupt ends them early, but whole.
+    After an interrupt the files contain what was generated so far.
 
     Parameters
     ----------
     job : Job
     state : GeneratorState
-        Its streams, the candidates of each take together.
+        Its streams; the candidates of a take are adjacent.
     paths : list of Path
         Files, one for each take; none for standard output or a player alone.
     """
-    options, console, rate = job.options, job.console, job.generator.config.sample_rate
+    options, console, rate = job.options, job.console, job.session.generator.config.sample_rate
     takes = [Take(path) for path in paths]
-    # A pipe may block for ever, and then another interrupt must end that.
+    # A pipe may block forever; a second interrupt must end the process then.
     files = bool(paths) and all(path.is_file() or not path.exists() for path in paths)
     player = _player(job, state) if options.play else None
-    maker = job.maker(state, live=player is not None or not files)
-    look = Look(job, state, maker)
+    maker = job.session.takes(state, live=player is not None or not files)
+    report = TakeReport(job, state, maker)
     batch, code, start = max(1, len(paths)), 0, time.perf_counter()
     with contextlib.ExitStack() as stack:
         defer = stack.enter_context(interrupts.deferrable())
         stack.callback(console.clear)
         places: list[Take | None] = [*takes] if options.output != "-" else [None]
-        writers = [_writer(stack, take, job.steps, rate, options.format) for take in places]
+        writers = [_writer(stack, take, job.session.steps, rate, options.format) for take in places]
         if player is not None:
             stack.callback(player.stop)
-        ways = _Ways(job.generator, writers, player, look)
+        sinks = AudioSinks(job.session.generator, writers, player, report)
         try:
             for chunk in maker:
-                ways.give(chunk)
+                sinks.write(chunk)
                 console.status(
-                    _progress(maker.generated, job.steps, rate, batch, time.perf_counter() - start)
+                    _progress(maker.generated, job.session.steps, rate, batch, time.perf_counter() - start)
                 )
             if player is not None:
                 player.finish()
@@ -92,45 +92,47 @@ def write(job: Job, state: GeneratorState, paths: list[Path]) -> int:
                 raise
             code = interrupts.taken()
             if files and player is None:
-                ways.give(maker.flush())
-        if not ways.done:
+                sinks.write(maker.flush())
+        if not sinks.done:
             raise KeyboardInterrupt
         if files:
             defer()
         for take in takes:
-            take.whole = code == 0 or ways.done == job.steps
+            take.whole = code == 0 or sinks.done == job.session.steps
         for writer in writers:
             writer.finish()
     elapsed = time.perf_counter() - start
     names = [take.name for take in takes]
     console.line(
-        f"{'interrupted: ' if code else ''}{_names(names, player is not None)}  {ways.done / rate:.2f} s"
+        f"{'interrupted: ' if code else ''}{_names(names, player is not None)}  {sinks.done / rate:.2f} s"
         + (f" x {batch}" if batch > 1 else "")
-        + f" in {elapsed:.2f} s  {_speed(ways.done, rate, batch, elapsed)}"
+        + f" in {elapsed:.2f} s  {_speed(sinks.done, rate, batch, elapsed)}"
     )
     if kept := [take.path for take in takes if take.name != take.path]:
-        console.line(f"left as before: {_names(kept)}")
+        console.line(f"unchanged: {_names(kept)}")
     if player is not None and player.underruns:
         console.line(f"played with {player.underruns} gap(s), {player.missing / rate:.2f} s in all")
-    look.tell(names, ways.done)
+    report.print(names, sinks.done)
     if options.save_state is not None:
-        save_state(options.save_state, job.generator, maker.state_after(ways.done))
+        save_state(options.save_state, job.session.generator, maker.state_after(sinks.done))
         console.line(f"state saved in {printable(options.save_state)}")
     return code
 
 
-class _Ways:
-    """All that audio is given to; `done` counts the samples of each take."""
+class AudioSinks:
+    """Files, player and report that receive the audio; `done` counts the samples of each take."""
 
-    def __init__(self, generator: Generator, writers: list[WavWriter], player: Player | None, look: Look):
+    def __init__(
+        self, generator: Generator, writers: list[WavWriter], player: Player | None, report: TakeReport
+    ):
         self.generator = generator
         self.writers = writers
         self.player = player
-        self.look = look
+        self.report = report
         self.done = 0
 
-    def give(self, chunk: torch.Tensor) -> None:
-        """Pass on new samples, int64 (takes, samples)."""
+    def write(self, chunk: torch.Tensor) -> None:
+        """Write new samples, int64 (takes, samples)."""
         if not chunk.shape[1]:
             return
         audio = self.generator.decode(chunk).numpy()
@@ -141,29 +143,25 @@ class _Ways:
         self.done += chunk.shape[1]
         if self.player is not None:
             self.player.write(audio[0])
-        self.look.add(chunk, audio)
+        self.report.add(chunk, audio)
 
 
 def _player(job: Job, state: GeneratorState) -> Player:
-    """Return a player for a job, having said whether this machine keeps up with it."""
-    rate = job.generator.config.sample_rate
+    """Return a player for a job, after reporting whether this machine generates in real time."""
+    rate = job.session.generator.config.sample_rate
     device = Device(rate)
     if job.options.best_of:
-        job.console.line("plays once the best take is chosen")
+        job.console.line("playback starts when the best take has been selected")
         return Player(device, rate)
     trial = state.clone()
-    times = real_time_factor(lambda: job.trial(trial), rate)
-    lead = lead_for(times, None if job.steps is None else job.steps / rate)
-    told = f"this machine makes it {times:.2f} x as fast as it plays: "
-    if times >= HEADROOM:
-        told += "it keeps up"
-    else:
-        told += f"it does not keep up; it starts {lead:.1f} s ahead"
-        if lead < BUFFER_SECONDS and job.steps is not None:
-            told += ", which is enough"
-        else:
-            told += ", and there will be gaps: try --precision int8, or a smaller network"
-    job.console.line(told)
+    times = real_time_factor(lambda: job.session.trial(trial), rate)
+    lead = lead_for(times, None if job.session.steps is None else job.session.steps / rate)
+    message = f"this machine generates at {times:.2f}x real time"
+    if times < HEADROOM:
+        message += f"; playback starts after {lead:.1f} s"
+        if lead >= BUFFER_SECONDS or job.session.steps is None:
+            message += " and will have gaps: try --precision int8 or a smaller network"
+    job.console.line(message)
     return Player(device, rate, lead)
 
 
@@ -179,7 +177,7 @@ def _writer(
     stack: contextlib.ExitStack, take: Take | None, steps: int | None, rate: int, form: str
 ) -> WavWriter:
     if take is None:
-        # What a pipe is given must not promise more than an interrupt may deliver.
+        # An interrupt may end the stream early, so the header states no length.
         return WavWriter(
             stack.enter_context(standard_output()), rate, None, header=form == "wav", rewind=False
         )
@@ -189,16 +187,16 @@ def _writer(
 
 @contextlib.contextmanager
 def standard_output() -> Iterator[BinaryIO]:
-    """Lend the binary standard output, and say in one line what went wrong with it."""
+    """Yield the binary standard output; `AudioError` if it cannot be written."""
     try:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
     except OSError as error:
-        # Python would complain once more while flushing at exit.
+        # Avoids a second error when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise AudioError(
-                "standard output was closed by its reader before the end; nothing more was written"
+                "the reader of standard output closed it before the end; nothing more was written"
             ) from None
         raise AudioError(
             f"cannot write to standard output: {cause(error)}; free some space, or write elsewhere"
@@ -211,7 +209,7 @@ def _speed(done: int, rate: int, batch: int, elapsed: float) -> str:
 
 
 def _progress(done: int, steps: int | None, rate: int, batch: int, elapsed: float) -> str:
-    told = f"{done / rate:.1f} s" if steps is None else f"{done / rate:.1f} of {steps / rate:.1f} s"
+    text = f"{done / rate:.1f} s" if steps is None else f"{done / rate:.1f} of {steps / rate:.1f} s"
     if steps is not None and done:
-        told += f"  {elapsed * (steps - done) / done:.0f} s left"
-    return f"{told}  {_speed(done, rate, batch, elapsed)}"
+        text += f"  {elapsed * (steps - done) / done:.0f} s left"
+    return f"{text}  {_speed(done, rate, batch, elapsed)}"
