@@ -112,7 +112,7 @@ def test_dry_run_reports_the_time_and_writes_no_run(tmp_path):
     make_audio(tmp_path / "audio")
     result = train("--audio-dir", "audio", "--out-dir", "new", "--dry-run", *SHORT, cwd=tmp_path)
     assert result.returncode == 0 and "3 found, 3 used" in result.stderr
-    assert "dry run  one step took" in result.stderr and "5 steps would take about" in result.stderr
+    assert "dry run  one step took" in result.stderr and "5 steps take about" in result.stderr
     assert not (tmp_path / "new").exists()
 
 
@@ -147,7 +147,7 @@ def test_prepared_audio_needs_no_audio_library(home):
 def test_an_existing_run_is_not_written_over(home):
     before = {path: path.read_bytes() for path in (home / "run").rglob("*") if path.is_file()}
     result = train("--audio-dir", "audio", "--out-dir", "run", *SHORT, cwd=home)
-    assert_one_line_error(result, "run: holds a run already (step-00000005)", "--resume", "--out-dir")
+    assert_one_line_error(result, "run: contains a run already (step-00000005)", "--resume", "--out-dir")
     assert {path: path.read_bytes() for path in (home / "run").rglob("*") if path.is_file()} == before
 
 
@@ -276,7 +276,7 @@ def test_a_stopped_run_resumes_to_the_bit(trained, uninterrupted, number):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors, errors
     *_, told, words = errors.splitlines()
-    assert told.startswith("stopped and saved at step ") and told.endswith("go on with:")
+    assert told.startswith("stopped and saved at step ") and told.endswith("continue with:")
     step = int(told.split()[5].rstrip(",;"))
     assert 0 < step < 300 and steps_in(home / name) == [f"step-{step:08d}"]
     program, *arguments = shlex.split(words)

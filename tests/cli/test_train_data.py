@@ -10,7 +10,8 @@ import pytest
 from support.commands import NETWORK_FLAGS, assert_one_line_error, make_audio, run
 from support.trainers import metrics
 
-from wavenet.cli.train_options import build_parser, complete, read_settings
+from wavenet.cli.train_options import build_parser
+from wavenet.cli.train_settings import complete, read_settings
 from wavenet.config import TrainingConfig
 from wavenet.errors import ConfigError
 

@@ -11,7 +11,8 @@ from support.commands import NETWORK_FLAGS, assert_one_line_error, make_audio, r
 from support.trainers import equal, metrics, weights
 
 from wavenet import WaveNet, WaveNetConfig
-from wavenet.cli.train_options import DEFAULTS, build_parser, complete, read_settings, seconds
+from wavenet.cli.train_options import build_parser
+from wavenet.cli.train_settings import DEFAULTS, complete, read_settings, seconds
 from wavenet.config import ConditioningConfig
 from wavenet.errors import ConfigError
 
@@ -148,9 +149,9 @@ def test_a_run_at_its_time_limit_can_be_resumed(home):
     arguments = [*NETWORK_FLAGS, *SHORT, "--steps", "1000000", "--checkpoint-every", "0"]
     result = train("--audio-dir", "audio", "--out-dir", "timed", *arguments, "--max-time", "1s", cwd=home)
     assert result.returncode == 0, result.stderr
-    assert "--max-time 1s is over: saving what there is" in result.stderr
+    assert "--max-time 1s is over: saving a checkpoint" in result.stderr
     *_, told, words = result.stderr.splitlines()
-    assert told.startswith("stopped and saved at step ") and told.endswith("go on with:")
+    assert told.startswith("stopped and saved at step ") and told.endswith("continue with:")
     step = int(told.split()[5].rstrip(",;"))
     assert [path.name for path in (home / "timed").glob("step-*")] == [f"step-{step:08d}"]
     program, *again = shlex.split(words)
@@ -239,7 +240,7 @@ def test_a_score_network_continues_without_scores(home, tmp_path):
         (["--init-from", "run", "--sample-rate", "8000"], ["sample_rate 4000, not 8000"]),
         (["--init-from", "nowhere"], ["nowhere: does not exist"]),
         (["--init-from", "audio"], ["audio: contains no checkpoint"]),
-        (["--init-from", "run", "--resume"], ["--init-from begins a run and --resume goes on"]),
+        (["--init-from", "run", "--resume"], ["--init-from starts a run and --resume continues one"]),
         (["--max-time", "soon"], ["--max-time soon: must be"]),
         (["--dropout", "1"], ["dropout = 1"]),
         (["--schedule", "exponential", "--final-lr-fraction", "0"], ["final_lr_fraction = 0"]),

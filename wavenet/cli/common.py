@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from wavenet import __version__
 from wavenet.cli import INTERRUPTED as INTERRUPTED
 from wavenet.cli import interrupted
-from wavenet.cli.signals import interrupts
+from wavenet.cli.signals import signal_handler
 from wavenet.errors import ConfigError, WaveNetError
 from wavenet.utils.console import Console
 from wavenet.utils.distributed import process_prefix
@@ -116,15 +116,15 @@ def run(
         (Ctrl-C: 130). Usage errors exit with 2.
     """
     _fill_standard_descriptors()
-    with interrupts.caught(signals):
+    with signal_handler.raising(signals):
         options = parser.parse_args(arguments)
         try:
             return work(options)
         except KeyboardInterrupt:
-            return interrupted(parser.prog, interrupts.taken())
+            return interrupted(parser.prog, signal_handler.exit_code())
         except Exception as error:
-            if interrupts.received is not None:
-                return interrupted(parser.prog, interrupts.taken())
+            if signal_handler.received is not None:
+                return interrupted(parser.prog, signal_handler.exit_code())
             if out_of_memory(error):
                 message = OUT_OF_MEMORY
             elif isinstance(error, (WaveNetError, OSError)):

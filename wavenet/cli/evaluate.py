@@ -151,7 +151,7 @@ def work(options: Namespace) -> int:
 
     import torch
 
-    from wavenet.cli.signals import interrupts
+    from wavenet.cli.signals import signal_handler
     from wavenet.errors import AudioError
     from wavenet.evaluation.plots import draw_scores
     from wavenet.evaluation.scoring import evaluate
@@ -161,7 +161,7 @@ def work(options: Namespace) -> int:
     from wavenet.utils.console import Console
     from wavenet.utils.files import printable
 
-    interrupts.check()
+    signal_handler.check()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console = Console()
@@ -170,7 +170,7 @@ def work(options: Namespace) -> int:
     model = WaveNet.from_pretrained(directory)
     console.line(f"checkpoint {locate.display_name(directory)}  {model.parameter_count:,} parameters")
     scorers, facts = _scorers(model, options, console)
-    interrupts.check()
+    signal_handler.check()
     part, data = _data(model, options, record, console)
     clips = {"validation": data.validation, "train": data.train, "all": data.whole}[part]
     if not clips.samples:
@@ -183,7 +183,7 @@ def work(options: Namespace) -> int:
         clips, scorers, _segment(model), limit, lambda done, total: console.status(f"window {done}/{total}")
     )
     console.clear()
-    interrupts.check()
+    signal_handler.check()
     networks = [name for name in scorers if name != BASELINE]
     reference = next((name for name in networks if name.endswith(EXACT)), networks[0])
     values = {

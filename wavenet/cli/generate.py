@@ -46,7 +46,7 @@ def work(options: Namespace) -> int:
 
     from wavenet.cli.common import device_named
     from wavenet.cli.generate_job import Job, source, stream_start, take_settings, typical_bits
-    from wavenet.cli.signals import interrupts
+    from wavenet.cli.signals import signal_handler
     from wavenet.engine.sampling import Sampling
     from wavenet.generation.generator import Generator
     from wavenet.generation.saved_state import load_state
@@ -54,7 +54,7 @@ def work(options: Namespace) -> int:
     from wavenet.models import locate
     from wavenet.utils.console import Console
 
-    interrupts.check()
+    signal_handler.check()
     Sampling(options.temperature, options.top_k, options.top_p)
     console = Console(silent=not world.is_main)
     directory = locate.find(options.checkpoint) if options.checkpoint else locate.default_checkpoint()
@@ -83,7 +83,7 @@ def work(options: Namespace) -> int:
     job = Job(
         Session(generator, take_settings(options), start, frames, steps, typical), options, console, seed
     )
-    interrupts.check()
+    signal_handler.check()
     code = _generate(job, paths, world)
     if options.json is not None:
         from wavenet.cli.generate_report import write_json
@@ -111,7 +111,7 @@ def _seconds(options: Namespace, length: float | None, start: StreamStart, rate:
 def _generate(job: Job, paths: list[Path], world: World) -> int:
     """Generate the takes, those of a folder in groups; return the exit code."""
     from wavenet.cli import generate_output
-    from wavenet.cli.signals import interrupts
+    from wavenet.cli.signals import signal_handler
 
     options = job.options
     if options.out_dir is None:
@@ -123,7 +123,7 @@ def _generate(job: Job, paths: list[Path], world: World) -> int:
     for done in range(0, len(paths), group):
         some = paths[done : done + group]
         state = job.session.streams(first + done, len(some))
-        interrupts.check()
+        signal_handler.check()
         if code := generate_output.write(job, state, some):
             return code
     return 0

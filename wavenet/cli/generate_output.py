@@ -16,7 +16,7 @@ from wavenet.audio.playback import BUFFER_SECONDS, HEADROOM, Device, Player, lea
 from wavenet.audio.wav import WavWriter
 from wavenet.cli.generate_job import Job
 from wavenet.cli.generate_report import TakeReport
-from wavenet.cli.signals import interrupts
+from wavenet.cli.signals import signal_handler
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import AudioError
 from wavenet.generation.generator import Generator
@@ -72,7 +72,7 @@ def write(job: Job, state: GeneratorState, paths: list[Path]) -> int:
     report = TakeReport(job, state, maker)
     batch, code, start = max(1, len(paths)), 0, time.perf_counter()
     with contextlib.ExitStack() as stack:
-        defer = stack.enter_context(interrupts.deferrable())
+        ignore_signals = stack.enter_context(signal_handler.ignorable())
         stack.callback(console.clear)
         places: list[Take | None] = [*takes] if options.output != "-" else [None]
         writers = [_writer(stack, take, job.session.steps, rate, options.format) for take in places]
@@ -90,13 +90,13 @@ def write(job: Job, state: GeneratorState, paths: list[Path]) -> int:
         except KeyboardInterrupt:
             if not maker.generated:
                 raise
-            code = interrupts.taken()
+            code = signal_handler.exit_code()
             if files and player is None:
                 sinks.write(maker.flush())
         if not sinks.done:
             raise KeyboardInterrupt
         if files:
-            defer()
+            ignore_signals()
         for take in takes:
             take.whole = code == 0 or sinks.done == job.session.steps
         for writer in writers:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import re
-import typing
 from pathlib import Path
 from typing import Any
 
 from wavenet.cli.common import Parser, add_recordings
-from wavenet.conditioning.registry import FEATURE_KINDS, companions
+from wavenet.conditioning.registry import FEATURE_KINDS
 from wavenet.config import (
     INTERPOLATIONS,
     NO_FEATURES,
@@ -23,9 +20,6 @@ from wavenet.config import (
     TrainingConfig,
     WaveNetConfig,
 )
-from wavenet.errors import ConfigError
-from wavenet.utils.files import cause
-from wavenet.utils.json_config import accepts, refuse_unknown
 
 NETWORK_FLAGS = {
     "sample_rate": "Hz the recordings are resampled to",
@@ -75,37 +69,15 @@ CONDITIONING_FLAGS = {
 }
 """Besides `features` and `interpolation`, which have choices."""
 
-TOLD = ("features", "interpolation", *CONDITIONING_FLAGS)
-
-UNKNOWN = "?"
-"""Stands for the names of classes until the recordings have been looked at."""
+UNKNOWN_CLASSES = ("?",)
+"""The names of classes until the recordings are read."""
 
 OTHER_TRAINING_FLAGS = ("schedule", "precision", "augment_polarity", "checkpoint_layers", "compile")
-
-DEFAULTS: dict[str, Any] = {
-    "audio_dir": None,
-    "val_dir": None,
-    "exclude": [],
-    "weight": [],
-    "out_dir": Path("checkpoints"),
-    "cache_dir": None,
-    "init_from": None,
-    "classes": None,
-    "midi_dir": None,
-    "device": "auto",
-    "threads": None,
-    "max_time": None,
-    "tensorboard": False,
-}
-"""What holds where neither the command line nor a file says otherwise."""
 
 AUTO = "auto"
 """Instead of a number of segments: as many as memory allows."""
 
 ABSENT = argparse.SUPPRESS
-PATHS = ("audio_dir", "val_dir", "out_dir", "cache_dir", "init_from", "midi_dir")
-LISTS = ("audio_dir", "exclude", "weight")
-"""What may be given several times; in a file a single text will do as well."""
 
 
 def build_parser() -> Parser:
@@ -281,91 +253,8 @@ def _add_fields(group: Any, config: type, flags: dict[str, str]) -> None:
         )
 
 
-def conditioning(options: argparse.Namespace, sample_rate: int) -> ConditioningConfig | None:
-    """Return what a network is to be told, None for nothing; the names of its classes come with the data."""
-    given = {name: getattr(options, name) for name in TOLD if hasattr(options, name)}
-    for kind, companion in companions():
-        if getattr(options, companion.argument) is not None:
-            given.setdefault("features", kind.name)
-    features = given.get("features", NO_FEATURES)
-    for kind, companion in companions():
-        if (features == kind.name) != (getattr(options, companion.argument) is not None):
-            flag = companion.argument.replace("_", "-")
-            raise ConfigError(f"--features {kind.name} and --{flag} DIR go together: give both, or neither")
-    if features == NO_FEATURES and options.classes is None:
-        if len(given) > ("features" in given):
-            name = next(name for name in given if name != "features").replace("_", "-")
-            raise ConfigError(f"--{name}: says how frames are read; add --features or --midi-dir")
-        return None
-    given.setdefault("hop", max(1, round(sample_rate / 100)))
-    given.setdefault("fmax", min(ConditioningConfig.fmax, sample_rate / 2))
-    return ConditioningConfig(class_names=() if options.classes is None else (UNKNOWN,), **given)
-
-
 def _batch(text: str) -> int | str:
     try:
         return text if text == AUTO else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor {AUTO}") from None
-
-
-def complete(options: argparse.Namespace) -> argparse.Namespace:
-    """Return parsed options with what `--config` names, and the defaults, where they say nothing.
-
-    Raises `ConfigError` if the file cannot be read or holds an unknown key or a value of the wrong type.
-    """
-    given = vars(options)
-    path = given.get("config")
-    values = {} if path is None else read_settings(path)
-    if "preset" in given:
-        # A size asked for on the command line is not to be mixed with the file's.
-        values = {key: value for key, value in values.items() if key not in PRESETS["small"]}
-    if options.resume:
-        values.pop("init_from", None)
-    return argparse.Namespace(**{**DEFAULTS, **values, **given})
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings in a JSON file, by the names that the parsed options give them."""
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read: {cause(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {path}: is not JSON ({error})") from None
-    where = f"--config {path}"
-    if not isinstance(values, dict):
-        raise ConfigError(f'{where}: must hold a JSON object, such as {{"batch": 8}}')
-    kinds: dict[str, Any] = {name: str | None for name in DEFAULTS}
-    for config in (ConditioningConfig, WaveNetConfig, TrainingConfig):
-        kinds.update(typing.get_type_hints(config))
-    kinds.update(dict.fromkeys(LISTS, str | list | None))
-    kinds.update(preset=str, out_dir=str, device=str, threads=int | None, tensorboard=bool)
-    for name in ("conditioning", "class_names"):
-        del kinds[name]
-    refuse_unknown(values, list(kinds), where)
-    for name, value in values.items():
-        if (name, value) == ("batch", AUTO):
-            continue
-        texts = not isinstance(value, list) or all(isinstance(each, str) for each in value)
-        if not accepts(kinds[name], value) or not texts:
-            raise ConfigError(f"{where}: {name} = {json.dumps(value)} is of the wrong type")
-        if name in LISTS:
-            several: list[Any] = [value] if isinstance(value, str) else value or []
-            values[name] = ([Path(each) for each in several] if name in PATHS else several) or DEFAULTS[name]
-        elif name in PATHS and value is not None:
-            values[name] = Path(str(value))
-    return values
-
-
-def seconds(text: str) -> float:
-    """Return the length of time in `--max-time`; `ConfigError` if it is none."""
-    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
-    try:
-        hours, minutes, rest = (float(part or 0) for part in (parts.groups() if parts else ()))
-    except ValueError:
-        hours = minutes = rest = 0.0
-    found = 3600 * hours + 60 * minutes + rest
-    if found <= 0:
-        raise ConfigError(f"--max-time {text}: must be a length of time like 90s, 30m, 2h or 1h30m")
-    return found
