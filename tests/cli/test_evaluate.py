@@ -155,7 +155,7 @@ def test_a_checkpoint_without_a_training_record(home, monkeypatch, capsys):
     bare = ("--checkpoint", "bare", *DATA, "--seconds", 0.5)
     code, output, errors = evaluate(home, monkeypatch, capsys, *bare, "--json", "-")
     assert code == 0 and json.loads(output)["part"] == "all" and json.loads(output)["step"] is None
-    assert "does not tell how its audio was divided: scoring all of it" in errors
+    assert "does not record the split of its recordings: scoring all" in errors
     code, _, errors = evaluate(home, monkeypatch, capsys, *bare, "--part", "validation")
     assert code == 0 and "warning: the checkpoint does not tell" in errors
 

@@ -154,7 +154,7 @@ def test_endless_stream_until_its_reader_leaves(home):
     errors = process.stderr.read().decode()
     assert process.wait(30) == 1
     assert (
-        "closed by its reader" in errors and "Traceback" not in errors and "Exception ignored" not in errors
+        "the reader of standard output closed it" in errors and "Traceback" not in errors and "Exception ignored" not in errors
     )
 
 
@@ -229,17 +229,17 @@ def test_closed_standard_streams(home):
         (["--batch", "1001", "x.wav"], ["--batch 1001", "1000"]),
         (["--batch", "9" * 30, "x.wav"], ["--batch 9", "1000"]),
         (["--temperature", "-1", "x.wav"], ["temperature = -1"]),
-        (["--top-k", "-1", "x.wav"], ["top-k = -1"]),
-        (["--top-k", "9" * 20, "x.wav"], ["top-k = 9999", "2^31 - 1"]),
+        (["--top-k", "-1", "x.wav"], ["top_k = -1"]),
+        (["--top-k", "9" * 20, "x.wav"], ["top_k = 9999", "2147483647"]),
         (["--threads", "9" * 11, "x.wav"], ["threads = 9999", "1024"]),
-        (["--top-p", "0", "x.wav"], ["top-p = 0"]),
+        (["--top-p", "0", "x.wav"], ["top_p = 0"]),
         (["--seed", "-1", "x.wav"], ["--seed -1"]),
         (["--threads", "0", "x.wav"], ["threads = 0"]),
         (["--precision", "fp8", "x.wav"], ["unknown precision 'fp8'", "bf16"]),
         (["--precision", "int8", "--backend", "reference", "x.wav"], ["fp32 only", "int8"]),
         (["--backend", "gpu", "x.wav"], ["unknown backend 'gpu'", "reference"]),
-        (["--device", "cuda", "x.wav"], ["cuda", "--device cpu"]),
-        (["--device", "toaster", "x.wav"], ["toaster", "--device cpu"]),
+        (["--device", "cuda", "x.wav"], ["cuda", "device 'cpu'"]),
+        (["--device", "toaster", "x.wav"], ["toaster", "use cpu or cuda"]),
         (["--checkpoint", "nowhere", "x.wav"], ["nowhere", "does not exist"]),
         (["--checkpoint", "primer.wav", "x.wav"], ["primer.wav", "not a folder"]),
         (["--prime", "missing.wav", "x.wav"], ["missing.wav", "does not exist"]),

@@ -145,7 +145,7 @@ def test_states_that_cannot_be_continued(generate, home):
     tensors = {"queues": state.queues, "position": state.position, "last_sample": state.last_sample}
     (home / "less.state").write_bytes(serialized(tensors))
     for name, words in {
-        "none.state": "does not exist; name one that --save-state has written",
+        "none.state": "none.state: does not exist; give a saved state",
         "checkpoints": "is not a file",
         "primer.wav": "is damaged",
         "torn.state": "is damaged",
@@ -260,11 +260,11 @@ def test_a_picture_for_each_take(generate, home):
         (["--entropy", "--seconds", "0", "-"], "give it a length"),
         (["--json", "checkpoints", "x.wav"], "is a folder"),
         (["--save-state", "primer.wav", "x.wav"], "--save-state primer.wav: exists"),
-        (["--save-state", "x.state", "--out-dir", "x"], "goes with OUT"),
+        (["--save-state", "x.state", "--out-dir", "x"], "works with OUT"),
         (["--from-state", "x.state", "--prime", "primer.wav", "x.wav"], "give one of them"),
         (["--best-of", "0", "x.wav"], "must be from 1 to 1000"),
         (["--best-of", "2", "--seconds", "0", "-"], "give them a length"),
-        (["--best-of", "100", "--seconds", "99999", "x.wav"], "give fewer --seconds"),
+        (["--best-of", "100", "--seconds", "99999", "x.wav"], "generate fewer seconds"),
         (["--play", "--batch", "2", "x.wav"], "plays a single take"),
         (["--play", "--out-dir", "x"], "plays a single take"),
     ],
@@ -303,7 +303,7 @@ def sounding(sink: PollingDevice) -> np.ndarray:
 
 def test_what_is_played_is_what_is_written(generate, home, speaker):
     code, _, told = generate("--play", "--seconds", 1, "--seed", 8, "--force", "played.wav")
-    assert code == 0 and "this machine makes it " in told and speaker.stopped
+    assert code == 0 and "this machine generates at " in told and speaker.stopped
     heard, written = sounding(speaker), audio(home / "played.wav")
     generate("--seconds", 1, "--seed", 8, "--no-watchdog", "--force", "unplayed.wav")
     assert len(written) == 4000 and "played.wav  1.00 s" in told
@@ -348,12 +348,12 @@ def test_an_interrupt_while_playing_keeps_the_audio(generate, home, speaker, mon
 def test_the_speed_of_playback_is_reported_first(generate, home, speaker, monkeypatch):
     for times, words in (
         (8.0, "this machine generates at 8.00x real time"),
-        (0.5, "does not keep up; it starts 0.5 s ahead, which is enough"),
-        (0.001, "does not keep up; it starts 0.7 s ahead, which is enough"),
+        (0.5, "generates at 0.50x real time; playback starts after 0.5 s"),
+        (0.001, "generates at 0.00x real time; playback starts after 0.7 s"),
     ):
         speaker.pull, speaker.played = None, []
         speaker.done.clear()
-        monkeypatch.setattr(generate_output, "speed", lambda make, rate, times=times: make() and times)
+        monkeypatch.setattr(generate_output, "real_time_factor", lambda make, rate, times=times: make() and times)
         code, _, told = generate("--play", "--seconds", 0.4)
         assert code == 0 and words in told
 

@@ -231,7 +231,7 @@ def test_resuming_where_there_is_nothing(trained):
     home, _ = trained
     for place in ("nowhere", "audio/take-0.wav"):
         result = train("--resume", "--out-dir", place, cwd=home)
-        assert_one_line_error(result, place, "no checkpoint to resume from", "--resume")
+        assert_one_line_error(result, place, "no checkpoint to resume from")
     assert not (home / "nowhere").exists() and len(os.listdir(home / "audio")) == 3
 
 
@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(home):
     assert not steps_in(home / "full") and not (home / "full/best").exists() and not leftovers(home)
     weights = (home / "run/step-00000005/model.safetensors").read_bytes()
     result = train("--resume", "--out-dir", "run", "--steps", 6, cwd=home, preexec_fn=limit_file_size)
-    assert_one_line_error(result, "run: the checkpoint of step 6", "step-00000005 with --resume")
+    assert_one_line_error(result, "run: the checkpoint of step 6", "resume from step-00000005")
     assert (home / "run/step-00000005/model.safetensors").read_bytes() == weights
     assert not leftovers(home)
 
@@ -331,7 +331,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(home):
         (["--device", "toaster"], ["--device toaster", "cpu"]),
         (["--device", "cuda:99"], ["--device cuda:99", "cpu"]),
         (["--audio-dir", "missing"], ["missing", "does not exist"]),
-        (["--audio-dir", "empty"], ["empty", "put recordings"]),
+        (["--audio-dir", "empty"], ["empty", "add recordings"]),
         (["--audio-dir", "texts"], ["texts", "2 txt", "flac"]),
         (["--audio-dir", "pipe.wav"], ["pipe.wav", "not a folder"]),
         (["--out-dir", "audio/take-0.wav"], ["--out-dir audio/take-0.wav", "not a folder"]),

@@ -185,8 +185,8 @@ def test_without_a_device_there_is_a_reason():
 @pytest.mark.parametrize(
     ("name", "device", "message"),
     [
-        ("cuda", "cpu", "backend 'cuda' does not generate on device 'cpu': use --device cuda"),
-        ("cpu", "cuda", "backend 'cpu' does not generate on device 'cuda': use --device cpu"),
+        ("cuda", "cpu", "backend 'cuda' does not generate on device 'cpu': use device 'cuda'"),
+        ("cpu", "cuda", "backend 'cpu' does not generate on device 'cuda': use device 'cpu'"),
         ("numba:fast", "cpu", "backend 'numba' has no kernel 'fast'"),
         ("auto", "tpu", "no backend generates on device 'tpu'"),
     ],
@@ -271,7 +271,7 @@ def test_the_check_stops_wrong_draws(engine_on_the_cpu, monkeypatch):
         return (real(self, state, uniforms, gate_bias) + 1) % 40
 
     monkeypatch.setattr(CudaBackend, "generate", off_by_one)
-    with pytest.raises(BackendError, match="sample 0 of row 0 is wrong; use --device cpu"):
+    with pytest.raises(BackendError, match="sample 0 of row 0 is wrong; use device cpu"):
         CudaBackend(random_model(0)[2])
 
 
@@ -286,5 +286,5 @@ def test_the_check_stops_a_tile_that_is_wrong(engine_on_the_cpu, monkeypatch):
         return drawn
 
     monkeypatch.setattr(CudaBackend, "generate", one_wrong_in_a_large_batch)
-    with pytest.raises(BackendError, match="streams in tiles of 64 are others"):
+    with pytest.raises(BackendError, match="streams in tiles of 64 differ"):
         CudaBackend(random_model(0)[2])

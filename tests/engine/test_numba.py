@@ -131,6 +131,6 @@ def test_a_failed_compilation_gives_one_line(small_kernel, monkeypatch):
 
     _, _, model = random_model(38)
     monkeypatch.setattr(small_kernel, "njit", failing)
-    message = "^backend 'numba' failed to compile: no such target; try --backend reference$"
+    message = "^backend 'numba' failed to compile: no such target; try backend reference$"
     with pytest.raises(BackendError, match=message):
         NumbaBackend(model)

@@ -50,10 +50,10 @@ NOT_BUILT = "the extension was not built: no C++ compiler"
 @pytest.mark.parametrize(
     ("numba", "told"),
     [
-        (None, f"warning: the C++ engine cannot run here, numba does instead: {NOT_BUILT}"),
+        (None, f"warning: the C++ engine cannot run here; numba replaces it: {NOT_BUILT}"),
         (
             "numba cannot be loaded",
-            f"warning: the C++ engine cannot run here, reference does instead, slowly: {NOT_BUILT}; "
+            f"warning: the C++ engine cannot run here; reference replaces it, slowly: {NOT_BUILT}; "
             "numba: numba cannot be loaded",
         ),
     ],

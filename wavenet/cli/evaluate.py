@@ -57,16 +57,19 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--part",
         choices=("validation", "train", "all"),
-        help="what to score, divided as for training (default: validation; all if the checkpoint does not "
-        "tell how it was divided)",
+        help="part to score, with the split of training (default: validation; all if the checkpoint does not "
+        "record the split)",
     )
     parser.add_argument(
-        "--seconds", type=float, metavar="X", help="about so much audio, evenly spread (default: everything)"
+        "--seconds",
+        type=float,
+        metavar="X",
+        help="approximate amount of audio, evenly spread (default: everything)",
     )
     parser.add_argument(
         "--backend",
         metavar="NAME",
-        help="parallel: all samples at once; auto or an engine's name: sample by sample, as in generating "
+        help="parallel: all samples at once; auto or an engine's name: sample by sample, as in generation "
         "(default: parallel, for other precisions than fp32 auto)",
     )
     parser.add_argument(
@@ -177,8 +180,8 @@ def work(options: Namespace) -> int:
         raise AudioError(f"--part {part}: holds no sound; choose another part, or add recordings")
     rate = model.config.sample_rate
     limit = None if options.seconds is None else max(1, round(options.seconds * rate))
-    told = f"{clips.samples / rate:.1f} s of {len(clips.names)} recording(s)"
-    console.line(f"scoring  {part}: {'' if limit is None else f'{options.seconds:g} s out of '}{told}")
+    amount = f"{clips.samples / rate:.1f} s of {len(clips.names)} recording(s)"
+    console.line(f"scoring  {part}: {'' if limit is None else f'{options.seconds:g} s out of '}{amount}")
     found = evaluate(
         clips, scorers, _segment(model), limit, lambda done, total: console.status(f"window {done}/{total}")
     )
@@ -265,11 +268,10 @@ def _data(model: Any, options: Namespace, record: Any, console: Any) -> tuple[st
         settings = DataConfig(record.training.silence_db, record.training.validation_fraction)
     elif options.part is None:
         part = "all"
-        console.line("the checkpoint does not tell how its audio was divided: scoring all of it")
+        console.line("the checkpoint does not record the split of its recordings: scoring all of them")
     elif part != "all":
         console.line(
-            "warning: the checkpoint does not tell how its audio was divided: "
-            f"its {part} part may have been another"
+            f"warning: the checkpoint does not record the split of its recordings: its {part} part may differ"
         )
     trained = {} if record is None else record.source
     data = prepare(
@@ -292,7 +294,7 @@ def _data(model: Any, options: Namespace, record: Any, console: Any) -> tuple[st
     if record is not None and part != "all" and record.data != fingerprint(data):
         console.line(
             "warning: this is not the audio, or not all of it, that the network was trained on: "
-            f"what is {part} here may have been another part then"
+            f"the {part} part may differ from that of training"
         )
     return part, data
 
@@ -307,13 +309,13 @@ def _write(options: Namespace, values: dict[str, Any], table: str) -> None:
     if options.json not in (None, "-"):
         with atomic_output(options.json) as stream:
             stream.write(text.encode())
-    told = text if options.json == "-" else f"{table}\n"
+    output = text if options.json == "-" else f"{table}\n"
     if sys.stdout is not None and not hasattr(sys.stdout, "buffer"):
-        # A notebook's, which takes text alone.
-        sys.stdout.write(told)
+        # In a notebook standard output accepts text only.
+        sys.stdout.write(output)
     elif sys.stdout is not None:
         with generate_output.standard_output() as stream:
-            stream.write(told.encode("utf-8"))
+            stream.write(output.encode("utf-8"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

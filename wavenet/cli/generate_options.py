@@ -61,48 +61,51 @@ def build_parser(program: str) -> Parser:
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="a checkpoint, or a training run (default: the newest under ./checkpoints, or else piano, which "
-        "comes with wavenet)",
+        help="a checkpoint or a training run (default: the newest under ./checkpoints, or else piano, which "
+        "ships with wavenet)",
     )
     parser.add_argument(
         "--seconds",
         type=float,
         metavar="X",
-        help="length; 0 with - or --play: until interrupted (default: 4, or that of what is to be played)",
+        help="length; 0 with - or --play: until interrupted (default: 4, or that of the conditioning)",
     )
     parser.add_argument(
-        "--prime", type=Path, metavar="FILE", help="recording to go on from (it is not repeated)"
+        "--prime", type=Path, metavar="FILE", help="recording to continue (the output does not repeat it)"
     )
     parser.add_argument(
         "--batch",
         type=int,
         default=1,
         metavar="N",
-        help="takes to make: OUT-0.wav, OUT-1.wav, ... (default: 1)",
+        help="number of takes: OUT-0.wav, OUT-1.wav, ... (default: 1)",
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=1.0,
         metavar="X",
-        help="below 1 tamer, 0 always the likeliest (default: 1)",
+        help="divides the logits: below 1 less varied, 0 always the most probable class (default: 1)",
     )
     parser.add_argument(
         "--top-k",
         type=int,
         default=0,
         metavar="N",
-        help="draw from the N likeliest classes (default: 0, all)",
+        help="sample from the N most probable classes (default: 0, all)",
     )
     parser.add_argument(
         "--top-p",
         type=float,
         default=1.0,
         metavar="X",
-        help="draw from the likeliest that hold X (default: 1, all)",
+        help="sample from the most probable classes whose probabilities sum to X (default: 1, all)",
     )
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="same seed, same audio (default: a new one, shown)"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="the same seed generates the same audio (default: random, printed)",
     )
     parser.add_argument("--device", default="cpu", help="where to generate (default: cpu)")
     parser.add_argument(
@@ -112,11 +115,11 @@ def build_parser(program: str) -> Parser:
         "--precision",
         default="fp32",
         metavar="P",
-        help="of the weights: fp32, or faster and a little less accurate bf16, int8, on a GPU fp16 "
+        help="precision of the weights: fp32, or the faster and less accurate bf16 and int8; on a GPU fp16 "
         "(default: fp32)",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads to spread takes over (default: all cores)"
+        "--threads", type=int, metavar="N", help="threads over which takes are spread (default: all cores)"
     )
     parser.add_argument(
         "--format",
@@ -128,46 +131,49 @@ def build_parser(program: str) -> Parser:
         "--keep-silence", action="store_true", help="do not skip the silence before a take's first sound"
     )
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
-    _add_told(parser)
-    _add_care(parser)
-    _add_views(parser)
+    _add_conditioning(parser)
+    _add_selection(parser)
+    _add_reports(parser)
     return parser
 
 
-def _add_care(parser: Parser) -> None:
-    """Add the flags that choose, mend and continue takes."""
-    group = parser.add_argument_group("choosing, mending and going on")
+def _add_selection(parser: Parser) -> None:
+    """Add the flags for selecting, supervising and continuing takes."""
+    group = parser.add_argument_group("selecting, supervising and continuing takes")
     group.add_argument(
         "--best-of",
         type=int,
         metavar="N",
-        help="make N streams for each take and keep the one whose bits per sample come nearest to those of "
-        "the recordings that training held out; where the network is told what to play, goes on from "
-        "something or knows no such figure, nearest to the median of the N. What has gone wrong comes last",
+        help="generate N candidates for each take and keep the one whose bits per sample are nearest to "
+        "those of the recordings that training held out; with conditioning, a primer or a saved state "
+        "nearest to the median of the N. Faulty candidates are kept last",
     )
     group.add_argument(
         "--no-watchdog",
         action="store_true",
-        help="let be what goes wrong. By default a stream that is silent for 2 s (below -60 dB), noise for "
-        "1 s or an unchanging tone for 3 s goes back to before that and on with other random numbers, up to "
-        "4 times. 4 s are held back for this; to a pipe or player they are saved up, a quarter of what is "
-        "made, so that it starts at once",
+        help="keep faulty passages. By default 2 s of silence (below -60 dB), 1 s of noise or 3 s of an "
+        "unchanging tone are regenerated with other random numbers, up to 4 times. 4 s of audio are held "
+        "back for this; for a pipe or a player a quarter of what has been generated, so that playback "
+        "starts at once",
     )
     group.add_argument(
-        "--save-state", type=Path, metavar="FILE", help="write where the takes end, to be gone on with later"
+        "--save-state",
+        type=Path,
+        metavar="FILE",
+        help="write the state at the end of the takes, for --from-state",
     )
     group.add_argument(
         "--from-state",
         type=Path,
         metavar="FILE",
-        help="go on where --save-state was written, with its seed: with the same flags the take is what it "
-        "would have been in one. Another --seed goes on differently, --batch branches",
+        help="continue a state written by --save-state, with its seed: with the same flags the result equals "
+        "one uninterrupted take. Another --seed continues differently, --batch branches",
     )
 
 
-def _add_views(parser: Parser) -> None:
-    """Add the flags that show what was made."""
-    group = parser.add_argument_group("seeing what was made")
+def _add_reports(parser: Parser) -> None:
+    """Add the flags for plots and reports."""
+    group = parser.add_argument_group("plots and reports")
     group.add_argument(
         "--plot",
         type=Path,
@@ -177,30 +183,30 @@ def _add_views(parser: Parser) -> None:
     group.add_argument(
         "--entropy",
         action="store_true",
-        help="tell how sure the network was of each sample: the entropy of its predictions in bits, before "
-        "temperature, top-k and top-p. It is found by a second pass, which takes about as long as the first",
+        help="print the entropy of the network's predictions in bits, before temperature, top-k and top-p. A "
+        "second pass computes it, which takes about as long as the first",
     )
     group.add_argument(
-        "--json", type=Path, metavar="FILE", help="write what is known of the takes, with --entropy that too"
+        "--json", type=Path, metavar="FILE", help="write a record of each take, with --entropy included"
     )
 
 
-def _add_told(parser: Parser) -> None:
-    """Add the flags that tell a network what to play."""
-    group = parser.add_argument_group("what to play, with a network trained for it")
+def _add_conditioning(parser: Parser) -> None:
+    """Add the conditioning flags."""
+    group = parser.add_argument_group("conditioning, for a network trained with it")
     group.add_argument(
         "--class",
         dest="classes",
         metavar="NAME",
-        help="whose sound: a class, a mixture as piano:0.7,cello:0.3, or a way as '0:piano 2:cello'",
+        help="a class, a mixture such as piano:0.7,cello:0.3, or a glide such as '0:piano 2:cello'",
     )
     group.add_argument(
         "--guidance",
         type=float,
         default=1.0,
         metavar="X",
-        help="how much it counts: above 1 it is followed more closely, at the cost of variety; 0 is as told "
-        "nothing (default: 1, as trained)",
+        help="strength of the conditioning: above 1 the network follows it more closely, with less variety; "
+        "0 removes it (default: 1, as trained)",
     )
     for each in feature_inputs().values():
         flag = "--" + each.name.replace("_", "-")
@@ -208,7 +214,7 @@ def _add_told(parser: Parser) -> None:
 
 
 MAX_SECONDS = 1e7
-"""Beyond sixteen weeks a length is a slip of the hand; 0 streams for ever."""
+"""Longer takes (sixteen weeks) are almost certainly typos; 0 is an endless stream."""
 
 
 MAX_BATCH = 1000
@@ -216,38 +222,38 @@ MAX_BATCH = 1000
 
 
 MAX_FOLDER = 1_000_000
-"""The most takes in a folder, which are made in groups."""
+"""Maximum number of takes in a folder, which are generated in groups."""
 
 
 MAX_CANDIDATES = 1000
-"""To choose a take from."""
+"""Maximum number of candidates for a take."""
 
 
 MAX_PLOTS = 16
-"""Pictures at once."""
+"""Maximum number of plots."""
 
 
 MAX_PLOT_SECONDS = 600.0
-"""Longest take in a picture."""
+"""Longest take that is drawn, in seconds."""
 
 
 OTHER_FILES = 64
-"""Files open besides the takes, generously."""
+"""Upper limit of open files besides the takes."""
 
 
 def check(options: Namespace, world: World, group: int) -> list[Path]:
-    """Check what can be checked before anything is loaded; return the files to write (none for a stream).
+    """Check the options before anything is loaded; return the files to write (none for a stream).
 
-    Of a folder of takes they are those of this process, which makes `group` of them at a time.
+    With --out-dir these are the files of this process, which generates `group` of them at a time.
     """
     _check_counts(options, world)
     _check_views(options)
     if options.play:
         if options.out_dir is not None or options.batch > 1:
-            raise ConfigError("--play: plays a single take; leave out --out-dir and --batch")
+            raise ConfigError("--play: plays a single take; remove --out-dir and --batch")
         from wavenet.audio.playback import Device
 
-        # Said now rather than once the network is loaded.
+        # Reports a missing device before the network is loaded.
         Device()
     if options.output == "-":
         _check_standard_output(options)
@@ -256,7 +262,7 @@ def check(options: Namespace, world: World, group: int) -> list[Path]:
         return []
     if options.seconds == 0:
         raise ConfigError(
-            "--seconds 0 streams for ever and needs - as its output, or --play; give a file a length"
+            "--seconds 0 streams without end and needs - as its output, or --play; give a file a length"
         )
     paths = _files(options, world)
     if not options.force:
@@ -271,7 +277,7 @@ def _check_counts(options: Namespace, world: World) -> None:
         missing = "--out-dir DIR" if options.out_dir is None else "--seed N"
         raise ConfigError(f"{world.size} processes share the takes of one seed in one folder: add {missing}")
     if world.size > 1 and options.json is not None:
-        raise ConfigError("--json: tells of the takes of one process; leave it out under torchrun")
+        raise ConfigError("--json: covers the takes of one process; remove it under torchrun")
     if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
         raise ConfigError(f"--seconds {seconds:g}: must be between 0 and {MAX_SECONDS:g}")
     most = MAX_FOLDER if options.out_dir else MAX_BATCH
@@ -284,11 +290,11 @@ def _check_counts(options: Namespace, world: World) -> None:
         if not 1 <= options.best_of <= MAX_CANDIDATES:
             raise ConfigError(f"--best-of {options.best_of}: must be from 1 to {MAX_CANDIDATES}")
         if seconds == 0:
-            raise ConfigError("--best-of chooses among whole takes: give them a length with --seconds")
+            raise ConfigError("--best-of selects among complete takes: give them a length with --seconds")
     if options.from_state is not None and options.prime is not None:
-        raise ConfigError("--from-state and --prime both say where to go on: give one of them")
+        raise ConfigError("--from-state and --prime exclude each other: give one of them")
     if options.out_dir is not None and options.save_state is not None:
-        raise ConfigError("--save-state: goes with OUT, whose takes are made together, not with --out-dir")
+        raise ConfigError("--save-state: works with OUT, not with --out-dir")
 
 
 def _check_views(options: Namespace) -> None:
@@ -297,12 +303,12 @@ def _check_views(options: Namespace) -> None:
         for each in numbered(path, options.batch if flag == "plot" else 1) if path is not None else []:
             check_file(f"--{flag.replace('_', '-')}", each, options.force)
     if options.seconds == 0 and (options.plot is not None or options.entropy):
-        raise ConfigError("--plot and --entropy look at a whole take: give it a length with --seconds")
+        raise ConfigError("--plot and --entropy need a complete take: give it a length with --seconds")
     if options.plot is not None:
         if options.out_dir is not None or options.batch > MAX_PLOTS:
-            raise ConfigError(f"--plot: draws up to {MAX_PLOTS} takes of OUT; make fewer, or leave it out")
+            raise ConfigError(f"--plot: draws at most {MAX_PLOTS} takes of OUT; generate fewer, or remove it")
         if options.seconds is not None and options.seconds > MAX_PLOT_SECONDS:
-            raise ConfigError(f"--plot: draws up to {MAX_PLOT_SECONDS:g} s; give fewer --seconds")
+            raise ConfigError(f"--plot: draws at most {MAX_PLOT_SECONDS:g} s; reduce --seconds")
         new_figure(options.plot, (1, 1))
 
 
@@ -316,14 +322,14 @@ def _check_standard_output(options: Namespace) -> None:
 
 
 def numbered(path: Path, batch: int) -> list[Path]:
-    """Return the names of the files of several takes, out-0.wav, ..., or of the only one, out.wav."""
+    """Return the file names of several takes, out-0.wav, ..., or of a single one, out.wav."""
     if batch == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{take}{path.suffix}") for take in range(batch)]
 
 
 def check_file(flag: str, path: Path, force: bool) -> None:
-    """Raise `AudioError` if a file that a flag names cannot be written, or exists and is to stay."""
+    """Raise `AudioError` if the file of a flag cannot be written, or exists and `force` is false."""
     shown = printable(path)
     if path.is_dir() or not path.name:
         raise AudioError(f"{flag} {shown}: is a folder; name a file in it")

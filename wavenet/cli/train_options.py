@@ -54,10 +54,10 @@ TRAINING_FLAGS = {
     "sample_seconds": "length of a generated sample",
     "keep": "checkpoints kept besides the best",
     "validation_fraction": "share of the files held out for validation",
-    "augment_gain": "training segments are made softer by up to so many dB, at random (0: not at all)",
-    "augment_speed": "training segments are played up to this share faster or slower, at random, "
-    "pitch and all (0.06: a semitone; 0: not at all)",
-    "condition_dropout": "share of the segments that are told nothing, so that --guidance has its opposite",
+    "augment_gain": "attenuate training segments by up to this many dB, at random (0: off)",
+    "augment_speed": "play training segments faster or slower by up to this fraction, at random, which "
+    "changes the pitch (0.06: a semitone; 0: off)",
+    "condition_dropout": "share of segments trained without conditioning, which --guidance needs",
 }
 CONDITIONING_FLAGS = {
     "hop": "samples per frame",
@@ -168,11 +168,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_conditions(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("conditions: what the network is told besides", argument_default=ABSENT)
+    group = parser.add_argument_group("conditioning", argument_default=ABSENT)
     group.add_argument(
         "--classes",
         choices=("folders",),
-        help="whose sound: each subfolder of --audio-dir is a class (default: no classes)",
+        help="each subfolder of --audio-dir is a class (default: no classes)",
     )
     group.add_argument(
         "--midi-dir",

@@ -200,10 +200,10 @@ def check_alike(device: torch.device, stored: str, kernel: str) -> None:
     )
     gate = GateBias(values, hop=16, start=3, linear=True)
     for batch in (1, CHECK_STREAMS):
-        told = dataclasses.replace(gate, values=values[:batch])
+        bias = dataclasses.replace(gate, values=values[:batch])
         states = [state.select(list(range(batch))).to(device) for _ in range(2)]
         drawn = [
-            backend.generate(each, uniforms[:batch].to(device), told)
+            backend.generate(each, uniforms[:batch].to(device), bias)
             for backend, each in zip((anchor, other), states, strict=True)
         ]
         one, two = states
@@ -211,16 +211,17 @@ def check_alike(device: torch.device, stored: str, kernel: str) -> None:
         if not (same and torch.equal(one.position, two.position)):
             raise BackendError(
                 f"the CUDA kernel {kernel} differs from stream_cta on {device} in {stored}; "
-                "use --backend cuda:stream_cta, and please report this"
+                "use backend cuda:stream_cta, and please report this"
             )
 
 
 def check(device: torch.device, stored: str) -> None:
-    """Raise `BackendError` unless a small network gives on a device what the reference backend gives.
+    """Raise `BackendError` unless a small network gives the same on a device and on the reference backend.
 
-    It is conditioned and drawn from at random; then the logits of what was drawn are compared, and the draws
-    with what those logits call for, but where rounding could have decided. That is with the smallest tile;
-    from every other the same streams must come to the bit. `stored` names what the matrices are stored in.
+    The network has random conditioning and draws random samples. The logits of these samples are compared,
+    and the samples with those that the reference logits give, except where rounding decides. This uses the
+    smallest tile; all other tiles must give the same streams to the bit. `stored` is the storage
+    type of the matrices.
     """
     random = torch.Generator().manual_seed(0)
     model = _small_network(random, beyond_fp16=stored == "bf16")
@@ -243,7 +244,7 @@ def check(device: torch.device, stored: str) -> None:
         again = backend.generate(many, draws, dataclasses.replace(gate, values=values[rows])).cpu()
         if not torch.equal(again, drawn[rows]):
             raise BackendError(
-                f"{_FAILED} on {device} in {stored}: streams in tiles of {tile} are others; {_ADVICE}"
+                f"{_FAILED} on {device} in {stored}: streams in tiles of {tile} differ; {_ADVICE}"
             )
 
 
@@ -260,7 +261,7 @@ def _compare(
     where: str,
     tolerance: float,
 ) -> None:
-    """Raise `BackendError` if logits, or what was drawn, are off by more than a tolerance."""
+    """Raise `BackendError` if logits or samples differ by more than a tolerance."""
     error = float((found - expected).abs().max() / expected.abs().max())
     if not error <= tolerance:
         raise BackendError(f"{_FAILED} {where}: logits are off by {error:.1e} of the largest; {_ADVICE}")
@@ -274,7 +275,7 @@ def _compare(
 
 
 _FAILED = "the CUDA engine differs from the reference"
-_ADVICE = "use --device cpu, and please report this"
+_ADVICE = "use device cpu, and please report this"
 
 
 def _small_network(random: torch.Generator, beyond_fp16: bool = False) -> WaveNet:

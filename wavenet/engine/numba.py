@@ -59,7 +59,7 @@ class NumbaBackend:
                 self._run = numba_kernel.compiled()
         except Exception as error:
             raise BackendError(
-                f"backend 'numba' failed to compile: {_first_line(error)}; try --backend reference"
+                f"backend 'numba' failed to compile: {_first_line(error)}; try backend reference"
             ) from error
 
     @staticmethod
@@ -161,8 +161,8 @@ class NumbaBackend:
 def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     fits = len(tensor.shape) == len(shape)
     if not fits or any(want not in (-1, have) for have, want in zip(tensor.shape, shape, strict=True)):
-        told = ", ".join("any" if size < 0 else str(size) for size in shape)
-        raise BackendError(f"{name} is {tuple(tensor.shape)}: must be ({told})")
+        expected = ", ".join("any" if size < 0 else str(size) for size in shape)
+        raise BackendError(f"{name} is {tuple(tensor.shape)}: must be ({expected})")
 
 
 def _check_range(name: str, tensor: torch.Tensor, end: int) -> None:

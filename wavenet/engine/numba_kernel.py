@@ -1,8 +1,7 @@
 """The sample loop as numba compiles it: one entry, `_run`, for one or more streams of a task.
 
-Numba is loaded with this file, so only `wavenet.engine.numba` imports it, when it is used. Everything that
-is compiled stands here: numba looks at the date of this file alone to tell whether what it kept of an earlier
-compilation still holds.
+Importing this file imports numba, so only `wavenet.engine.numba` does it, on first use. All compiled code is
+in this file, because numba checks only the date of this file to decide whether its cache is valid.
 
 Weights come as `packing` lays them out in fp32. Every output is the sum of its inputs in their stored
 order, so a stream's values depend on nothing but its own history.
@@ -301,7 +300,7 @@ def _finite(values):
 
 @njit(**_INNER)
 def _before(logits, a, b):
-    """Tell whether class a is more probable; by logits, as distinct ones can round to equal weights."""
+    """Return whether class a is more probable; by logits, as distinct ones can round to equal weights."""
     return logits[a] > logits[b] or (logits[a] == logits[b] and a < b)
 
 

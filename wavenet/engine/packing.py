@@ -122,13 +122,13 @@ def fill(layout: Layout, config: WaveNetConfig, values: Mapping[str, torch.Tenso
 
 
 def balance_heads(heads: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return heads of which no probability differs, and which lose less when they are rounded to int8.
+    """Return heads with the same probabilities and a smaller error when rounded to int8.
 
-    A share that the logits of all classes have in common changes no probability: the mean of all classes'
-    weights and biases is taken away. And what stands between the heads is positive or zero, so that it may be
-    scaled before `head2` rather than by it: where the largest weight that meets a channel is m times their
-    median over channels, `head1` makes sqrt(m) times as much of the channel, at most 4 times as much or as
-    little, and `head2` has weights smaller by as much.
+    A part that the logits of all classes share changes no probability, so the mean of all classes' weights
+    and biases is subtracted. The values between the heads are positive or zero, so channels can be rescaled:
+    if the largest weight of a channel is m times the median over channels, `head1` scales the channel by
+    sqrt(m) (limited to a factor of 4 in either direction), and `head2`
+    divides its weights by the same factor.
 
     Parameters
     ----------

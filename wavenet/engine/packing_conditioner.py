@@ -1,6 +1,6 @@
-"""From a conditioner to the one flat block of weights that the compiled engine makes gate biases with.
+"""Packs a conditioner into the flat block of weights that the compiled engine computes gate biases with.
 
-The block holds, one after the other, vectors and matrices of float32 as `packing` lays them out:
+The block contains, in this order, vectors and matrices of float32 in the layout of `packing`:
 
     centre, scale                  (F')             these and the convolutions only with features
     for each convolution over frames
@@ -10,8 +10,8 @@ The block holds, one after the other, vectors and matrices of float32 as `packin
     projection                     matrix, P' outputs, W inputs
 
 C, F, W are the classes, the channels of features and the conditioning channels, P is layers * 2 *
-dilation_channels; a prime marks padding with zeros to a multiple of 16. The projection is multiplied with all
-that stands before it in the argument of tanh.
+dilation_channels; a prime marks padding with zeros to a multiple of 16. The projection includes the
+factor in the argument of tanh.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ PRECISIONS = tuple(dict.fromkeys([*CPU_PRECISIONS, *CudaBackend.precisions]))
 """Those that some engine computes in."""
 
 MAX_THREADS = 1024
-"""More is a slip of the hand."""
+"""Larger values are almost certainly typos."""
 
 
 def report() -> dict[str, str | None]:
@@ -41,8 +41,8 @@ def describe() -> list[str]:
     lines = []
     for name, reason in report().items():
         backend = _BACKENDS[name]
-        told = f"not available: {reason}" if reason else ", ".join([*backend.precisions, *backend.details()])
-        lines.append(f"{name:10} {told}")
+        text = f"not available: {reason}" if reason else ", ".join([*backend.precisions, *backend.details()])
+        lines.append(f"{name:10} {text}")
     return lines
 
 
@@ -86,7 +86,7 @@ def create(
 
 
 def bias_computer(backend: Backend, model: WaveNet) -> Conditioner | CompiledConditioner | None:
-    """Return what makes a network's gate biases beside a backend; None for one without conditions."""
+    """Return the module that computes gate biases for a backend; None without conditioning."""
     if model.conditioner is None:
         return None
     if isinstance(backend, CpuBackend):
@@ -96,7 +96,7 @@ def bias_computer(backend: Backend, model: WaveNet) -> Conditioner | CompiledCon
 
 
 def choose(name: str, device: str = "cpu", precision: str = "fp32") -> tuple[str, dict[str, str]]:
-    """Return the name of the backend to use, and why each that "auto" would rather have used cannot run here.
+    """Return the name of the backend to use, and why those that "auto" prefers cannot run here.
 
     The parameters and errors are those of `create`.
     """
@@ -108,46 +108,46 @@ def choose(name: str, device: str = "cpu", precision: str = "fp32") -> tuple[str
     serving = _serving(device)
     if name != "auto" and name not in serving:
         own = "cuda" if name == "cuda" else "cpu"
-        raise BackendError(f"backend {name!r} does not generate on device {device!r}: use --device {own}")
+        raise BackendError(f"backend {name!r} does not generate on device {device!r}: use device {own!r}")
     if precision not in PRECISIONS:
         raise BackendError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
     reasons: dict[str, str] = {}
-    # One after the other: an engine that is not needed is not loaded to see whether it could be.
+    # One by one: engines that are not needed are not loaded.
     for each in serving if name == "auto" else [name]:
         reason = _reason(each, precision)
         if reason is None:
             return each + colon + kernel, reasons
         if name == "auto" and "WAVENET_CPU" in reason:
-            # Someone asked for an instruction set by name: falling back would hide the slip.
+            # The user selected an instruction set: a fallback would hide the mistake.
             raise BackendError(reason)
         reasons[each] = reason
-    other = "" if device.startswith("cpu") else "--device cpu"
+    other = "" if device.startswith("cpu") else "device 'cpu'"
     if name != "auto":
         raise BackendError(
-            f"backend {name!r} cannot run here: {reasons[name]}; try {other or '--backend auto'}"
+            f"backend {name!r} cannot run here: {reasons[name]}; try {other or 'backend auto'}"
         )
-    told = "; ".join(f"{each}: {reason}" for each, reason in reasons.items())
+    text = "; ".join(f"{each}: {reason}" for each, reason in reasons.items())
     raise BackendError(
-        f"no backend can generate in {precision} here: {told}; try {other or '--precision fp32'}"
+        f"no backend can generate in {precision} here: {text}; try {other or 'precision fp32'}"
     )
 
 
 def fallback_reason(name: str, reasons: dict[str, str]) -> str | None:
-    """Return one line on what `choose` passed over for the backend it names; None if that was nothing."""
+    """Return one line with the backends that cannot run here and their reasons; None if there are none."""
     if not reasons:
         return None
-    # Only on a CPU is there a choice, and there the C++ engine comes first.
+    # There is a choice on the CPU only, and there the C++ engine comes first.
     (_, why), *others = reasons.items()
-    told = "; ".join([why, *(f"{each}: {reason}" for each, reason in others)])
+    text = "; ".join([why, *(f"{each}: {reason}" for each, reason in others)])
     slowly = ", slowly" if name == "reference" else ""
-    return f"warning: the C++ engine cannot run here, {name} does instead{slowly}: {told}"
+    return f"warning: the C++ engine cannot run here; {name} replaces it{slowly}: {text}"
 
 
 def _serving(device: str) -> list[str]:
     """Return the names of the backends that serve a device, the preferred one first."""
     kind = device.partition(":")[0]
     if kind not in ("cpu", "cuda"):
-        raise BackendError(f"no backend generates on device {device!r}: use --device cpu or --device cuda")
+        raise BackendError(f"no backend generates on device {device!r}: use cpu or cuda")
     return [name for name in NAMES if (name == "cuda") == (kind == "cuda")]
 
 
