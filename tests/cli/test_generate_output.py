@@ -151,9 +151,9 @@ def test_states_that_cannot_be_continued(generate, home):
         "torn.state": "is damaged",
         "text.state": "is damaged",
         "foreign.state": "is the state of another network",
-        "later.state": "is a state of version 9, this program reads 1",
-        "noted.state": "its notes cannot be read",
-        "nan.state": "hold NaN or infinity",
+        "later.state": "is a state of version 9, this release reads 1",
+        "noted.state": "its metadata cannot be read",
+        "nan.state": "contain NaN or infinity",
         "narrow.state": "the state belongs to another network",
         "less.state": "is not a generator's saved state",
     }.items():
