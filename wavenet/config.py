@@ -10,7 +10,7 @@ from wavenet.errors import ConfigError
 from wavenet.utils.json_config import JsonConfig
 
 NORMALIZATIONS = ("none", "peak", "loudness")
-PRECISIONS = ("auto", "fp32", "bf16")
+TRAINING_PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("cosine", "exponential", "constant")
 NO_FEATURES = "none"
 """Value of `ConditioningConfig.features` for a network without features."""
@@ -298,7 +298,7 @@ class TrainingConfig(JsonConfig):
         self._require(0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1")
         if self.silence_db is not None:
             self._require_number("silence_db", 0, 200)
-        self._require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}")
+        self._require(self.precision in TRAINING_PRECISIONS, "precision", f"one of {TRAINING_PRECISIONS}")
         self._require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
         if self.patience:
             self._require(self.validate_every > 0, "validate_every", "more than 0 when patience is set")

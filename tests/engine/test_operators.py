@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.engines import needs_extension, random_model
 
-from wavenet.engine.packing import PRECISIONS, pack
+from wavenet.engine.packing import CPU_PRECISIONS, pack
 
 pytestmark = needs_extension
 
@@ -50,7 +50,7 @@ def call(operator: str, **changes) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("operator", ["advance", "generate"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
 @pytest.mark.parametrize("with_gate", [False, True])
 def test_opcheck(operator, with_gate, precision):
     values = arguments(operator, precision)
@@ -64,7 +64,7 @@ def test_the_cpu_has_no_kernels_to_choose_from():
         call("advance", kernel="fast")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
 def test_results_and_what_changes(precision):
     values = arguments("advance", precision)
     logits = torch.ops.wavenet.advance(*values.values())

@@ -13,7 +13,7 @@ from wavenet.config import (
     INTERPOLATIONS,
     NO_FEATURES,
     NORMALIZATIONS,
-    PRECISIONS,
+    TRAINING_PRECISIONS,
     PRESETS,
     SCHEDULES,
     ConditioningConfig,
@@ -123,7 +123,7 @@ def build_parser() -> Parser:
         help="how the learning rate falls after its rise (default: cosine)",
     )
     training.add_argument(
-        "--precision", choices=PRECISIONS, default=ABSENT, help="of the matrix products (default: auto)"
+        "--precision", choices=TRAINING_PRECISIONS, default=ABSENT, help="of the matrix products (default: auto)"
     )
     return parser
 

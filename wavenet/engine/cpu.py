@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from wavenet.conditioning.base import Frames
-from wavenet.engine.packing import PRECISIONS, pack
+from wavenet.engine.packing import CPU_PRECISIONS, pack
 from wavenet.engine.packing_conditioner import pack_conditioner
 from wavenet.engine.state import GeneratorState
 from wavenet.errors import BackendError
@@ -87,7 +87,7 @@ class CpuBackend:
     """
 
     name = "cpu"
-    precisions = PRECISIONS
+    precisions = CPU_PRECISIONS
     kernel = ""
     """The kernel to use, where there are several; the CPU has one for each instruction set."""
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 LAYOUTS = {"fp32": 1, "bf16": 2, "int8": 3}
 """By precision, the first entry of a geometry: names a layout above."""
 
-PRECISIONS = tuple(LAYOUTS)
+CPU_PRECISIONS = tuple(LAYOUTS)
 
 _PADS = {"fp32": 16, "bf16": 32, "int8": 16}
 _BLOCK = 64
@@ -77,7 +77,7 @@ class PackedWeights:
 
 
 def pack(model: WaveNet, precision: str = "fp32") -> PackedWeights:
-    """Pack a model's weights in a precision of `PRECISIONS`; the result shares no memory with it."""
+    """Pack a model's weights in a precision of `CPU_PRECISIONS`; the result shares no memory with it."""
     return pack_tensors(model.config, model.state_dict(), precision)
 
 

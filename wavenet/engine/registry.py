@@ -8,7 +8,7 @@ from wavenet.engine.base import Backend
 from wavenet.engine.cpu import CompiledConditioner, CpuBackend
 from wavenet.engine.cuda import CudaBackend
 from wavenet.engine.numba import NumbaBackend
-from wavenet.engine.packing import PRECISIONS as CPU_PRECISIONS
+from wavenet.engine.packing import CPU_PRECISIONS
 from wavenet.engine.reference import ReferenceBackend
 from wavenet.errors import BackendError
 from wavenet.models.conditioner import Conditioner
