@@ -108,7 +108,7 @@ def test_training_values_out_of_range_are_errors(field, value):
 
 
 def test_settings_that_need_another_name_it():
-    with pytest.raises(ConfigError, match="validate_every = 0: must be more than 0 for patience"):
+    with pytest.raises(ConfigError, match="validate_every = 0: must be more than 0 when patience is set"):
         TrainingConfig(patience=3, validate_every=0)
     with pytest.raises(ConfigError, match="final_lr_fraction = 0"):
         TrainingConfig(schedule="exponential", final_lr_fraction=0.0)

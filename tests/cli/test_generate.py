@@ -154,7 +154,9 @@ def test_endless_stream_until_its_reader_leaves(home):
     errors = process.stderr.read().decode()
     assert process.wait(30) == 1
     assert (
-        "the reader of standard output closed it" in errors and "Traceback" not in errors and "Exception ignored" not in errors
+        "the reader of standard output closed it" in errors
+        and "Traceback" not in errors
+        and "Exception ignored" not in errors
     )
 
 

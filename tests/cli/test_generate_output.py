@@ -353,7 +353,9 @@ def test_the_speed_of_playback_is_reported_first(generate, home, speaker, monkey
     ):
         speaker.pull, speaker.played = None, []
         speaker.done.clear()
-        monkeypatch.setattr(generate_output, "real_time_factor", lambda make, rate, times=times: make() and times)
+        monkeypatch.setattr(
+            generate_output, "real_time_factor", lambda make, rate, times=times: make() and times
+        )
         code, _, told = generate("--play", "--seconds", 0.4)
         assert code == 0 and words in told
 

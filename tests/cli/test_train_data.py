@@ -81,7 +81,9 @@ def test_a_run_resumes_to_the_bit(home, more):
 def test_a_weight_for_no_folder_is_refused(home):
     home, _ = home
     result = train("--config", "run/effective.json", "--out-dir", "new", "--weight", "three=2", cwd=home)
-    assert_one_line_error(result, "--weight: three=2: the training recordings have no such folder", "folders: one, two")
+    assert_one_line_error(
+        result, "--weight: three=2: the training recordings have no such folder", "folders: one, two"
+    )
     assert not (home / "new").exists()
 
 

@@ -13,9 +13,9 @@ from wavenet.config import (
     INTERPOLATIONS,
     NO_FEATURES,
     NORMALIZATIONS,
-    TRAINING_PRECISIONS,
     PRESETS,
     SCHEDULES,
+    TRAINING_PRECISIONS,
     ConditioningConfig,
     TrainingConfig,
     WaveNetConfig,
@@ -123,7 +123,10 @@ def build_parser() -> Parser:
         help="how the learning rate falls after its rise (default: cosine)",
     )
     training.add_argument(
-        "--precision", choices=TRAINING_PRECISIONS, default=ABSENT, help="of the matrix products (default: auto)"
+        "--precision",
+        choices=TRAINING_PRECISIONS,
+        default=ABSENT,
+        help="of the matrix products (default: auto)",
     )
     return parser
 
