@@ -79,7 +79,7 @@ def measure(name: str, kind: str, precision: str, options: argparse.Namespace) -
             optimizer.zero_grad(set_to_none=True)
             with autocast(torch.device("cpu"), precision):
                 logits = model(inputs)
-            cross_entropy(logits, targets).backward()
+            cross_entropy(logits, targets, per_target=native_layers.cross_entropy_per_target).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             seconds.append(time.perf_counter() - start)

@@ -157,7 +157,7 @@ def test_a_checkpoint_without_a_training_record(home, monkeypatch, capsys):
     assert code == 0 and json.loads(output)["part"] == "all" and json.loads(output)["step"] is None
     assert "does not record the split of its recordings: scoring all" in errors
     code, _, errors = evaluate(home, monkeypatch, capsys, *bare, "--part", "validation")
-    assert code == 0 and "warning: the checkpoint does not tell" in errors
+    assert code == 0 and "warning: the checkpoint does not record the split" in errors
 
 
 def test_other_audio_and_skipped_files_are_reported(home, monkeypatch, capsys):

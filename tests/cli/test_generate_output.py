@@ -254,9 +254,9 @@ def test_a_picture_for_each_take(generate, home):
     [
         (["--plot", "x.txt", "x.wav"], "must end in .png, .pdf or .svg"),
         (["--plot", "nowhere/x.png", "x.wav"], "its folder does not exist"),
-        (["--plot", "x.png", "--seconds", "601", "x.wav"], "up to 600 s"),
-        (["--plot", "x.png", "--batch", "17", "x.wav"], "up to 16 takes"),
-        (["--plot", "x.png", "--out-dir", "x"], "up to 16 takes"),
+        (["--plot", "x.png", "--seconds", "601", "x.wav"], "at most 600 s"),
+        (["--plot", "x.png", "--batch", "17", "x.wav"], "at most 16 takes"),
+        (["--plot", "x.png", "--out-dir", "x"], "at most 16 takes"),
         (["--entropy", "--seconds", "0", "-"], "give it a length"),
         (["--json", "checkpoints", "x.wav"], "is a folder"),
         (["--save-state", "primer.wav", "x.wav"], "--save-state primer.wav: exists"),

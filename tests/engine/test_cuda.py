@@ -178,7 +178,7 @@ def test_without_a_device_there_is_a_reason():
     assert str(UNAVAILABLE).startswith("no CUDA device")
     _, _, model = random_model(0)
     for name in ("auto", "cuda", *(f"cuda:{kernel}" for kernel in cuda.KERNELS)):
-        with pytest.raises(BackendError, match=r"no CUDA device.*try --device cpu$"):
+        with pytest.raises(BackendError, match=r"no CUDA device.*try device 'cpu'$"):
             registry.create(model, name, "cuda")
 
 

@@ -379,7 +379,7 @@ def test_a_kernel_that_is_a_little_off_is_found(monkeypatch, host_for_device):
         return drawn
 
     monkeypatch.setattr(CudaBackend, "generate", a_little_off)
-    message = "the CUDA kernel stage_cluster differs from stream_cta on cpu in fp16; use --backend"
+    message = "the CUDA kernel stage_cluster differs from stream_cta on cpu in fp16; use backend"
     with pytest.raises(BackendError, match=message):
         cuda.check_alike(torch.device("cpu"), "fp16", "stage_cluster")
 

@@ -47,7 +47,8 @@ def losses(model: WaveNet, steps: int = 3, lengths: tuple[int, ...] = (STEPS, ST
         length = lengths[step % len(lengths)]
         samples = torch.randint(64, (2, CONFIG.receptive_field - 1 + length), generator=random)
         optimizer.zero_grad()
-        loss = cross_entropy(model(samples), samples[:, -length:])
+        per_target = native_layers.cross_entropy_per_target
+        loss = cross_entropy(model(samples), samples[:, -length:], per_target=per_target)
         loss.backward()
         optimizer.step()
         found.append(float(loss.detach()))
@@ -119,7 +120,8 @@ def test_what_outlives_the_context_stays_whole():
         expected = model(samples)
     with native_layers.reuse_blocks():
         logits = model(samples)
-        loss = cross_entropy(logits, samples[:, -STEPS:])
+        per_target = native_layers.cross_entropy_per_target
+        loss = cross_entropy(logits, samples[:, -STEPS:], per_target=per_target)
     assert held()[0] > 0 and held()[1] == 0
     losses(network(), 1)
     assert torch.equal(logits, expected)
@@ -133,7 +135,8 @@ def test_a_graph_may_be_used_twice():
     model = network()
     samples = torch.randint(64, (2, CONFIG.receptive_field - 1 + STEPS))
     with native_layers.reuse_blocks():
-        loss = cross_entropy(model(samples), samples[:, -STEPS:])
+        per_target = native_layers.cross_entropy_per_target
+        loss = cross_entropy(model(samples), samples[:, -STEPS:], per_target=per_target)
         once = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
         losses(network(), 1)
         twice = torch.autograd.grad(loss, list(model.parameters()))

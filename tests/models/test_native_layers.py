@@ -391,9 +391,12 @@ def test_the_loss_does_not_depend_on_threads():
 def test_cross_entropy_equals_that_without_extension(reduction, monkeypatch):
     torch.manual_seed(0)
     logits, targets = torch.randn(2, 9, 30), torch.randint(-1, 9, (2, 30))
-    here = cross_entropy(logits, targets, reduction)
+    native = cross_entropy(logits, targets, reduction, native_layers.cross_entropy_per_target)
+    plain = cross_entropy(logits, targets, reduction)
+    np.testing.assert_allclose(native, plain, rtol=1e-6, atol=1e-6)
     monkeypatch.setattr(native_layers, "can_score", lambda rows: False)
-    np.testing.assert_allclose(here, cross_entropy(logits, targets, reduction), rtol=1e-6, atol=1e-6)
+    fallback = cross_entropy(logits, targets, reduction, native_layers.cross_entropy_per_target)
+    assert torch.equal(fallback, plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import numpy as np
-
 from wavenet.config import ConditioningConfig, WaveNetConfig
 from wavenet.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 TAPS = 3

@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from wavenet.conditioning.base import Input, Kind, TrainingSegment, as_tensor, require_conditioning
 from wavenet.config import ConditioningConfig, WaveNetConfig
 from wavenet.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Weights = Mapping[str, float]
@@ -24,6 +23,8 @@ def mixture(names: Sequence[str], weights: Weights) -> np.ndarray:
 
     Raises `ConfigError` for an unknown name, listing the known ones.
     """
+    import numpy as np
+
     for name in weights:
         if name not in names:
             known = ", ".join(names) if names else "none: it was trained without classes"
@@ -49,6 +50,8 @@ class Classes:
     complete = True
 
     def __init__(self, config: WaveNetConfig, points: Sequence[tuple[float, Weights]]):
+        import numpy as np
+
         conditioning = require_conditioning(config)
         if not points:
             raise ConfigError("no class is named: give one, or a mixture as piano:0.7,cello:0.3")
@@ -63,6 +66,8 @@ class Classes:
 
     def read(self, first: int, count: int) -> torch.Tensor:
         """Return the weights at the beginning of each frame; see `FrameSource`."""
+        import numpy as np
+
         times = (first + np.arange(count)) * self.frame
         rows = [np.interp(times, self.seconds, each) for each in self.weights.T]
         return as_tensor(np.stack(rows).astype(np.float32))
@@ -80,6 +85,8 @@ class ClassKind(Kind):
 
     def segment_frames(self, segment: TrainingSegment) -> np.ndarray:
         """Return one-hot weights, float32 (classes, frames); annotations are numbers of classes."""
+        import numpy as np
+
         offsets = np.floor(
             segment.speed * segment.conditioning.hop * np.arange(segment.first, segment.stop)
         ).astype(np.int64)

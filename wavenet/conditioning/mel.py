@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from wavenet.audio.decoding import load_audio
-from wavenet.audio.levels import Signal
-from wavenet.audio.mel import log_mel_frames
 from wavenet.conditioning.base import Input, Kind, TrainingSegment, as_tensor, require_features
 from wavenet.config import ConditioningConfig, WaveNetConfig
 from wavenet.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+    from wavenet.audio.levels import Signal
 
 SILENT_MEL = -1.0
 """Value of `log_mel` for silence."""
@@ -76,6 +74,8 @@ class MelKind(Kind):
 
 
 def _spectrum(config: WaveNetConfig, signal: Signal, first: int, count: int) -> np.ndarray:
+    from wavenet.audio.mel import log_mel_frames
+
     settings = require_features(config, MelKind.name)
     return log_mel_frames(
         signal,
@@ -91,6 +91,8 @@ def _spectrum(config: WaveNetConfig, signal: Signal, first: int, count: int) -> 
 
 
 def _from_recording(config: WaveNetConfig, path: Path) -> tuple[MelSource, float]:
+    from wavenet.audio.decoding import load_audio
+
     audio = load_audio(path, config.sample_rate, config.normalization)
     return MelSource(config, audio), len(audio) / config.sample_rate
 

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from wavenet.conditioning.base import (
     Companion,
     FrameSource,
@@ -21,14 +19,13 @@ from wavenet.conditioning.base import (
 )
 from wavenet.config import ConditioningConfig, WaveNetConfig
 from wavenet.errors import AudioError
-from wavenet.music import alignment
-from wavenet.music.midi_file import read_midi
-from wavenet.music.rule_composer import BARS, BEATS, TEMPO, compose, score_of
-from wavenet.music.score import ROLL_CHANNELS, Score, mismatch
 from wavenet.utils.files import printable
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+    from wavenet.music.score import Score
 
 RELEASE_SECONDS = 1.5
 """Seconds generated after the last note of a score, in which it decays."""
@@ -68,8 +65,8 @@ class Tunes:
     config : WaveNetConfig
     seed : int
         The first tune is `compose(seed, bars)`.
-    bars : int
-        Bars of each tune.
+    bars : int, optional
+        Bars of each tune; by default the most that `compose` allows.
 
     Raises
     ------
@@ -80,7 +77,10 @@ class Tunes:
     constant = False
     complete = True
 
-    def __init__(self, config: WaveNetConfig, seed: int, bars: int = BARS[1]):
+    def __init__(self, config: WaveNetConfig, seed: int, bars: int | None = None):
+        from wavenet.music.rule_composer import BARS, BEATS, TEMPO, compose, score_of
+
+        bars = BARS[1] if bars is None else bars
         self.frame = require_features(config, "score").hop / config.sample_rate
         # Half a bar of rest separates two tunes.
         self.period = (bars + 0.5) * BEATS * 60 / TEMPO
@@ -90,6 +90,10 @@ class Tunes:
 
     def read(self, first: int, count: int) -> torch.Tensor:
         """Return the frames of the piano roll; see `FrameSource`."""
+        import numpy as np
+
+        from wavenet.music.score import Score
+
         begin, end = first * self.frame, (first + count) * self.frame
         numbers = range(max(0, math.floor(begin / self.period)), math.floor(end / self.period) + 1)
         # A tune ends before the next one begins.
@@ -107,15 +111,21 @@ class ScoreFile(Companion):
 
     def read(self, path: Path) -> Score:
         """Return the score in a MIDI file; `AudioError` if it is unusable."""
+        from wavenet.music.midi_file import read_midi
+
         return read_midi(path)
 
     def mismatch(self, annotation: Score, seconds: float) -> str | None:
         """Return why a score cannot belong to a recording of so many seconds; None if it can."""
+        from wavenet.music.score import mismatch
+
         return mismatch(annotation, seconds)
 
     def alignment_problem(self, annotation: Score, rises: np.ndarray) -> str | None:
         """Return why a score may not be aligned with a recording; see `music.alignment`."""
-        return alignment.alignment_problem(rises, annotation)
+        from wavenet.music.alignment import alignment_problem
+
+        return alignment_problem(rises, annotation)
 
     def summary(self, annotations: Sequence[Any]) -> str:
         """Return one line with the number of scores and notes."""
@@ -136,10 +146,16 @@ class ScoreKind(Kind):
 
     def channels(self, conditioning: ConditioningConfig) -> int:
         """Return the rows of a piano roll."""
+        from wavenet.music.score import ROLL_CHANNELS
+
         return ROLL_CHANNELS
 
     def segment_frames(self, segment: TrainingSegment) -> np.ndarray:
         """Return the piano roll of a training segment, float32 (ROLL_CHANNELS, frames)."""
+        import numpy as np
+
+        from wavenet.music.score import ROLL_CHANNELS
+
         hop, rate, place = segment.conditioning.hop, segment.config.sample_rate, segment.place
         first, stop = segment.first, segment.stop
         found = np.zeros((ROLL_CHANNELS, stop - first), dtype=np.float32)
@@ -160,6 +176,8 @@ class ScoreKind(Kind):
 
 
 def _from_midi(config: WaveNetConfig, path: Path) -> tuple[ScoreSource, float]:
+    from wavenet.music.midi_file import read_midi
+
     score = read_midi(path)
     if not len(score):
         raise AudioError(f"{printable(path)}: contains no notes; choose another score")

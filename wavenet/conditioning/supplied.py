@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from wavenet.conditioning import registry
 from wavenet.conditioning.base import Input, require_conditioning
 from wavenet.config import WaveNetConfig
@@ -113,6 +111,7 @@ def _from_file(config: WaveNetConfig, path: Path) -> tuple[SuppliedFrames, float
 
 
 def _read_array(path: Path) -> torch.Tensor:
+    import numpy as np
     import torch
 
     try:

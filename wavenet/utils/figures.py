@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from wavenet.errors import ConfigError
 from wavenet.utils.files import atomic_output, printable
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RANGE_DB = 80.0
 """Range of a spectrogram below its loudest point, in dB."""
@@ -69,6 +70,7 @@ def spectrogram(audio: np.ndarray, n_fft: int, hop: int) -> np.ndarray:
         From -`RANGE_DB` to 0, the loudest point.
     """
     import librosa
+    import numpy as np
 
     padded = np.pad(audio.astype(np.float32), (0, max(0, n_fft - len(audio))))
     magnitude = np.abs(librosa.stft(padded, n_fft=n_fft, hop_length=hop, center=False))
