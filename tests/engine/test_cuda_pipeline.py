@@ -251,7 +251,7 @@ def test_what_blocks_read_comes_by_messages_alone(tmp_path):
     subprocess.run([*(compiler() or []), *flags, *sources, "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout + done.stderr
-    assert done.stdout.count("right, a loss is told") == 4
+    assert done.stdout.count("right, the loss is reported") == 4
 
 
 def test_what_is_refused_moves_nothing():
