@@ -60,7 +60,7 @@ bool check(const Network& network, bool in_cluster, int64_t tiles, const std::ve
   cuda::run_threads(whole.params(network), {resources, tiles, 1 << 28}, false);
   cuda::Params dropping = losing.params(network);
   dropping.dropped_step = 3;
-  cuda::run_threads(dropping, {resources, tiles, 1 << 14}, false);
+  cuda::run_threads(dropping, {resources, tiles, 1 << 20}, false);
   const bool right = whole.output == expected && *whole.params(network).stuck == cuda::kNone;
   const bool reported =
       *dropping.stuck != cuda::kNone && losing.output[3] == expected[3] && losing.output[4] == -1;
